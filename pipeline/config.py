@@ -1,0 +1,396 @@
+"""Typed settings: ray_config.yaml < recipe < command line, validated before anything starts.
+
+`ray_config.yaml` is the only place that holds defaults; the classes below hold names, types and the arithmetic that a
+combination must satisfy. Everything that a user can get wrong raises `UserError`: one line that names the key, the
+value, what was expected and the remedy.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "jobs" / "recipes"
+
+VAE_DOWNSAMPLING = 8
+LATENT_CHANNELS = 4
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class UserError(ValueError):
+    """Wrong settings or input. The message is one line: what is wrong, what was expected, what to do."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunSettings(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    storage: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+    @property
+    def folder(self) -> str:
+        """STORAGE/NAME, with ~ expanded."""
+        storage = self.storage
+        if storage.startswith("~"):
+            storage = str(Path(storage).expanduser())
+        return f"{storage.rstrip('/')}/{self.name}"
+
+
+class DataSettings(Section):
+    source: Literal["ucf101", "webvid", "folder"]
+    path: str
+    annotations: str | None
+    split_list: Literal[1, 2, 3]
+    holdout_fraction: Fraction
+    max_videos: PositiveInt | None
+    frames: PositiveInt
+    stride: PositiveInt
+    clips_per_video: PositiveInt
+    short_video: Literal["reject", "reduce_stride"]
+    height: PositiveInt
+    width: PositiveInt
+    decoder: Literal["auto", "decord", "pyav"]
+    decode_timeout_s: PositiveFloat
+    max_pixels: PositiveInt
+
+    @model_validator(mode="after")
+    def _whole_latents(self) -> Self:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value % VAE_DOWNSAMPLING:
+                down = value - value % VAE_DOWNSAMPLING
+                raise ValueError(
+                    f"data.{name} = {value} is not a multiple of {VAE_DOWNSAMPLING}, the VAE's downsampling; "
+                    f"use {max(down, VAE_DOWNSAMPLING)} or {down + VAE_DOWNSAMPLING}"
+                )
+        return self
+
+
+class CacheSettings(Section):
+    path: str | None
+    shard_clips: PositiveInt
+    max_reject_fraction: Fraction
+
+
+class VaeSettings(Section):
+    path: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    batch_frames: PositiveInt
+
+
+class ModelSettings(Section):
+    size: Literal["S", "B", "L", "XL"] | None
+    hidden_size: PositiveInt | None
+    depth: PositiveInt | None
+    num_heads: PositiveInt | None
+    patch_size: PositiveInt
+    image_condition: Literal["frame", "none"]
+    prior_condition: bool
+
+    @model_validator(mode="after")
+    def _dimensions(self) -> Self:
+        given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.num_heads}
+        named = [k for k, v in given.items() if v is not None]
+        if self.size is not None and named:
+            raise ValueError(f"model.size = {self.size} already fixes {', '.join(named)}; set model.size null to choose them")
+        if self.size is None:
+            missing = [k for k, v in given.items() if v is None]
+            if missing:
+                raise ValueError(f"model.size is null, so {', '.join('model.' + k for k in missing)} must be set")
+            assert self.hidden_size and self.num_heads and self.depth
+            if self.hidden_size % self.num_heads:
+                raise ValueError(
+                    f"model.hidden_size = {self.hidden_size} does not divide into model.num_heads = {self.num_heads}"
+                )
+            if self.depth % 2:
+                raise ValueError(
+                    f"model.depth = {self.depth} is odd, but spatial and temporal blocks come in pairs; use {self.depth + 1}"
+                )
+        return self
+
+
+class BridgeSettings(Section):
+    process: Literal["bridge", "diffusion"]
+    prior: Literal["replicated", "neural"]
+    prior_path: str | None
+    beta0: PositiveFloat
+    beta1: PositiveFloat
+    saf: bool
+    pretrained_beta_start: PositiveFloat
+    pretrained_beta_end: PositiveFloat
+
+
+class TrainSettings(Section):
+    init: str | None
+    steps: PositiveInt
+    global_batch: PositiveInt
+    micro_batch: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_steps: Annotated[int, Field(ge=0)]
+    lr_schedule: Literal["constant", "cosine"]
+    weight_decay: NonNegative
+    adam_betas: tuple[Beta, Beta]
+    clip_norm: PositiveFloat | None
+    precision: Literal["bfloat16", "float32"]
+    zero_stage: Literal[0, 1, 2, 3]
+    activation_checkpointing: bool
+    label_dropout: Fraction
+    checkpoint_every: PositiveInt
+    keep_checkpoints: PositiveInt
+    log_every: PositiveInt
+    validate_every: PositiveInt
+    validate_clips: PositiveInt
+
+
+class PriorSettings(Section):
+    model: ModelSettings
+    train: TrainSettings
+
+
+class SampleSettings(Section):
+    model_path: str | None
+    images: str | None
+    count: PositiveInt | None
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance: NonNegative
+    batch: PositiveInt
+    fps: PositiveInt
+
+
+class DecodeResources(Section):
+    num_cpus: PositiveFloat
+    max_tasks: PositiveInt | None
+
+
+class ActorResources(Section):
+    actors: PositiveInt
+    num_cpus: NonNegative
+    num_gpus: NonNegative
+
+
+class TrainResources(Section):
+    workers: PositiveInt
+    num_cpus: NonNegative
+    num_gpus: NonNegative
+    start_timeout_s: PositiveInt
+    max_failures: Annotated[int, Field(ge=-1)]
+
+
+class ClusterSettings(Section):
+    decode: DecodeResources
+    encode: ActorResources
+    train: TrainResources
+    sample: ActorResources
+
+
+class Settings(Section):
+    """Every setting of the pipeline; the comments beside the keys in ray_config.yaml say what each means."""
+
+    run: RunSettings
+    data: DataSettings
+    cache: CacheSettings
+    vae: VaeSettings
+    model: ModelSettings
+    bridge: BridgeSettings
+    train: TrainSettings
+    prior: PriorSettings
+    sample: SampleSettings
+    cluster: ClusterSettings
+
+    @property
+    def cache_path(self) -> str:
+        return self.cache.path or f"{self.run.folder}/cache"
+
+    @property
+    def prior_export(self) -> str:
+        return self.bridge.prior_path or f"{self.run.folder}/prior/export"
+
+    @property
+    def model_export(self) -> str:
+        return self.sample.model_path or f"{self.run.folder}/finetune/export"
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        for key, model in (("model", self.model), ("prior.model", self.prior.model)):
+            for side in ("height", "width"):
+                latent = getattr(self.data, side) // VAE_DOWNSAMPLING
+                if latent % model.patch_size:
+                    raise ValueError(
+                        f"{key}.patch_size = {model.patch_size} does not divide the latent {side} "
+                        f"{getattr(self.data, side)} / {VAE_DOWNSAMPLING} = {latent}; choose another data.{side} or patch size"
+                    )
+        for key, train in (("train", self.train), ("prior.train", self.prior.train)):
+            _check_batch(key, train, self.cluster.train.workers)
+        if self.bridge.saf and self.bridge.process == "diffusion":
+            raise ValueError("bridge.saf = true aligns a bridge; with bridge.process = diffusion set bridge.saf false")
+        if self.bridge.saf and self.train.init is None:
+            raise ValueError(
+                "bridge.saf = true aligns the bridge to a pre-trained diffusion model, but train.init is null; "
+                "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
+            )
+        if self.bridge.process == "bridge" and self.model.image_condition == "none":
+            raise ValueError("model.image_condition = none leaves a bridge without its image; set frame")
+        return self
+
+
+def _check_batch(key: str, train: TrainSettings, workers: int) -> None:
+    if train.global_batch % workers:
+        raise ValueError(
+            f"{key}.global_batch = {train.global_batch} does not divide over cluster.train.workers = {workers}: "
+            f"use {train.global_batch // workers * workers or workers} or another number of workers"
+        )
+    share = train.global_batch // workers
+    if share % min(train.micro_batch, share):
+        raise ValueError(
+            f"{key}.micro_batch = {train.micro_batch} does not divide a worker's share of the batch "
+            f"{key}.global_batch / cluster.train.workers = {train.global_batch} / {workers} = {share}; use a divisor of {share}"
+        )
+    if train.warmup_steps > train.steps:
+        raise ValueError(f"{key}.warmup_steps = {train.warmup_steps} exceeds {key}.steps = {train.steps}")
+
+
+class Options(NamedTuple):
+    """What the command line said besides settings."""
+
+    recipe: str | None
+    config: Path
+    dry_run: bool
+    flags: dict[str, bool]
+
+
+def load(argv: Sequence[str], description: str = "", flags: Sequence[str] = ()) -> tuple[Settings, Options]:
+    """Settings from ray_config.yaml, the recipe and the command line `argv` (without the program's name).
+
+    `flags` names further boolean options of one job, such as "verify" for --verify. Raises UserError.
+    """
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--SECTION.KEY VALUE sets any key of ray_config.yaml, where each is explained.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", metavar="NAME", help=f"overlay jobs/recipes/NAME.yaml: {', '.join(recipes())}")
+    parser.add_argument("--config", metavar="FILE", type=Path, default=ROOT / "ray_config.yaml", help="base settings")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan; do nothing")
+    for flag in flags:
+        parser.add_argument(f"--{flag}", action="store_true")
+    known, rest = parser.parse_known_args(argv)
+    files = [known.config]
+    if known.recipe is not None:
+        if known.recipe not in recipes():
+            raise UserError(f"--recipe {known.recipe}: no such recipe; choose one of {', '.join(recipes())}")
+        files.append(RECIPES / f"{known.recipe}.yaml")
+    settings = build([read_yaml(path) for path in files], rest)
+    chosen = {flag: getattr(known, flag.replace("-", "_")) for flag in flags}
+    return settings, Options(known.recipe, known.config, known.dry_run, chosen)
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in jobs/recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is sections. Raises UserError naming the file and line."""
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable file with --config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise UserError(f"{path}{where}: not valid YAML ({problem}); compare with ray_config.yaml") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or any(not isinstance(value, dict) for value in loaded.values()):
+        raise UserError(f"{path}: expected sections with keys (data:, train:, ...), as in ray_config.yaml")
+    return loaded
+
+
+def build(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> Settings:
+    """Merge `layers` (later ones win) and `overrides` (["--train.steps", "5"]) and validate. Raises UserError."""
+    merged: dict[str, Any] = {}
+    for layer in [*layers, parse_overrides(overrides)]:
+        merged = _merge(merged, layer)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from error
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """["--train.steps", "5", "--data.path=x"] -> {"train": {"steps": 5}, "data": {"path": "x"}}; values are YAML."""
+    nested: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or "." not in key:
+            raise UserError(f"{argument}: unexpected on the command line; settings are --SECTION.KEY VALUE, see --help")
+        if not equals:
+            if not rest:
+                raise UserError(f"--{key}: a value must follow; write --{key} VALUE")
+            text = rest.pop(0)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        nested = _merge(nested, value)
+    return nested
+
+
+def to_yaml(settings: Settings) -> str:
+    """The resolved settings as YAML, in ray_config.yaml's order."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        inner = merged.get(key)
+        merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing wrong, in one line; how many more there are."""
+    first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(key, _keys(Settings), n=1)
+        hint = f"did you mean {close[0]}?" if close else "ray_config.yaml lists all keys"
+        return f"{key} = {first['input']!r}: unknown setting; {hint}{more}"
+    if first["type"] == "missing":
+        return f"{key}: not set; every setting needs a value, as in ray_config.yaml{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        parent = "prior." if first["loc"][:1] == ("prior",) and message.startswith("model.") else ""
+        return f"{parent}{message}{more}"
+    return f"{key} = {first['input']!r}: {message[0].lower()}{message[1:]}; see the comment at {key} in ray_config.yaml{more}"
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += _keys(inner, f"{prefix}{name}.")
+    return keys

@@ -1,0 +1,139 @@
+"""Every row and batch that crosses a module boundary: names, types, shapes and units.
+
+    PlannedClip -> DecodedClip -> EncodedClip -> ManifestRow (a shard's tar and manifest part) -> LatentBatch
+                \\-> Reject (anything that could not be used, with stage and reason)
+
+Rows are typed dictionaries, because Ray Data moves dictionaries: mypy knows their keys, and the Arrow schemas below
+fix how they lie in Parquet. Legend of shapes: B clips, F frames, C latent channels, h w latent, H W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import pyarrow as pa
+import torch
+
+TRAIN, TEST = "train", "test"
+
+
+class PlannedClip(TypedDict):
+    """One clip to be made, known before its video is opened. (video, size, ordinal) identifies it on resume."""
+
+    uri: str  # absolute path or s3:// address
+    video: str  # path relative to the source's root
+    size: int  # bytes of the file
+    split: str  # train | test
+    label: str  # class name, "" if the source has none
+    caption: str  # "" if the source has none
+    ordinal: int  # which of the video's clips, 0 .. clips - 1
+    clips: int  # clips planned of this video
+
+
+class ClipSpan(TypedDict):
+    """Where a decoded clip lies in its video."""
+
+    key: str  # from path, content and span; unique in a cache, stable over runs, safe as a file name
+    source_hash: str  # BLAKE2b-128 of the file, hex
+    start: int  # first source frame
+    stride: int  # source frames between clip frames
+    source_frames: int  # frames in the video
+    source_fps: float
+    source_height: int  # pixels, after rotation
+    source_width: int
+    decoder: str  # decord | pyav
+
+
+class Reject(TypedDict):
+    """A clip that could not be used."""
+
+    uri: str
+    video: str
+    size: int
+    split: str
+    ordinal: int
+    stage: str  # decode | encode
+    reason: str  # short and typed: too_short, unreadable, timeout, crashed, too_large, truncated, ...
+    detail: str  # one line of the underlying error
+    attempts: int
+
+
+class ManifestRow(PlannedClip, ClipSpan):
+    """A clip in a committed shard."""
+
+    shard: str  # file name in shards/
+    offset: int  # first byte of the latent's .npy in the tar
+    length: int  # bytes of the .npy
+    checksum: str  # CRC-32 of those bytes, hex
+
+
+_PLANNED_FIELDS = [
+    ("uri", pa.string()),
+    ("video", pa.string()),
+    ("size", pa.int64()),
+    ("split", pa.string()),
+    ("label", pa.string()),
+    ("caption", pa.string()),
+    ("ordinal", pa.int32()),
+    ("clips", pa.int32()),
+]
+PLAN_SCHEMA = pa.schema(_PLANNED_FIELDS)
+MANIFEST_SCHEMA = pa.schema(
+    [
+        *_PLANNED_FIELDS,
+        ("key", pa.string()),
+        ("source_hash", pa.string()),
+        ("start", pa.int32()),
+        ("stride", pa.int32()),
+        ("source_frames", pa.int32()),
+        ("source_fps", pa.float32()),
+        ("source_height", pa.int32()),
+        ("source_width", pa.int32()),
+        ("decoder", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("checksum", pa.string()),
+    ]
+)
+REJECT_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("video", pa.string()),
+        ("size", pa.int64()),
+        ("split", pa.string()),
+        ("ordinal", pa.int32()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)
+
+# Members of one sample in a shard: KEY.latent.npy and KEY.json
+LATENT_MEMBER = "latent.npy"  # float16 (2, F, C, h, w): posterior mean and log-variance, unscaled
+META_MEMBER = "json"
+
+
+class CacheInfo(TypedDict):
+    """cache.json: what decides a latent's value, its hash, and what a reader needs to know."""
+
+    version: int
+    fingerprint: str  # hash of `settings`
+    settings: dict[str, Any]  # clip window, size, short-video policy, VAE path, weights hash, dtype
+    scaling_factor: float  # z = scaling_factor * posterior sample
+    latent_shape: list[int]  # F, C, h, w
+    classes: list[str]  # sorted names; [] if the source has none
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """What training sees. z0 is a scaled sample of the posterior; its first frame is the image latent."""
+
+    keys: list[str]
+    z0: torch.Tensor  # (B, F, C, h, w) float32
+    label: torch.Tensor  # (B,) int64; the null class where there is none
+
+    @property
+    def image_latent(self) -> torch.Tensor:
+        """(B, C, h, w)"""
+        return self.z0[:, 0]
