@@ -1,0 +1,180 @@
+"""The whole road on one machine: videos -> latent cache -> neural prior -> SAF fine-tuning -> samples -> report.
+
+    make demo                          synthetic videos, made on the spot
+    make demo VIDEOS=/some/folder      your own videos
+
+or, with the packages installed, `python jobs/demo.py [--videos FOLDER] [--storage FOLDER] [--section.key value ...]`.
+Starts a Ray cluster on this machine (or uses the one that RAY_ADDRESS names) and goes through Ray's job submission as
+a user of a cluster does; every line that it runs is printed and can be typed by hand. Takes some minutes on two cores;
+expect STORAGE/NAME/report.html, a page of generated videos, and STORAGE/NAME/summary.json. Run again, every step finds
+its work done and says so; a step that was cut off goes on where it stopped.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.config import ROOT, UserError, load
+from pipeline.data.synthetic import make_dataset
+
+STEPS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "report")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--videos", metavar="FOLDER", help="your own videos; default: 240 synthetic ones")
+    parser.add_argument("--storage", metavar="FOLDER", default="runs", help="where results go (default: runs)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
+    arguments, overrides = parser.parse_known_args()
+    try:
+        return demo(arguments, overrides)
+    except UserError as error:
+        print(f"demo.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("demo.py: interrupted; run it again to go on from here", file=sys.stderr)
+        return 130
+
+
+def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    storage = Path(arguments.storage).expanduser().resolve()
+    if arguments.videos:
+        videos = Path(arguments.videos).expanduser().resolve()
+        if not videos.is_dir():
+            raise UserError(f"{videos}: no such folder; give one that holds videos")
+        # one run per folder of videos: its name, made fit for a run's name
+        name = "demo-" + (re.sub(r"[^A-Za-z0-9._-]+", "-", videos.name).strip("-.") or "videos")
+        recipe = "demo-videos"
+    else:
+        videos, name, recipe = storage / "videos", "demo", "demo"
+    line = ["--recipe", recipe, "--run.name", name, "--run.storage", str(storage), "--data.path", str(videos), *overrides]
+    load(line)  # a wrong setting is found before anything starts
+    commands = [["python", f"jobs/{step}.py", *line] for step in STEPS]
+    if arguments.dry_run:
+        for command in commands:
+            print(submit_line(command))
+        return 0
+    started = time.monotonic()
+    if not arguments.videos:
+        say("videos", "240 synthetic videos with known motion, in UCF-101's layout")
+        made = make_dataset(str(videos), 240, seed=0)
+        print(f"  {made['made']} made, {made['videos'] - made['made']} already there: {videos}", flush=True)
+    with cluster() as environment:
+        for number, command in enumerate(commands, 1):
+            say(f"step {number} of {len(commands)}", submit_line(command))
+            status = subprocess.run([*submit(), "--", *command], env=environment, cwd=ROOT, check=False).returncode
+            if status:
+                print(f"demo.py: {command[1]} ended with status {status}; its own message is above", file=sys.stderr)
+                return status
+    finish(storage / name, time.monotonic() - started)
+    return 0
+
+
+def submit() -> list[str]:
+    return ["ray", "job", "submit", "--log-style", "record", "--working-dir", "."]
+
+
+def submit_line(command: list[str]) -> str:
+    return "ray job submit --working-dir . -- " + shlex.join(command)
+
+
+def say(title: str, text: str) -> None:
+    print(f"\n=== {title} ===\n$ {text}" if text.startswith("ray ") else f"\n=== {title} ===\n{text}", flush=True)
+
+
+def finish(folder: Path, seconds: float) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    print(f"\n=== done in {seconds / 60:.1f} minutes ===")
+    for key, value in summary.items():
+        if isinstance(value, int | float):
+            print(f"  {key}: {value:.4g}")
+    print(f"  look at {folder / 'report.html'}")
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[dict[str, str]]:
+    """The environment that reaches a Ray cluster: the one of RAY_ADDRESS, or one of our own, stopped at the end."""
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", RAY_USAGE_STATS_ENABLED="0", FRAMEBRIDGE_COMMIT=commit())
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    if os.environ.get("RAY_ADDRESS"):
+        say("cluster", f"using the Ray cluster at RAY_ADDRESS = {os.environ['RAY_ADDRESS']}")
+        yield environment
+        return
+    environment.setdefault("RAY_AUTH_MODE", "token")
+    if environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment:
+        # writes ~/.ray/auth_token if there is none; the token itself is not shown
+        subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    gcs, dashboard, client, agent = free_ports(4)
+    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += [f"--dashboard-agent-listen-port={agent}", f"--num-cpus={max(2, os.cpu_count() or 2)}"]
+    say("cluster", shlex.join(command))
+    with tempfile.TemporaryFile("w+") as log:
+        head = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT
+        )
+        try:
+            environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+            wait_for_cluster(head, environment, log)
+            print(f"  export RAY_AUTH_MODE=token RAY_ADDRESS={environment['RAY_ADDRESS']}   # to type the lines below yourself")
+            yield environment
+        finally:
+            stop(head)
+
+
+def wait_for_cluster(head: subprocess.Popen[bytes], environment: dict[str, str], log: object, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if head.poll() is None:
+            probe = subprocess.run(["ray", "job", "list"], env=environment, capture_output=True, check=False)
+            if probe.returncode == 0:
+                return
+            time.sleep(1)
+            continue
+        break
+    log.seek(0)  # type: ignore[attr-defined]
+    print(log.read(), file=sys.stderr)  # type: ignore[attr-defined]
+    raise RuntimeError("the Ray cluster did not start; what `ray start` said is above")
+
+
+def stop(head: subprocess.Popen[bytes]) -> None:
+    """End the cluster that we started, and no other: `ray start --block` takes its processes with it on SIGTERM."""
+    if head.poll() is None:
+        head.send_signal(signal.SIGTERM)
+        try:
+            head.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def commit() -> str:
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

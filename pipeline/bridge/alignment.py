@@ -1,0 +1,63 @@
+"""SNR-aligned fine-tuning (SAF, eq. 24): the bridge's z_t as a diffusion model was trained to see it.
+
+Without the prior's share, z_t is a diffusion latent of signal a_t and noise c_t. Divided by
+sqrt(a_t^2 + c_t^2) it is variance preserving, and belongs to the pre-trained timestep t~ with
+SNR(t~) = a_t^2/c_t^2. Between the pre-trained steps, t~ is interpolated linearly in sqrt(SNR) = a_t/c_t.
+
+Edges. Near t = 0 the bridge's sqrt(SNR) exceeds that of the pre-trained grid's first entry. The authors'
+code bases treat this differently, and a model must be sampled with the convention it was tuned with:
+  latte      everything above the first entry is t~ = 0;
+  cogvideox  the bridge's largest sqrt(SNR) is added to the first entry, so that nothing is above the grid;
+             everything above the *second* entry then shares the long segment between t~ = 0 and 1.
+Below the last entry, t~ is the last step in both.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.bridge.schedule import BridgeTable
+
+Edge = Literal["latte", "cogvideox"]
+
+
+def aligned_timesteps(table: BridgeTable, alphas_cumprod: Tensor, edge: Edge = "latte") -> Tensor:
+    """Eq. 24: t~ for every index of the bridge's grid, (N,) float64 in 0..M-1.
+
+    alphas_cumprod (M,) float64 is the pre-trained schedule; `edge` names the convention (see above).
+    """
+    if edge not in get_args(Edge):
+        raise ValueError(f"alignment edge {edge!r} is not known; choose one of {', '.join(get_args(Edge))}")
+    alphas_cumprod = alphas_cumprod.double()
+    if not bool((alphas_cumprod.diff() < 0).all()):
+        raise ValueError("alphas_cumprod must decrease from step to step, or t~ would not be unique")
+    bridge = table.a / table.c
+    pretrained = (alphas_cumprod / (1 - alphas_cumprod)).sqrt()
+    if edge == "cogvideox":
+        pretrained[0] += bridge.max()
+    steps = np.arange(len(pretrained), dtype=np.float64)
+    # np.interp wants increasing abscissae; sqrt(SNR) decreases with the step
+    t = np.interp(bridge.cpu().numpy(), pretrained.flip(0).cpu().numpy(), steps[::-1])
+    return torch.from_numpy(t).to(table.t.device)
+
+
+def align(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
+    """Eq. 24: z~_t = (z_t - b_t z_T) / sqrt(a_t^2 + c_t^2), (B, F, C, h, w)."""
+    k = table.at(index, z_t)
+    return (z_t - k.b * prior) / (k.a**2 + k.c**2).sqrt()
+
+
+def network_input(
+    z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor, aligned_t: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What the network sees: (z_t, index), or with SAF's table `aligned_t` (N,) the aligned (z~_t, t~).
+
+    Gives the latent (B, F, C, h, w) and the timestep (B,), a float in 0..999, both on the latent's device.
+    """
+    if aligned_t is None:
+        return z_t, index.to(z_t.device, z_t.dtype)
+    return align(z_t, prior, table, index), aligned_t[index].to(z_t.device, z_t.dtype)

@@ -1,0 +1,34 @@
+"""The bridge's end point z_T: the image replicated, or the neural prior (section 4.3, eq. 8)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from pipeline.models.latte import Latte
+
+
+def replicate(image_latent: Tensor, frames: int) -> Tensor:
+    """The plain prior: image_latent (B, C, h, w) as every one of `frames` frames, (B, F, C, h, w). A view."""
+    return image_latent.unsqueeze(1).expand(-1, frames, -1, -1, -1)
+
+
+class NeuralPrior(nn.Module):
+    """Eq. 8: a Latte without time embedding that regresses the clip from its first frame and its class.
+
+    The backbone's frames are the clip's. Published checkpoints call it `nwarp_model` (see
+    weights.load_published).
+    """
+
+    def __init__(self, backbone: Latte) -> None:
+        super().__init__()
+        if backbone.t_embedder is not None:
+            raise ValueError(
+                "the neural prior is not conditioned on time: build its Latte with time_embedding=False"
+            )
+        self.backbone = backbone
+
+    def forward(self, image_latent: Tensor, y: Tensor) -> Tensor:
+        """image_latent (B, C, h, w) and labels y (B,) to the prior (B, F, C, h, w)."""
+        frames = replicate(image_latent, self.backbone.num_frames)
+        prior: Tensor = self.backbone(frames, None, y)
+        return prior

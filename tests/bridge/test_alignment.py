@@ -1,0 +1,73 @@
+"""SAF: the aligned latent must be one that the pre-trained model knows, at the step it knows it from."""
+
+import pytest
+import torch
+
+from pipeline.bridge.alignment import Edge, align, aligned_timesteps, network_input
+from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
+from pipeline.bridge.targets import q_sample
+
+TABLE = gmax_table()
+ALPHAS_CUMPROD = linear_alphas_cumprod()
+
+
+def test_aligned_latent_is_not_the_diffusion_models() -> None:
+    """z~_t of eq. 24 is sqrt(abar) z0 + sqrt(1 - abar) eps with the SNR of t~."""
+    generator = torch.Generator().manual_seed(0)
+    z0, prior, noise = torch.randn(3, 1, 2, 1, 2, 2, generator=generator, dtype=torch.float64)
+    index = torch.tensor([600])
+    t = aligned_timesteps(TABLE, ALPHAS_CUMPROD)[index]
+    lower, share = int(t), float(t % 1)
+    above, below = (ALPHAS_CUMPROD / (1 - ALPHAS_CUMPROD)).sqrt()[lower : lower + 2]
+    root_snr = torch.lerp(above, below, share)
+    abar = root_snr**2 / (1 + root_snr**2)
+    found = align(q_sample(z0, prior, noise, TABLE, index), prior, TABLE, index)
+    torch.testing.assert_close(found, abar.sqrt() * z0 + (1 - abar).sqrt() * noise)
+
+
+@pytest.mark.parametrize("edge", ["latte", "cogvideox"])
+def test_aligned_timesteps_leave_the_pretrained_grid(edge: Edge) -> None:
+    t = aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge=edge)
+    assert t.shape == (1000,)
+    assert t.dtype == torch.float64
+    assert float(t.min()) >= 0
+    assert float(t.max()) <= 999
+    assert bool((t.diff() > 0).all())
+
+
+def test_edge_conventions_are_the_same_or_differ_beyond_the_edge() -> None:
+    latte = aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="latte")
+    cogvideox = aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="cogvideox")
+    assert latte[0] == 0
+    assert 0 < cogvideox[0] < 1
+    beyond = latte >= 1
+    torch.testing.assert_close(latte[beyond], cogvideox[beyond])
+
+
+def test_bridge_below_the_pretrained_grid_is_not_its_last_step() -> None:
+    short = linear_alphas_cumprod(steps=100)
+    assert aligned_timesteps(TABLE, short)[-1] == 99
+
+
+def test_unknown_edge_is_accepted() -> None:
+    with pytest.raises(ValueError, match="latte, cogvideox"):
+        aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="videocrafter")  # type: ignore[arg-type]
+
+
+def test_schedule_that_is_not_one_is_accepted() -> None:
+    with pytest.raises(ValueError, match="must decrease"):
+        aligned_timesteps(TABLE, ALPHAS_CUMPROD.flip(0))
+
+
+def test_alignment_changes_the_callers_schedule() -> None:
+    before = ALPHAS_CUMPROD.clone()
+    aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="cogvideox")
+    assert torch.equal(ALPHAS_CUMPROD, before)
+
+
+def test_unaligned_network_sees_something_else_than_the_latent_and_its_index() -> None:
+    z = torch.ones(2, 1, 1, 1, 1)
+    seen, t = network_input(z, torch.zeros_like(z), TABLE, torch.tensor([3, 999]), aligned_t=None)
+    assert seen is z
+    assert t.tolist() == [3.0, 999.0]
+    assert t.dtype == torch.float32

@@ -1,0 +1,153 @@
+"""Latte's initialisation, contract and randomness. Its numbers are in tests/golden."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.models.conditioning import drop_labels, guided
+from pipeline.models.latte import LATTE_SIZES, Latte
+
+SMALL: dict[str, Any] = dict(
+    input_size=4,
+    patch_size=2,
+    in_channels=4,
+    hidden_size=16,
+    depth=4,
+    num_heads=2,
+    num_frames=3,
+    num_classes=5,
+)
+X = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+T = torch.tensor([1.5, 900.0])
+Y = torch.tensor([0, 5])
+
+
+def stirred(latte: Latte) -> Latte:
+    """The model with random weights everywhere: at initialisation its blocks and its output are zero."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in latte.parameters():
+            parameter.normal_(std=0.2, generator=generator)
+    return latte
+
+
+def test_untrained_model_predicts_something() -> None:
+    assert not Latte(**SMALL)(X, T, Y).any()
+
+
+def test_blocks_are_not_the_identity_at_first() -> None:
+    x = torch.randn(1, 3, 4, 16, generator=torch.Generator().manual_seed(0))
+    for block in Latte(**SMALL).blocks:
+        assert torch.equal(block(x, torch.ones(1, 16)), x)
+
+
+def test_embeddings_are_trained_or_lost() -> None:
+    latte = Latte(**SMALL)
+    trained = {name for name, _ in latte.named_parameters()}
+    assert not trained & {"pos_embed", "temp_embed"}
+    assert set(latte.state_dict()) - trained == {"pos_embed", "temp_embed"}
+
+
+def test_frames_do_not_see_each_other() -> None:
+    latte = stirred(Latte(**SMALL))
+    other = X.clone()
+    other[:, 2] += 1
+    assert not torch.allclose(latte(X, T, Y)[:, 0], latte(other, T, Y)[:, 0])
+
+
+def test_samples_of_a_batch_see_each_other() -> None:
+    latte = stirred(Latte(**SMALL))
+    torch.testing.assert_close(latte(X, T, Y)[:1], latte(X[:1], T[:1], Y[:1]))
+
+
+def test_learned_sigma_does_not_double_the_channels() -> None:
+    assert Latte(**SMALL, learn_sigma=True)(X, T, Y).shape == (2, 3, 8, 4, 4)
+
+
+def test_activation_checkpointing_changes_the_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        latte = stirred(Latte(**SMALL, activation_checkpointing=checkpointing))
+        latte(X, T, Y).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in latte.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_weights_of_another_dtype_refuse_the_latent() -> None:
+    assert Latte(**SMALL).bfloat16()(X, T, Y).dtype == torch.bfloat16
+
+
+def test_autocast_is_refused() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.isfinite(stirred(Latte(**SMALL))(X, T, Y)).all()
+
+
+def test_global_randomness_is_drawn() -> None:
+    before = torch.get_rng_state()
+    latte = Latte(**SMALL)
+    latte(X, T, Y)
+    drop_labels(Y, 0.5, 5, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seed_does_not_decide_the_weights() -> None:
+    first, again, other = (Latte(**SMALL, seed=seed).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["x_embedder.proj.weight"], other["x_embedder.proj.weight"])
+
+
+def test_published_sizes_have_other_dimensions() -> None:
+    assert {name: tuple(size) for name, size in LATTE_SIZES.items()} == {
+        "S": (12, 384, 6),
+        "B": (12, 768, 12),
+        "L": (24, 1024, 16),
+        "XL": (28, 1152, 16),
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"patch_size": 3}, "patches of 3"), ({"depth": 3}, "must be even"), ({"num_heads": 3}, "multiple")],
+)
+def test_impossible_sizes_are_accepted(change: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Latte(**{**SMALL, **change})
+
+
+@pytest.mark.parametrize("x", [X[:, :2], X[:, :, :3]])
+def test_input_of_another_model_is_accepted(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="built for 3 frames of 4 channels"):
+        Latte(**SMALL)(x, T, Y)
+
+
+def test_missing_timestep_is_accepted() -> None:
+    with pytest.raises(ValueError, match="missing"):
+        Latte(**SMALL)(X, None, Y)
+
+
+def test_dropped_labels_ignore_their_probability() -> None:
+    y = torch.arange(5).repeat(2000)
+    generator = torch.Generator().manual_seed(0)
+    dropped = drop_labels(y, 0.1, 5, generator)
+    assert 0.08 < (dropped == 5).double().mean() < 0.12
+    assert torch.equal(dropped[dropped != 5], y[dropped != 5])
+    assert torch.equal(drop_labels(y, 0.0, 5, generator), y)
+    assert bool((drop_labels(y, 1.0, 5, generator) == 5).all())
+
+
+def test_guidance_takes_two_calls_or_another_formula() -> None:
+    latte = stirred(Latte(**SMALL))
+    calls: list[int] = []
+
+    def counted(z: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        calls.append(len(z))
+        return latte(z, t, y)
+
+    y = torch.tensor([0, 1])
+    found = guided(counted, y, null=5, scale=4.0)(X, T)
+    conditional, null = latte(X, T, y), latte(X, T, torch.tensor([5, 5]))
+    torch.testing.assert_close(found, null + 4 * (conditional - null))
+    torch.testing.assert_close(guided(counted, y, null=5, scale=1.0)(X, T), conditional)
+    assert calls == [4, 2]
