@@ -57,10 +57,19 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
             raise UserError(f"{videos}: no such folder; give one that holds videos")
         # one run per folder of videos: its name, made fit for a run's name
         name = "demo-" + (re.sub(r"[^A-Za-z0-9._-]+", "-", videos.name).strip("-.") or "videos")
-        recipe = "demo-videos"
+        recipes = ["--recipe", "demo", "--recipe", "demo-videos"]
     else:
-        videos, name, recipe = storage / "videos", "demo", "demo"
-    line = ["--recipe", recipe, "--run.name", name, "--run.storage", str(storage), "--data.path", str(videos), *overrides]
+        videos, name, recipes = storage / "videos", "demo", ["--recipe", "demo"]
+    line = [
+        *recipes,
+        "--run.name",
+        name,
+        "--run.storage",
+        str(storage),
+        "--data.path",
+        str(videos),
+        *overrides,
+    ]
     load(line)  # a wrong setting is found before anything starts
     commands = [["python", f"jobs/{step}.py", *line] for step in STEPS]
     if arguments.dry_run:
@@ -77,7 +86,10 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
             say(f"step {number} of {len(commands)}", submit_line(command))
             status = subprocess.run([*submit(), "--", *command], env=environment, cwd=ROOT, check=False).returncode
             if status:
-                print(f"demo.py: {command[1]} ended with status {status}; its own message is above", file=sys.stderr)
+                print(
+                    f"demo.py: {command[1]} ended with status {status}; its own message is above",
+                    file=sys.stderr,
+                )
                 return status
     finish(storage / name, time.monotonic() - started)
     return 0
@@ -92,7 +104,10 @@ def submit_line(command: list[str]) -> str:
 
 
 def say(title: str, text: str) -> None:
-    print(f"\n=== {title} ===\n$ {text}" if text.startswith("ray ") else f"\n=== {title} ===\n{text}", flush=True)
+    print(
+        f"\n=== {title} ===\n$ {text}" if text.startswith("ray ") else f"\n=== {title} ===\n{text}",
+        flush=True,
+    )
 
 
 def finish(folder: Path, seconds: float) -> None:
@@ -129,13 +144,17 @@ def cluster() -> Iterator[dict[str, str]]:
         try:
             environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
             wait_for_cluster(head, environment, log)
-            print(f"  export RAY_AUTH_MODE=token RAY_ADDRESS={environment['RAY_ADDRESS']}   # to type the lines below yourself")
+            print(
+                f"  export RAY_AUTH_MODE=token RAY_ADDRESS={environment['RAY_ADDRESS']}   # to type the lines below yourself"
+            )
             yield environment
         finally:
             stop(head)
 
 
-def wait_for_cluster(head: subprocess.Popen[bytes], environment: dict[str, str], log: object, seconds: float = 120) -> None:
+def wait_for_cluster(
+    head: subprocess.Popen[bytes], environment: dict[str, str], log: object, seconds: float = 120
+) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if head.poll() is None:

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.config import Options, Settings, UserError, load, to_yaml
+from pipeline.config import JobFailed, Options, Settings, UserError, load, to_yaml
 from pipeline.storage import check_writable_place
 
 Job = Callable[[Settings, Options], None]
@@ -26,4 +26,7 @@ def run_job(job: Job, plan: Plan, description: str | None, flags: Sequence[str] 
     except UserError as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         return 2
+    except JobFailed as error:
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        return 1
     return 0

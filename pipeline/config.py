@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "jobs" / "recipes"
@@ -28,6 +36,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class UserError(ValueError):
     """Wrong settings or input. The message is one line: what is wrong, what was expected, what to do."""
+
+
+class JobFailed(RuntimeError):
+    """A job did its work and the outcome is not acceptable. The message says why and what to do; exit status 1."""
 
 
 class Section(BaseModel):
@@ -104,7 +116,9 @@ class ModelSettings(Section):
         given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.num_heads}
         named = [k for k, v in given.items() if v is not None]
         if self.size is not None and named:
-            raise ValueError(f"model.size = {self.size} already fixes {', '.join(named)}; set model.size null to choose them")
+            raise ValueError(
+                f"model.size = {self.size} already fixes {', '.join(named)}; set model.size null to choose them"
+            )
         if self.size is None:
             missing = [k for k, v in given.items() if v is None]
             if missing:
@@ -264,7 +278,7 @@ def _check_batch(key: str, train: TrainSettings, workers: int) -> None:
 class Options(NamedTuple):
     """What the command line said besides settings."""
 
-    recipe: str | None
+    recipes: list[str]
     config: Path
     dry_run: bool
     flags: dict[str, bool]
@@ -282,17 +296,23 @@ def load(argv: Sequence[str], description: str = "", flags: Sequence[str] = ()) 
         epilog="--SECTION.KEY VALUE sets any key of ray_config.yaml, where each is explained.",
         allow_abbrev=False,
     )
-    parser.add_argument("--recipe", metavar="NAME", help=f"overlay jobs/recipes/NAME.yaml: {', '.join(recipes())}")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help=f"overlay jobs/recipes/NAME.yaml, may be repeated: {', '.join(recipes())}",
+    )
     parser.add_argument("--config", metavar="FILE", type=Path, default=ROOT / "ray_config.yaml", help="base settings")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan; do nothing")
     for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true")
     known, rest = parser.parse_known_args(argv)
     files = [known.config]
-    if known.recipe is not None:
-        if known.recipe not in recipes():
-            raise UserError(f"--recipe {known.recipe}: no such recipe; choose one of {', '.join(recipes())}")
-        files.append(RECIPES / f"{known.recipe}.yaml")
+    for recipe in known.recipe:
+        if recipe not in recipes():
+            raise UserError(f"--recipe {recipe}: no such recipe; choose one of {', '.join(recipes())}")
+        files.append(RECIPES / f"{recipe}.yaml")
     settings = build([read_yaml(path) for path in files], rest)
     chosen = {flag: getattr(known, flag.replace("-", "_")) for flag in flags}
     return settings, Options(known.recipe, known.config, known.dry_run, chosen)

@@ -8,10 +8,12 @@ fix how they lie in Parquet. Legend of shapes: B clips, F frames, C latent chann
 """
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow as pa
-import torch
+
+if TYPE_CHECKING:
+    import torch  # decoding workers read this file and need no torch
 
 TRAIN, TEST = "train", "test"
 
@@ -77,18 +79,40 @@ _PLANNED_FIELDS = [
     ("clips", pa.int32()),
 ]
 PLAN_SCHEMA = pa.schema(_PLANNED_FIELDS)
+_SPAN_FIELDS = [
+    ("key", pa.string()),
+    ("source_hash", pa.string()),
+    ("start", pa.int32()),
+    ("stride", pa.int32()),
+    ("source_frames", pa.int32()),
+    ("source_fps", pa.float32()),
+    ("source_height", pa.int32()),
+    ("source_width", pa.int32()),
+    ("decoder", pa.string()),
+]
+_FAILURE_FIELDS = [
+    ("stage", pa.string()),
+    ("reason", pa.string()),
+    ("detail", pa.string()),
+    ("attempts", pa.int32()),
+]
+# Between the stages of the cache, where a clip that failed travels on as a row: its payload, and its span if it has
+# none, are null; of a good clip `reason` is null.
+DECODED_SCHEMA = pa.schema(
+    [*_PLANNED_FIELDS, *_SPAN_FIELDS, ("frames", pa.large_binary()), *_FAILURE_FIELDS]  # uint8 (F, H, W, 3)
+)
+ENCODED_SCHEMA = pa.schema(
+    [
+        *_PLANNED_FIELDS,
+        *_SPAN_FIELDS,
+        ("latent", pa.large_binary()),
+        *_FAILURE_FIELDS,
+    ]  # a .npy file, see LATENT_MEMBER
+)
 MANIFEST_SCHEMA = pa.schema(
     [
         *_PLANNED_FIELDS,
-        ("key", pa.string()),
-        ("source_hash", pa.string()),
-        ("start", pa.int32()),
-        ("stride", pa.int32()),
-        ("source_frames", pa.int32()),
-        ("source_fps", pa.float32()),
-        ("source_height", pa.int32()),
-        ("source_width", pa.int32()),
-        ("decoder", pa.string()),
+        *_SPAN_FIELDS,
         ("shard", pa.string()),
         ("offset", pa.int64()),
         ("length", pa.int64()),
@@ -130,10 +154,10 @@ class LatentBatch:
     """What training sees. z0 is a scaled sample of the posterior; its first frame is the image latent."""
 
     keys: list[str]
-    z0: torch.Tensor  # (B, F, C, h, w) float32
-    label: torch.Tensor  # (B,) int64; the null class where there is none
+    z0: "torch.Tensor"  # (B, F, C, h, w) float32
+    label: "torch.Tensor"  # (B,) int64; the null class where there is none
 
     @property
-    def image_latent(self) -> torch.Tensor:
+    def image_latent(self) -> "torch.Tensor":
         """(B, C, h, w)"""
         return self.z0[:, 0]

@@ -81,7 +81,9 @@ def list_files(folder: str, suffix: str = "") -> list[str]:
     return sorted(
         prefix + entry.path
         for entry in entries
-        if entry.type == pafs.FileType.File and entry.path.endswith(suffix) and not entry.base_name.startswith(".")
+        if entry.type == pafs.FileType.File
+        and entry.path.endswith(suffix)
+        and not entry.base_name.startswith(".")
     )
 
 
@@ -96,7 +98,11 @@ def walk(folder: str) -> Iterator[tuple[str, str, int]]:
 
 def check_writable_place(storage: str) -> None:
     """Refuse a relative folder inside a Ray job: its working directory is a copy that is deleted afterwards."""
-    if not is_remote(storage) and not Path(storage).expanduser().is_absolute() and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if (
+        not is_remote(storage)
+        and not Path(storage).expanduser().is_absolute()
+        and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    ):
         raise UserError(
             f"run.storage = {storage}: relative, but a submitted job runs in a temporary copy of this folder; "
             f"give an absolute path or s3:// address, for example --run.storage $PWD/{storage}"

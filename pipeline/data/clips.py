@@ -17,7 +17,8 @@ def frames_needed(frames: int, stride: int) -> int:
 def fitting_stride(source_frames: int, frames: int, stride: int, short_video: str) -> int | None:
     """The stride that a video of `source_frames` allows, or None if it is too short.
 
-    With short_video "reduce_stride" the largest stride from `stride` down to 1 that fits; with "reject" only `stride`.
+    With short_video "reduce_stride" the largest that fits, from `stride` down to 1; with "reject" only
+    `stride`.
     """
     if frames_needed(frames, stride) <= source_frames:
         return stride
@@ -27,7 +28,7 @@ def fitting_stride(source_frames: int, frames: int, stride: int, short_video: st
 
 
 def window_starts(source_frames: int, needed: int, clips: int) -> list[int]:
-    """First frames of `clips` windows of `needed` frames, each in the middle of its share of the room there is.
+    """First frames of `clips` windows of `needed` frames, each in the middle of its share of the room.
 
     A video with little room gives the same start more than once.
     """
@@ -40,8 +41,10 @@ def window_indices(start: int, frames: int, stride: int) -> list[int]:
     return [start + stride * index for index in range(frames)]
 
 
-def crop_box(source_height: int, source_width: int, height: int, width: int) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the largest centred box with the aspect ratio of height x width, in pixels."""
+def crop_box(
+    source_height: int, source_width: int, height: int, width: int
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom), in pixels, of the largest centred box of the shape height x width."""
     scale = min(source_height / height, source_width / width)
     left, top = (source_width - width * scale) / 2, (source_height - height * scale) / 2
     return left, top, left + width * scale, top + height * scale
@@ -59,7 +62,9 @@ def resize_and_crop(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
-def clip_key(video: str, source_hash: str, start: int, stride: int, frames: int, height: int, width: int) -> str:
+def clip_key(
+    video: str, source_hash: str, start: int, stride: int, frames: int, height: int, width: int
+) -> str:
     """Name of a clip: 32 hexadecimal digits from the video's relative path, its content and the span."""
     identity = "\0".join(map(str, (video, source_hash, start, stride, frames, height, width)))
     return hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

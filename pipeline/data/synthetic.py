@@ -140,7 +140,11 @@ def _camera_pan(scene: Scene, random: np.random.Generator) -> Scene:
 
 
 def _camera_zoom(scene: Scene, random: np.random.Generator) -> Scene:
-    body = replace(scene.bodies[0], radius=random.uniform(0.14, 0.18), position=(random.uniform(-0.15, 0.15), random.uniform(-0.12, 0.12)))
+    body = replace(
+        scene.bodies[0],
+        radius=random.uniform(0.14, 0.18),
+        position=(random.uniform(-0.15, 0.15), random.uniform(-0.12, 0.12)),
+    )
     return replace(scene, bodies=(body,), zoom=random.uniform(0.28, 0.36))
 
 
@@ -233,7 +237,9 @@ def _background(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     elif scene.ground == "tiled":
         level = 0.5 + 0.3 * np.tanh(6 * np.sin(9 * along + phase[0]) * np.sin(9 * across + phase[1]))
     else:
-        level = 0.5 + 0.2 * sum(np.sin((4 + 3 * k) * (x if k % 2 else y) + (k + 2) * along + phase[k]) for k in range(3))
+        level = 0.5 + 0.2 * sum(
+            np.sin((4 + 3 * k) * (x if k % 2 else y) + (k + 2) * along + phase[k]) for k in range(3)
+        )
     return low + np.clip(level, 0, 1)[..., None] * (high - low)
 
 
@@ -319,7 +325,9 @@ def _write_lists(root: Path, lists: dict[str, list[str]]) -> None:
     folder.mkdir(exist_ok=True)
     number = {name: index for index, name in enumerate(CLASSES, 1)}
     (folder / "classInd.txt").write_text("".join(f"{index} {name}\n" for name, index in number.items()))
-    (folder / "trainlist01.txt").write_text("".join(f"{name} {number[name.split('/')[0]]}\n" for name in lists["train"]))
+    (folder / "trainlist01.txt").write_text(
+        "".join(f"{name} {number[name.split('/')[0]]}\n" for name in lists["train"])
+    )
     (folder / "testlist01.txt").write_text("".join(f"{name}\n" for name in lists["test"]))
 
 
@@ -331,7 +339,9 @@ def write_video(path: Path, frames: Iterator[np.ndarray], fps: int = FPS) -> Non
         stream: Any = None
         for frame in frames:
             if stream is None:
-                stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast", "threads": "1"})
+                stream = container.add_stream(
+                    "libx264", rate=fps, options={"crf": "16", "preset": "veryfast", "threads": "1"}
+                )
                 stream.height, stream.width = frame.shape[:2]
                 stream.pix_fmt = "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -25,13 +25,12 @@ def shipped_path(path: str) -> str:
     return str(folder)
 
 
-def dimensions(model: ModelSettings) -> dict[str, int]:
-    """depth, hidden_size and num_heads, from the named size or as set."""
+def dimensions(model: ModelSettings) -> tuple[int, int, int]:
+    """(depth, hidden_size, num_heads), from the named size or as set."""
     if model.size is not None:
-        depth, hidden_size, num_heads = LATTE_SIZES[model.size]
-        return {"depth": depth, "hidden_size": hidden_size, "num_heads": num_heads}
+        return LATTE_SIZES[model.size]
     assert model.depth and model.hidden_size and model.num_heads
-    return {"depth": model.depth, "hidden_size": model.hidden_size, "num_heads": model.num_heads}
+    return model.depth, model.hidden_size, model.num_heads
 
 
 def build_image_to_video(
@@ -39,6 +38,7 @@ def build_image_to_video(
 ) -> ImageToVideo:
     """An untrained video network for latents of `latent_shape` = [F, C, h, w]."""
     frames, channels, height, width = latent_shape
+    depth, hidden_size, num_heads = dimensions(model)
     backbone = Latte(
         input_size=square(height, width),
         patch_size=model.patch_size,
@@ -47,7 +47,9 @@ def build_image_to_video(
         num_frames=frames + 1 if model.image_condition == "frame" else frames,
         num_classes=num_classes,
         activation_checkpointing=activation_checkpointing,
-        **dimensions(model),
+        depth=depth,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
     )
     return ImageToVideo(backbone, image_condition=model.image_condition, prior_condition=model.prior_condition)
 
@@ -57,6 +59,7 @@ def build_prior(
 ) -> NeuralPrior:
     """An untrained neural prior F_eta: a Latte without time embedding (eq. 8)."""
     frames, channels, height, width = latent_shape
+    depth, hidden_size, num_heads = dimensions(model)
     backbone = Latte(
         input_size=square(height, width),
         patch_size=model.patch_size,
@@ -66,7 +69,9 @@ def build_prior(
         num_classes=num_classes,
         time_embedding=False,
         activation_checkpointing=activation_checkpointing,
-        **dimensions(model),
+        depth=depth,
+        hidden_size=hidden_size,
+        num_heads=num_heads,
     )
     return NeuralPrior(backbone)
 

@@ -215,9 +215,7 @@ class Latte(nn.Module):
             self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
             self.t_embedder = TimestepEmbedder(hidden_size) if time_embedding else None
             self.y_embedder = LabelEmbedder(num_classes, hidden_size)
-            self.blocks = nn.ModuleList(
-                Block(hidden_size, num_heads, temporal=i % 2 == 1) for i in range(depth)
-            )
+            self.blocks = nn.ModuleList(Block(hidden_size, num_heads, temporal=i % 2 == 1) for i in range(depth))
             self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialise(seed)
 

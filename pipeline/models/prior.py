@@ -22,9 +22,7 @@ class NeuralPrior(nn.Module):
     def __init__(self, backbone: Latte) -> None:
         super().__init__()
         if backbone.t_embedder is not None:
-            raise ValueError(
-                "the neural prior is not conditioned on time: build its Latte with time_embedding=False"
-            )
+            raise ValueError("the neural prior is not conditioned on time: build its Latte with time_embedding=False")
         self.backbone = backbone
 
     def forward(self, image_latent: Tensor, y: Tensor) -> Tensor:

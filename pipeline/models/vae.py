@@ -60,7 +60,9 @@ def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cp
     return Vae(module, float(module.config.scaling_factor), _weights_hash(folder, module))
 
 
-def sample_posterior(mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
+def sample_posterior(
+    mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor, scaling_factor: float
+) -> torch.Tensor:
     """Scaled sample of the posterior, of the shape of `mean`; log-variances are clamped as in AutoencoderKL."""
     return scaling_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise)
 

@@ -56,9 +56,7 @@ def save_export(
     folder = Path(folder)
     replaceable = (folder / CONFIG_FILE).is_file() or (folder.is_dir() and not any(folder.iterdir()))
     if folder.exists() and not replaceable:
-        raise WeightsError(
-            f"{folder} exists and is not an export (no {CONFIG_FILE}): choose another or remove it"
-        )
+        raise WeightsError(f"{folder} exists and is not an export (no {CONFIG_FILE}): choose another or remove it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -146,9 +144,7 @@ def _load_safetensors(path: Path) -> State:
     try:
         state: State = load_file(path)
     except SafetensorError as error:
-        raise WeightsError(
-            f"{path} is not a whole safetensors file ({error}): get or export it again"
-        ) from error
+        raise WeightsError(f"{path} is not a whole safetensors file ({error}): get or export it again") from error
     return state
 
 
@@ -199,9 +195,7 @@ def bridge_state_from_diffusion(state: Mapping[str, Tensor], target: Latte) -> S
     output = ("final_layer.linear.weight", "final_layer.linear.bias")
     for name in ("temp_embed", "x_embedder.proj.weight", *output):
         if name not in state:
-            raise WeightsMismatch(
-                f"{name} is missing: not the weights of a Latte (it has {_first(list(state))})"
-            )
+            raise WeightsMismatch(f"{name} is missing: not the weights of a Latte (it has {_first(list(state))})")
     for name in output:
         if len(state[name]) == 2 * len(own[name]):
             # rows are (patch position, channel), and the second half of the channels is sigma

@@ -1,0 +1,95 @@
+"""LATENTS -> SHARD: WebDataset tars that are the same bytes whenever they hold the same clips, and reading
+from them.
+
+A shard is invisible until its manifest part is written, which happens last (manifest.py). Any tar reader can
+read one; this project reads a latent by its byte offset in the manifest.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow.fs as pafs
+
+from pipeline.schema import LATENT_MEMBER, META_MEMBER, ManifestRow
+from pipeline.storage import is_remote, resolve
+
+SHARDS = "shards"
+# what a sample's .json holds: what is true of the clip wherever the video and the shard lie
+_NOT_IN_META = {"uri", "shard", "offset", "length", "checksum"}
+
+
+class CorruptShard(ValueError):
+    """A latent whose bytes are not those that were written. The message names the key and the shard."""
+
+
+class Placed(TypedDict):
+    """Where a latent lies in a tar."""
+
+    offset: int
+    length: int
+    checksum: str
+
+
+def shard_name(keys: Iterable[str]) -> str:
+    """File name of the shard that holds the clips `keys`."""
+    return hashlib.blake2b("\n".join(sorted(keys)).encode(), digest_size=12).hexdigest() + ".tar"
+
+
+def build_shard(samples: list[tuple[dict[str, Any], bytes]]) -> tuple[bytes, list[Placed]]:
+    """A tar of (row, latent .npy) samples in the given order, and where each latent lies in it."""
+    stream = io.BytesIO()
+    placed: list[Placed] = []
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for row, latent in samples:
+            offset = _add(tar, f"{row['key']}.{LATENT_MEMBER}", latent)
+            placed.append({"offset": offset, "length": len(latent), "checksum": f"{zlib.crc32(latent):08x}"})
+            meta = {name: value for name, value in row.items() if name not in _NOT_IN_META}
+            _add(tar, f"{row['key']}.{META_MEMBER}", json.dumps(meta, sort_keys=True).encode())
+    return stream.getvalue(), placed
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Add a member without time or owner; the offset of its content."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    header = tar.offset
+    tar.addfile(member, io.BytesIO(content))
+    return header + tarfile.BLOCKSIZE
+
+
+def read_latent(cache_path: str, row: ManifestRow) -> np.ndarray:
+    """float16 (2, F, C, h, w): mean and log-variance of a clip, unscaled. Raises CorruptShard."""
+    name = f"{SHARDS}/{row['shard']}"
+    try:
+        content = _read_range(cache_path, name, row["offset"], row["length"])
+    except FileNotFoundError as error:
+        raise CorruptShard(f"clip {row['key']}: its shard {name} is not in {cache_path}") from error
+    if len(content) != row["length"] or f"{zlib.crc32(content):08x}" != row["checksum"]:
+        raise CorruptShard(
+            f"clip {row['key']}: {row['length']} bytes at {row['offset']} of {cache_path}/{name} "
+            "are not those that were written; delete the shard's manifest part and cache again"
+        )
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _read_range(cache_path: str, name: str, offset: int, length: int) -> bytes:
+    if not is_remote(cache_path):
+        with open(Path(cache_path).expanduser() / name, "rb") as stream:
+            stream.seek(offset)
+            return stream.read(length)
+    filesystem, inner = _resolved(cache_path)
+    with filesystem.open_input_file(f"{inner}/{name}") as stream:
+        return stream.read_at(length, offset)
+
+
+@lru_cache(maxsize=8)
+def _resolved(cache_path: str) -> tuple[pafs.FileSystem, str]:
+    return resolve(cache_path)

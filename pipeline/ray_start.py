@@ -1,0 +1,59 @@
+"""The one place where a job finds or starts its Ray cluster."""
+
+import logging
+import os
+import warnings
+
+from pipeline.config import Settings, UserError
+
+
+def start_ray(settings: Settings) -> None:
+    """Connect to the cluster of RAY_ADDRESS, of the submitted job or of `ray start`, else start one on this
+    machine.
+
+    Does nothing if this process is connected. Raises UserError if there is no cluster at RAY_ADDRESS, or if
+    the settings ask for GPUs that this machine, on its own, does not have.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    wanted = _gpus(settings)
+    variables = {"OMP_NUM_THREADS": "1"} if wanted else {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    # a submitted job's own variables are in this process's environment already, and Ray refuses to set one
+    # twice
+    new = {name: value for name, value in variables.items() if name not in os.environ}
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # Ray's own notice about GPU environment variables
+        try:
+            ray.init(address=address, runtime_env={"env_vars": new}, logging_level=logging.WARNING)
+            alone = address == "local"
+        except ConnectionError as error:
+            if address != "auto":
+                raise UserError(
+                    f"RAY_ADDRESS = {address}: no Ray cluster answers there; start one with "
+                    "`ray start --head`, or unset RAY_ADDRESS to use this machine alone"
+                ) from error
+            ray.init(
+                address="local",
+                runtime_env={"env_vars": new},
+                logging_level=logging.WARNING,
+                include_dashboard=False,
+            )
+            alone = True
+    if alone and wanted and not ray.cluster_resources().get("GPU"):
+        ray.shutdown()
+        raise UserError(
+            f"{wanted} asks for GPUs and this machine has none; set it to 0 (--recipe demo does), or name a "
+            "cluster that has some with RAY_ADDRESS"
+        )
+
+
+def _gpus(settings: Settings) -> str:
+    """The first setting that asks for GPUs; "" if none does."""
+    cluster = settings.cluster
+    for name, stage in (("encode", cluster.encode), ("train", cluster.train), ("sample", cluster.sample)):
+        if stage.num_gpus > 0:
+            return f"cluster.{name}.num_gpus = {stage.num_gpus:g}"
+    return ""

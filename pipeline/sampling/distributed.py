@@ -1,0 +1,280 @@
+"""CHECKPOINT -> SAMPLES, over Ray Data actors: plan, leave out what is done, generate, summarise.
+
+Batches are cut from the whole list of items before anything is left out, and a batch is generated whole, so that a
+clip has the same neighbours, and the same bits, whatever was done before and however many actors there are.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.config import Settings, UserError
+from pipeline.data.encode import vae_identity
+from pipeline.data.manifest import Cache, open_cache
+from pipeline.metrics.statistics import summarise_columns
+from pipeline.ray_start import start_ray
+from pipeline.sampling.generate import Exports, check_vae, find_exports, load_networks, load_sampler, weights_sha256
+from pipeline.sampling.items import Item, Refused, held_out_items, image_items
+from pipeline.sampling.outputs import decode_mp4, encode_mp4, tile
+from pipeline.sampling.work import sample_batch
+from pipeline.schema import CacheInfo
+from pipeline.storage import exists, list_files, read_bytes, read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    import ray.data
+
+log = logging.getLogger("sample")
+
+VERSION = 1  # of what decides a clip besides settings and weights; raise it when the mathematics changes
+GRID_ITEMS = 64
+
+
+class Plan(NamedTuple):
+    """Everything known before Ray starts."""
+
+    folder: str
+    exports: Exports
+    cache: Cache | None
+    items: list[Item]
+    refused: list[Refused]
+    settings: dict[str, Any]  # what decides the clips
+    done: dict[str, dict[str, Any]]  # records of items that are there, by key
+    other: int  # items that are there, sampled with other settings or weights
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(json.dumps(self.settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @property
+    def pending(self) -> int:
+        return len(self.items) - len(self.done)
+
+    def fingerprint_of(self, item: Item) -> str:
+        asked = f"{self.fingerprint}\0{item['label']}\0{item['caption']}"
+        return hashlib.blake2b(asked.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+class SampleBatches:
+    """map_batches over actors, one batch of items in, one row out: {"records": JSON, "refused": JSON}."""
+
+    def __init__(self, settings: Settings, folder: str, cache: CacheInfo | None) -> None:
+        import torch
+
+        resources = settings.cluster.sample
+        if resources.num_gpus == 0:
+            torch.set_num_threads(max(1, round(resources.num_cpus)))
+        self._sampler = load_sampler(settings, "cuda" if resources.num_gpus > 0 else "cpu")
+        self._settings, self._folder, self._cache = settings, folder, cache
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        answers = [
+            sample_batch(
+                self._sampler, json.loads(items), self._settings, json.loads(fingerprints), self._folder, self._cache
+            )
+            for items, fingerprints in zip(batch["items"], batch["fingerprints"], strict=True)
+        ]
+        return {name: [json.dumps(answer[i]) for answer in answers] for i, name in enumerate(("records", "refused"))}
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Read exports, items and what was sampled before. Writes nothing. Raises UserError."""
+    exports = find_exports(settings)
+    weights_hash, _ = vae_identity(settings.vae)
+    check_vae(exports, settings.vae.path, weights_hash)
+    cache = None
+    refused: list[Refused] = []
+    if settings.sample.images is None:
+        cache = open_cache(settings.cache_path)
+        check_cache(exports, cache)
+        items = held_out_items(cache, settings.sample.count)
+    else:
+        classes = exports.config["classes"]
+        items, refused = image_items(settings.sample.images, classes, settings.sample.count, settings.data.max_pixels)
+    deciding = {
+        "version": VERSION,
+        "model": weights_sha256(exports.model_path),
+        "prior": "replicated" if exports.prior_path is None else weights_sha256(exports.prior_path),
+        "vae": weights_hash,
+        "vae_dtype": settings.vae.dtype,
+        "bridge": exports.config["bridge"],
+        "sampler": "sde_first_order" if exports.bridge.process == "bridge" else "ddim",
+        "steps": settings.sample.steps,
+        "guidance": settings.sample.guidance,
+        "seed": settings.run.seed,
+        "fps": settings.sample.fps,
+    }
+    plan = Plan(f"{settings.run.folder}/samples", exports, cache, items, refused, deciding, {}, 0)
+    return find_done(plan)
+
+
+def check_cache(exports: Exports, cache: Cache) -> None:
+    """Raise UserError unless the cache holds latents of the kind that the model was trained on."""
+    made_with = cache.info["settings"]["vae.path (hash of its weights)"]
+    for what, found, trained in (
+        ("latents of F, C, h, w =", cache.info["latent_shape"], exports.config["latent_shape"]),
+        ("latents of a VAE with hash", made_with, exports.config["vae"]["weights_hash"]),
+    ):
+        if found != trained:
+            raise UserError(
+                f"{cache.path}: holds {what} {found}, but {exports.model_path} was trained on {trained}; "
+                "give the cache that it was trained from with --cache.path, or images with --sample.images"
+            )
+
+
+def find_done(plan: Plan) -> Plan:
+    """The plan with the records of items whose files are there and were sampled with the same settings and weights."""
+    there = {address.rsplit("/", 1)[-1] for address in list_files(plan.folder)}
+    done, other = {}, 0
+    for item in plan.items:
+        key = item["key"]
+        if f"{key}.json" in there and f"{key}.generated.mp4" in there:
+            record = read_json(f"{plan.folder}/{key}.json")
+            if record.get("fingerprint") == plan.fingerprint_of(item):
+                done[key] = record
+            else:
+                other += 1
+    return plan._replace(done=done, other=other)
+
+
+def plan_sampling(settings: Settings) -> str:
+    """What run_sampling would do, in words. Raises UserError."""
+    plan = make_plan(settings)
+    batches = sum(1 for batch in _batches(plan, settings) if any(item["key"] not in plan.done for item in batch))
+    doubled = settings.sample.guidance != 1.0
+    return (
+        f"Plan: {len(plan.items)} {_what(plan)}, {len(plan.done)} of them sampled before, {plan.pending} to do\n"
+        f"  model {plan.exports.model_path} ({plan.settings['sampler']}, {settings.sample.steps} steps"
+        f"{', two evaluations a step for guidance' if doubled else ''}), prior {plan.exports.prior_path or 'replicated'}\n"
+        f"  {batches} batches of up to {settings.sample.batch} on up to {settings.cluster.sample.actors} actors\n"
+        f"  to {plan.folder}" + _other(plan)
+    )
+
+
+def run_sampling(settings: Settings) -> dict[str, Any]:
+    """Sample every item that is not there yet. Returns what it writes to RUN/samples/summary.json.
+
+    Raises UserError, before anything is written, for a wrong model, prior, VAE, cache or folder of images.
+    """
+    started = time.monotonic()
+    plan = make_plan(settings)
+    for name, reason in plan.refused:
+        log.warning("%s: %s; left out", name, reason)
+    summary_path = f"{plan.folder}/summary.json"
+    earlier = read_json(summary_path) if exists(summary_path) else {}
+    if earlier.get("fingerprint") != plan.fingerprint:
+        earlier = {}
+    keys = [item["key"] for item in plan.items]
+    if not plan.pending and earlier.get("items") == keys:
+        log.info("nothing to do: %d %s are already sampled in %s", len(keys), _what(plan), plan.folder)
+        return earlier | {"sampled_this_run": 0}
+    if plan.other:
+        log.info(_other(plan).strip())
+    records, refused = dict(plan.done), list(plan.refused)
+    if plan.pending:
+        load_networks(plan.exports)  # weights of another model are found here, in one line, not in an actor
+        start_ray(settings)
+        found, unusable = _consume(chain(plan, settings), plan)
+        records |= found
+        refused += unusable
+    if not records:
+        raise UserError(f"{settings.sample.images}: none of the {len(refused)} files could be used; give a folder of images")
+    ordered = [records[key] for key in keys if key in records]
+    write_grid(plan.folder, [record["key"] for record in ordered], settings.sample.fps)
+    seconds = time.monotonic() - started
+    summary = summarise_samples(plan, ordered, refused, seconds + earlier.get("seconds", 0.0))
+    write_json(summary_path, summary)
+    log.info("%d clips in %s, %d left out, %.0f s", len(ordered), plan.folder, len(refused), seconds)
+    return summary | {"sampled_this_run": plan.pending}
+
+
+def chain(plan: Plan, settings: Settings) -> "ray.data.Dataset":
+    """The batches that hold anything to do, through a pool of sampling actors."""
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    rows = [
+        {
+            "items": json.dumps(batch),
+            "fingerprints": json.dumps([plan.fingerprint_of(item) for item in batch]),
+        }
+        for batch in _batches(plan, settings)
+        if any(item["key"] not in plan.done for item in batch)
+    ]
+    resources = settings.cluster.sample
+    # A row is one batch of the sampler, and a block one row: the unit of work, of retries and of progress.
+    return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        SampleBatches,
+        batch_size=1,
+        # one actor at first, more as resources come: a smaller machine or a growing cluster works too
+        compute=ActorPoolStrategy(min_size=1, max_size=min(resources.actors, len(rows))),
+        fn_constructor_kwargs={
+            "settings": settings,
+            "folder": plan.folder,
+            "cache": None if plan.cache is None else plan.cache.info,
+        },
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus,
+    )
+
+
+def _batches(plan: Plan, settings: Settings) -> list[list[Item]]:
+    size = settings.sample.batch
+    return [plan.items[start : start + size] for start in range(0, len(plan.items), size)]
+
+
+def _consume(answers: "ray.data.Dataset", plan: Plan) -> tuple[dict[str, dict[str, Any]], list[Refused]]:
+    """Run the chain and say after every batch how far it is."""
+    started = time.monotonic()
+    records: dict[str, dict[str, Any]] = {}
+    refused: list[Refused] = []
+    for row in answers.iter_rows():
+        records |= {record["key"]: record for record in json.loads(row["records"])}
+        for one in (Refused(*pair) for pair in json.loads(row["refused"])):
+            log.warning("%s: %s; left out", one.name, one.reason)
+            refused.append(one)
+        new = len(records.keys() - plan.done.keys()) + len(refused)
+        rate = new / (time.monotonic() - started)
+        left = max(0, plan.pending - new)
+        log.info("%d of %d clips, %.2f clips/s, %.0f s to go", new, plan.pending, rate, left / rate if rate else 0)
+    return records, refused
+
+
+def write_grid(folder: str, keys: list[str], fps: int) -> None:
+    """grid.mp4: the generated clips of the first items, playing side by side."""
+    clips = [decode_mp4(read_bytes(f"{folder}/{key}.generated.mp4")) for key in keys[:GRID_ITEMS]]
+    write_bytes(f"{folder}/grid.mp4", encode_mp4(tile(clips), fps))
+
+
+def summarise_samples(
+    plan: Plan, records: list[dict[str, Any]], refused: list[Refused], seconds: float
+) -> dict[str, Any]:
+    """summary.json: what was sampled with what, how long it took, and statistics of every metric over the items."""
+    config = plan.exports.config
+    return {
+        "fingerprint": plan.fingerprint,
+        "model": plan.exports.model_path,
+        "prior": plan.exports.prior_path or "replicated",
+        "trained_steps": config.get("steps"),
+        "settings": plan.settings,
+        "source": "images" if plan.cache is None else "held_out",
+        "count": len(records),
+        "seconds": seconds,
+        "refused": [one._asdict() for one in refused],
+        "notes": sorted({record["note"] for record in records if record["note"]}),
+        "metrics": summarise_columns(record["metrics"] for record in records),
+        "items": [record["key"] for record in records],
+    }
+
+
+def _what(plan: Plan) -> str:
+    return "images" if plan.cache is None else "held-out clips"
+
+
+def _other(plan: Plan) -> str:
+    if not plan.other:
+        return ""
+    return f"\n{plan.other} of them were sampled with other weights or settings and are generated again"

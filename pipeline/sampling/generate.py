@@ -1,0 +1,254 @@
+"""IMAGE LATENT -> CLIP LATENT: what a trained model makes of an image. Plain torch, one batch at a time.
+
+    image -> VAE posterior mean -> prior -> SDE (bridge) or DDIM (diffusion) -> VAE decoder -> frames
+
+The export decides how it is sampled (process, schedule, SAF, kind of prior); settings decide how finely.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.bridge.alignment import aligned_timesteps
+from pipeline.bridge.samplers import ddim, sde_first_order
+from pipeline.bridge.schedule import BridgeTable, gmax_table, linear_alphas_cumprod, sampling_indices
+from pipeline.config import BridgeSettings, Settings, UserError
+from pipeline.models.build import class_indices, load_model, load_prior, shipped_path
+from pipeline.models.conditioning import guided
+from pipeline.models.image_to_video import ImageToVideo
+from pipeline.models.prior import NeuralPrior, replicate
+from pipeline.models.vae import Vae, load_vae
+from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE
+from pipeline.storage import is_remote, read_bytes, read_json, resolve, write_bytes
+
+
+class Exports(NamedTuple):
+    """What is sampled with, known from the exports' config.json alone."""
+
+    model_path: str
+    config: dict[str, Any]
+    bridge: BridgeSettings  # as trained
+    prior_path: str | None  # None: replicated image
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """F, C, h, w"""
+        frames, channels, height, width = self.config["latent_shape"]
+        return frames, channels, height, width
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The modules, on one device in eval mode, and the numbers of the process."""
+
+    exports: Exports
+    model: ImageToVideo
+    prior: NeuralPrior | None
+    prior_classes: list[str]
+    vae: Vae
+    device: torch.device
+    table: BridgeTable
+    alphas_cumprod: Tensor
+    aligned_t: Tensor | None
+    steps: int
+    guidance: float
+    decode_frames: int  # frames that the VAE decodes at once
+
+
+class Generated(NamedTuple):
+    """Scaled latents (B, F, C, h, w) float32 on the sampler's device."""
+
+    clip: Tensor
+    prior: Tensor
+
+
+def find_exports(settings: Settings) -> Exports:
+    """The model and the neural prior that it was trained with. Raises UserError.
+
+    bridge.prior_path wins over the place that the model's config.json names, and that over the run's own prior.
+    """
+    path = settings.model_export
+    config = _config(path, "sample.model_path", "train one with jobs/finetune.py")
+    bridge = settings.bridge.model_copy(update=config["bridge"])
+    prior_path = None
+    if bridge.prior == "neural":
+        recorded = config.get("prior_export")
+        if settings.bridge.prior_path:
+            prior_path = settings.bridge.prior_path
+        elif recorded and _has_config(recorded):
+            prior_path = recorded
+        else:
+            prior_path = settings.prior_export
+        prior = _config(prior_path, "bridge.prior_path", "train one with jobs/train_prior.py")
+        _check_alike(prior_path, prior, path, config)
+    return Exports(path, config, bridge, prior_path)
+
+
+def _config(path: str, key: str, remedy: str) -> dict[str, Any]:
+    address = f"{shipped_path(path)}/{CONFIG_FILE}"
+    try:
+        config = read_json(address)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path}: no export there ({CONFIG_FILE} is missing); {remedy}, or set {key}") from error
+    except ValueError as error:
+        raise UserError(f"{address}: not valid JSON ({error}); export again, or set {key}") from error
+    missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
+    if missing:
+        raise UserError(f"{address}: is no export of this project (without {', '.join(sorted(missing))}); set {key}")
+    return config
+
+
+def _has_config(path: str) -> bool:
+    try:
+        return bool(read_json(f"{shipped_path(path)}/{CONFIG_FILE}"))
+    except (OSError, ValueError):
+        return False
+
+
+def _check_alike(prior_path: str, prior: dict[str, Any], model_path: str, model: dict[str, Any]) -> None:
+    for what, ours, theirs in (
+        ("latents of", prior["latent_shape"], model["latent_shape"]),
+        ("a VAE with hash", prior["vae"]["weights_hash"], model["vae"]["weights_hash"]),
+    ):
+        if ours != theirs:
+            raise UserError(
+                f"{prior_path}: the prior was trained on {what} {ours}, the model {model_path} on {theirs}; "
+                "set bridge.prior_path to the prior of that model"
+            )
+
+
+def check_vae(exports: Exports, vae_path: str, weights_hash: str) -> None:
+    """Raise UserError if the VAE at hand is not the one that the model's latents come from."""
+    trained = exports.config["vae"]
+    if trained["weights_hash"] != weights_hash:
+        raise UserError(
+            f"vae.path = {vae_path}: weights {weights_hash[:12]}..., but {exports.model_path} was trained on latents of "
+            f"{trained['path']} ({trained['weights_hash'][:12]}...); set vae.path to that VAE"
+        )
+
+
+def weights_sha256(export: str) -> str:
+    """SHA-256 of an export's weights. Raises UserError if there are none."""
+    filesystem, inner = resolve(f"{shipped_path(export)}/{WEIGHTS_FILE}")
+    digest = hashlib.sha256()
+    try:
+        with filesystem.open_input_stream(inner) as stream:
+            while chunk := stream.read(8 << 20):
+                digest.update(chunk)
+    except FileNotFoundError as error:
+        raise UserError(f"{export}: {WEIGHTS_FILE} is missing; export again, or set sample.model_path") from error
+    return digest.hexdigest()
+
+
+@contextmanager
+def local_export(path: str) -> Iterator[str]:
+    """A local folder with the export's files; from s3:// they are fetched, and removed afterwards."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            write_bytes(f"{folder}/{name}", read_bytes(f"{path}/{name}"))
+        yield folder
+
+
+def load_networks(exports: Exports) -> tuple[ImageToVideo, NeuralPrior | None, list[str]]:
+    """Model, prior and the prior's classes, on the CPU. Raises UserError or WeightsMismatch."""
+    with ExitStack() as stack:
+        model, _ = load_model(stack.enter_context(local_export(exports.model_path)))
+        if exports.prior_path is None:
+            return model, None, []
+        prior, config = load_prior(stack.enter_context(local_export(exports.prior_path)))
+        return model, prior, config["classes"]
+
+
+def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Sampler:
+    """Everything that `generate` needs. Raises UserError or WeightsMismatch."""
+    exports = find_exports(settings)
+    vae = load_vae(settings.vae.path, settings.vae.dtype, device)
+    check_vae(exports, settings.vae.path, vae.weights_hash)
+    model, prior, prior_classes = load_networks(exports)
+    bridge = exports.bridge
+    table = gmax_table(bridge.beta0, bridge.beta1)
+    alphas_cumprod = linear_alphas_cumprod(bridge.pretrained_beta_start, bridge.pretrained_beta_end)
+    return Sampler(
+        exports=exports,
+        model=model.to(device),
+        prior=None if prior is None else prior.to(device),
+        prior_classes=prior_classes,
+        vae=vae,
+        device=torch.device(device),
+        table=table,
+        alphas_cumprod=alphas_cumprod,
+        aligned_t=aligned_timesteps(table, alphas_cumprod) if bridge.saf else None,
+        steps=settings.sample.steps,
+        guidance=settings.sample.guidance,
+        decode_frames=settings.vae.batch_frames,
+    )
+
+
+def encode_images(sampler: Sampler, images: Tensor) -> Tensor:
+    """Scaled posterior means (B, C, h, w) float32 of uint8 (B, H, W, 3)."""
+    mean, _ = sampler.vae.encode(images)
+    return mean * sampler.vae.scaling_factor
+
+
+def decode_clips(sampler: Sampler, latents: Tensor) -> Tensor:
+    """uint8 (B, F, H, W, 3) on the CPU of scaled latents (B, F, C, h, w)."""
+    parts = [sampler.vae.decode(part) for part in latents.flatten(0, 1).split(sampler.decode_frames)]
+    return torch.cat(parts).unflatten(0, latents.shape[:2])
+
+
+@torch.inference_mode()
+def generate(sampler: Sampler, image_latent: Tensor, labels: list[str], keys: list[str], seed: int) -> Generated:
+    """Clips for image_latent (B, C, h, w), with one class name ("": none) and one key each.
+
+    An item's clip depends on its own image, class and key and on `seed`; the rest of the batch changes rounding only.
+    """
+    image_latent = image_latent.to(sampler.device)
+    y = class_indices(labels, sampler.exports.config["classes"]).to(sampler.device)
+    prior = make_prior(sampler, image_latent, labels)
+    conditions: dict[str, Tensor | None] = {}
+    if sampler.model.image_condition == "frame":
+        conditions["image_latent"] = image_latent
+    if sampler.model.prior_condition:
+        conditions["prior"] = prior
+    denoise = guided(sampler.model, y, sampler.model.null_class, sampler.guidance, **conditions)
+    indices = sampling_indices(sampler.steps)
+    noise = noise_of_keys(seed, keys, prior.shape[1:], sampler.device)
+    if sampler.exports.bridge.process == "bridge":
+        clip = sde_first_order(denoise, sampler.table, prior, indices, noise, sampler.aligned_t)
+    else:
+        clip = ddim(denoise, sampler.alphas_cumprod, noise(0), indices)
+    return Generated(clip, prior)
+
+
+def make_prior(sampler: Sampler, image_latent: Tensor, labels: list[str]) -> Tensor:
+    """The bridge's end point (B, F, C, h, w): the image replicated, or what the neural prior makes of it."""
+    if sampler.prior is None:
+        return replicate(image_latent, sampler.exports.latent_shape[0])
+    return sampler.prior(image_latent, class_indices(labels, sampler.prior_classes).to(sampler.device))
+
+
+def noise_of_keys(
+    seed: int, keys: list[str], shape: torch.Size, device: torch.device
+) -> Callable[[int], Tensor]:
+    """`noise(k)` for a sampler: call after call (B, *shape) on `device`, each row from its own generator.
+
+    A row's generator is seeded by (seed, key) and runs on the CPU, so that neither batch nor machine matters.
+    """
+    generators = [
+        torch.Generator().manual_seed(
+            int.from_bytes(hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest(), "big") >> 1
+        )
+        for key in keys
+    ]
+    return lambda k: torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device)

@@ -1,0 +1,166 @@
+"""Shards: the same bytes for the same clips, read by offset, checked; commit decides what exists."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import webdataset
+
+from pipeline.config import UserError
+from pipeline.data.encode import npy_bytes
+from pipeline.data.manifest import Cache, check_same, commit, open_cache, read_info, read_manifest, read_rejects, write_info
+from pipeline.data.shards import CorruptShard, read_latent
+from pipeline.schema import ENCODED_SCHEMA, CacheInfo
+
+
+def latent(index: int) -> np.ndarray:
+    return np.random.default_rng(index).normal(size=(2, 16, 4, 2, 2)).astype(np.float16)
+
+
+def encoded(*indices: int, bad: tuple[int, ...] = ()) -> pa.Table:
+    """Rows of clips `indices`, of which those in `bad` could not be used."""
+    rows: list[dict[str, Any]] = []
+    for index in indices:
+        row: dict[str, Any] = {"uri": f"/videos/{index}.mp4", "video": f"{index}.mp4", "size": 9, "split": "train"}
+        row |= {"label": "A", "caption": "ein Bär", "ordinal": 0, "clips": 1, "attempts": 1}
+        if index in bad:
+            row |= {"stage": "decode", "reason": "too_short", "detail": "9 frames"}
+        else:
+            row |= {"key": f"{index:032x}", "start": 0, "stride": 3, "latent": npy_bytes(latent(index))}
+            row |= {"source_fps": 25.0, "source_frames": 50, "source_height": 72, "source_width": 96, "decoder": "pyav"}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA)
+
+
+def info(**settings: Any) -> CacheInfo:
+    return CacheInfo(
+        version=1,
+        fingerprint=str(sorted(settings.items())),
+        settings=settings,
+        scaling_factor=0.18215,
+        latent_shape=[16, 4, 2, 2],
+        classes=["A"],
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_same_clips_give_the_same_files_in_any_order(tmp_path: Path) -> None:
+    assert commit(str(tmp_path / "a"), encoded(1, 2, 3, 4, bad=(2,)))[:2] == (3, 1)
+    commit(str(tmp_path / "b"), encoded(4, 3, 2, 1, bad=(2,)))
+    commit(str(tmp_path / "b"), encoded(2, 1, 3, 4, bad=(2,)))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert len(contents(tmp_path / "a")) == 3, "a tar, its manifest part, and rejects"
+
+
+def test_offsets_agree_with_the_tar_and_webdataset_reads_it(tmp_path: Path) -> None:
+    commit(str(tmp_path), encoded(1, 2, 3))
+    table = read_manifest(str(tmp_path))
+    (shard,) = (tmp_path / "shards").iterdir()
+    with tarfile.open(shard) as tar:
+        members = {member.name: member for member in tar.getmembers()}
+    for row in table.to_pylist():
+        member = members[f"{row['key']}.latent.npy"]
+        assert (member.offset_data, member.size, member.mtime) == (row["offset"], row["length"], 0)
+        assert np.array_equal(read_latent(str(tmp_path), row), latent(int(row["key"], 16)))
+    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == table["key"].to_pylist()
+    assert np.array_equal(np.load(io.BytesIO(samples[0]["latent.npy"])), latent(1))
+    assert b"uri" not in samples[0]["json"] and b"/videos" not in samples[0]["json"]
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    commit(str(tmp_path), encoded(1, 2))
+    row = read_manifest(str(tmp_path)).to_pylist()[1]
+    (shard,) = (tmp_path / "shards").iterdir()
+    content = bytearray(shard.read_bytes())
+    content[row["offset"] + 200] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CorruptShard, match=rf"{row['key']}.*{row['shard']}"):
+        read_latent(str(tmp_path), row)
+    shard.write_bytes(content[: row["offset"] + 100])
+    with pytest.raises(CorruptShard, match=row["key"]):
+        read_latent(str(tmp_path), row)
+    shard.unlink()
+    with pytest.raises(CorruptShard, match=row["shard"]):
+        read_latent(str(tmp_path), row)
+
+
+def test_a_tar_without_manifest_part_does_not_exist(tmp_path: Path) -> None:
+    commit(str(tmp_path), encoded(1, 2))
+    commit(str(tmp_path), encoded(3))
+    write_info(str(tmp_path), info())
+    for part in (tmp_path / "manifest").iterdir():
+        if pa.parquet.read_table(part).num_rows == 2:
+            part.unlink()
+    assert [row["video"] for row in open_cache(str(tmp_path)).rows] == ["3.mp4"]
+
+
+def test_a_clip_committed_twice_counts_once(tmp_path: Path) -> None:
+    commit(str(tmp_path), encoded(1, 2, 9, bad=(9,)))
+    commit(str(tmp_path), encoded(2, 3, 9, bad=(9,)))
+    assert [int(key, 16) for key in read_manifest(str(tmp_path))["key"].to_pylist()] == [1, 2, 3]
+    assert read_rejects(str(tmp_path))["video"].to_pylist() == ["9.mp4"]
+
+
+def test_other_settings_are_refused_with_each_difference() -> None:
+    with pytest.raises(UserError) as error:
+        check_same("there", info(a=3, b=1, c="x" * 64), info(a=4, b=1, c="y" * 64))
+    assert "a: cache has 3, settings say 4" in str(error.value) and "--cache.path" in str(error.value)
+    assert "b:" not in str(error.value) and "\n" not in str(error.value)
+    check_same("there", info(a=3), info(a=3))
+
+
+def test_no_cache_and_an_empty_one_are_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no cache there"):
+        open_cache(str(tmp_path))
+    write_info(str(tmp_path), info())
+    with pytest.raises(UserError, match="holds no clips yet"):
+        open_cache(str(tmp_path))
+    (tmp_path / "cache.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        open_cache(str(tmp_path))
+    (tmp_path / "cache.json").write_text('{"version": 99}')
+    with pytest.raises(UserError, match="version 99, expected 1"):
+        open_cache(str(tmp_path))
+
+
+def test_classes_of_earlier_runs_stay(tmp_path: Path) -> None:
+    write_info(str(tmp_path), info())
+    write_info(str(tmp_path), {**info(), "classes": ["B"]})
+    found = read_info(str(tmp_path))
+    assert found is not None and found["classes"] == ["A", "B"]
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a real S3 server on this machine."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in (("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="latents")
+    yield "s3://latents/run/cache"
+    server.stop()
+
+
+def test_a_cache_on_s3_is_the_same_cache(s3: str, tmp_path: Path) -> None:
+    for path in (s3, str(tmp_path)):
+        commit(path, encoded(1, 2, 3, bad=(3,)))
+        write_info(path, info())
+    remote, local = open_cache(s3), open_cache(str(tmp_path))
+    assert isinstance(remote, Cache) and remote.rows == local.rows and remote.info == local.info
+    assert remote.rejects == local.rejects
+    assert np.array_equal(read_latent(s3, remote.rows[1]), latent(2))

@@ -1,0 +1,128 @@
+"""Decoders that crash, exit, hang or lose their parent: each costs its video only, and leaves no process behind."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from video_files import number, write_video
+
+from pipeline.config import ROOT, DataSettings, load
+from pipeline.data.decode import DecodeFailure, decode_clip
+from pipeline.data.isolation import IsolatedDecoder
+from pipeline.schema import PlannedClip
+
+
+def data(**changes: Any) -> DataSettings:
+    return load(["--recipe", "demo"])[0].data.model_copy(update={"height": 72, "width": 96, **changes})
+
+
+def planned(path: Path) -> PlannedClip:
+    return PlannedClip(
+        uri=str(path), video=path.name, size=1, split="train", label="", caption="", ordinal=0, clips=1
+    )
+
+
+def treacherous(planned: PlannedClip, data: DataSettings) -> Any:
+    """A decoder that does what the video's name says."""
+    name = planned["video"]
+    if name == "segfault":
+        ctypes.string_at(0)
+    elif name == "exit":
+        os._exit(0)
+    elif name == "hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+        time.sleep(1000)
+    elif name == "bug":
+        raise ZeroDivisionError("a bug of ours")
+    elif name == "memory":
+        raise DecodeFailure("too_large", "on purpose")
+    return decode_clip(planned, data)
+
+
+@pytest.fixture
+def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedDecoder]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # the child imports this file
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+    isolated = IsolatedDecoder(treacherous)
+    yield isolated
+    isolated.close()
+
+
+def test_a_crash_an_exit_and_a_hang_cost_their_video_only(decoder: IsolatedDecoder, tmp_path: Path) -> None:
+    good = planned(write_video(tmp_path / "good.mp4", 50))
+    children = set()
+    for name, reason, detail in [
+        ("segfault", "crashed", "SIGSEGV"),
+        ("exit", "crashed", "status 0"),
+        ("hang", "timeout", "data.decode_timeout_s = 2 s"),
+        ("bug", "crashed", "status 1"),
+        ("memory", "too_large", "on purpose"),
+    ]:
+        with pytest.raises(DecodeFailure, match=detail) as failure:
+            decoder.decode(planned(Path(name)), data(decode_timeout_s=2))
+        assert failure.value.reason == reason
+        frames, _ = decoder.decode(good, data())
+        assert [number(frame) for frame in frames] == list(range(2, 48, 3))
+        children.add(decoder.pid)
+    assert len(children) == 4, "a typed failure keeps its child"
+    decoder.close()
+    assert not any(alive(child) for child in children)
+
+
+def test_a_child_killed_between_two_clips_costs_none(decoder: IsolatedDecoder, tmp_path: Path) -> None:
+    good = planned(write_video(tmp_path / "good.mp4", 50))
+    decoder.decode(good, data())
+    assert decoder.pid is not None
+    os.kill(decoder.pid, signal.SIGKILL)
+    time.sleep(0.2)
+    decoder.decode(good, data())
+
+
+@pytest.mark.parametrize("video", ["idle", "hang"])
+def test_a_child_dies_with_its_parent(video: str, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+import test_decode_child as own
+isolated = own.IsolatedDecoder(own.treacherous)
+isolated._start()
+print(isolated.pid, flush=True)
+if {video!r} == "hang":
+    isolated.decode(own.planned(Path("hang")), own.data(decode_timeout_s=1000))
+sys.stdin.read()
+"""
+    paths = os.pathsep.join(map(str, [ROOT, ROOT / "tests", ROOT / "tests" / "failures"]))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert parent.stdout is not None and parent.stdin is not None
+    child = int(parent.stdout.readline())
+    time.sleep(0.3)
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+    parent.stdin.close()
+    parent.stdout.close()
+
+
+def alive(pid: int | None) -> bool:
+    """Whether the process runs; one that has ended and was not waited for does not."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
