@@ -58,7 +58,7 @@ def main(settings: Settings, options: Options) -> None:
 def frames_of(settings: Settings, split: str) -> torch.Tensor:
     """uint8 (N, H, W, 3): every third frame of every clip of the split."""
     frames = []
-    for clip in plan_clips(settings.data, settings.run.seed):
+    for clip in plan_clips(settings.data):
         if clip["split"] == split:
             try:
                 frames.append(torch.from_numpy(decode_clip(clip, settings.data)[0][::3].copy()))

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import socket
 import warnings
 
 from pipeline.config import Settings, UserError
@@ -24,6 +26,8 @@ def start_ray(settings: Settings) -> None:
     # twice
     new = {name: value for name, value in variables.items() if name not in os.environ}
     address = os.environ.get("RAY_ADDRESS", "auto")
+    if not _answers(address):
+        raise UserError(_nobody(address))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Ray's own notice about GPU environment variables
         try:
@@ -31,10 +35,7 @@ def start_ray(settings: Settings) -> None:
             alone = address == "local"
         except ConnectionError as error:
             if address != "auto":
-                raise UserError(
-                    f"RAY_ADDRESS = {address}: no Ray cluster answers there; start one with "
-                    "`ray start --head`, or unset RAY_ADDRESS to use this machine alone"
-                ) from error
+                raise UserError(_nobody(address)) from error
             ray.init(
                 address="local",
                 runtime_env={"env_vars": new},
@@ -48,6 +49,25 @@ def start_ray(settings: Settings) -> None:
             f"{wanted} asks for GPUs and this machine has none; set it to 0 (--recipe demo does), or name a "
             "cluster that has some with RAY_ADDRESS"
         )
+
+
+def _nobody(address: str) -> str:
+    return (
+        f"RAY_ADDRESS = {address}: no Ray cluster answers there; start one with `ray start --head`, or unset RAY_ADDRESS "
+        "to use this machine alone"
+    )
+
+
+def _answers(address: str) -> bool:
+    """False if `address` is HOST:PORT and nothing listens there, which takes Ray minutes to find out."""
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)", address)
+    if place is None:
+        return True
+    try:
+        socket.create_connection((place[1], int(place[2])), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def _gpus(settings: Settings) -> str:

@@ -18,6 +18,7 @@ def ray_cluster() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Ray's own notice about GPU environment variables
         ray.init(
+            address="local",
             num_cpus=2,
             include_dashboard=False,
             log_to_driver=True,

@@ -150,7 +150,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
             num_gpus=encode.num_gpus,
         )
         # Whatever blocks come, shards hold exactly `cache.shard_clips` clips, but for the last and for
-        # rejects.
+        # rejects. Ray Data gives each of its tasks one CPU, and no way to ask for less.
         .repartition(target_num_rows_per_block=settings.cache.shard_clips, strict=True)
         # Input and output, hardly any computation: a tenth of a CPU lets it run beside the stages that feed
         # it.

@@ -26,6 +26,9 @@ INFO, MANIFEST, REJECTS = "cache.json", "manifest", "rejects"
 IDENTITY = ["video", "size", "ordinal"]  # of a planned clip, before and after it is made
 
 
+VAE_HASH = "vae.path (hash of its weights)"  # a key of CacheInfo.settings
+
+
 @dataclass(frozen=True)
 class Cache:
     """A committed cache: MANIFEST_SCHEMA and REJECT_SCHEMA tables, each sorted, no clip twice."""
@@ -39,6 +42,10 @@ class Cache:
     def rows(self) -> list[ManifestRow]:
         """All clips, sorted by key."""
         return self.table.to_pylist()
+
+    @property
+    def vae_weights_hash(self) -> str:
+        return self.info["settings"][VAE_HASH]
 
     def select(self, split: str) -> list[ManifestRow]:
         """The clips of one split, sorted by key."""
@@ -89,7 +96,7 @@ def describe(settings: Settings, classes: list[str]) -> CacheInfo:
         "data.height": data.height,
         "data.width": data.width,
         "vae.dtype": settings.vae.dtype,
-        "vae.path (hash of its weights)": weights_hash,
+        VAE_HASH: weights_hash,
     }
     digest = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16).hexdigest()
     return CacheInfo(

@@ -181,7 +181,9 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
         records |= found
         refused += unusable
     if not records:
-        raise UserError(f"{settings.sample.images}: none of the {len(refused)} files could be used; give a folder of images")
+        raise UserError(
+            f"{settings.sample.images}: none of the {len(refused)} files could be used; give a folder of images"
+        )
     ordered = [records[key] for key in keys if key in records]
     write_grid(plan.folder, [record["key"] for record in ordered], settings.sample.fps)
     seconds = time.monotonic() - started

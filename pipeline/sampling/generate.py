@@ -7,11 +7,9 @@ The export decides how it is sampled (process, schedule, SAF, kind of prior); se
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -238,9 +236,7 @@ def make_prior(sampler: Sampler, image_latent: Tensor, labels: list[str]) -> Ten
     return sampler.prior(image_latent, class_indices(labels, sampler.prior_classes).to(sampler.device))
 
 
-def noise_of_keys(
-    seed: int, keys: list[str], shape: torch.Size, device: torch.device
-) -> Callable[[int], Tensor]:
+def noise_of_keys(seed: int, keys: list[str], shape: torch.Size, device: torch.device) -> Callable[[int], Tensor]:
     """`noise(k)` for a sampler: call after call (B, *shape) on `device`, each row from its own generator.
 
     A row's generator is seeded by (seed, key) and runs on the CPU, so that neither batch nor machine matters.

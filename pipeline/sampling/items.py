@@ -100,7 +100,9 @@ def image_items(
         caption = "" if class_of(text, classes) else text
         items.append(Item(key=image_key(name, content), name=name, label=label, caption=caption, uri=uri, row=None))
     if not items:
-        found = f"; {len(refused)} files there are none, such as {refused[0].name}: {refused[0].reason}" if refused else ""
+        found = (
+            f"; {len(refused)} files there are none, such as {refused[0].name}: {refused[0].reason}" if refused else ""
+        )
         raise UserError(f"sample.images = {folder}: holds no images{found}; give a folder of PNG, JPEG or WebP files")
     return items, refused
 

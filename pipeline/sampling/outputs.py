@@ -20,7 +20,9 @@ def encode_mp4(frames: np.ndarray, fps: int) -> bytes:
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.thread_count = 1
-        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, said so that players need not guess
+        context.colorspace = context.color_primaries = context.color_trc = (
+            1  # BT.709, said so that players need not guess
+        )
         context.color_range = 1
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
@@ -32,7 +34,7 @@ def encode_mp4(frames: np.ndarray, fps: int) -> bytes:
 
 def decode_mp4(content: bytes) -> np.ndarray:
     """uint8 (F, H, W, 3) of a file that `encode_mp4` wrote."""
-    with av.open(io.BytesIO(content)) as container:
+    with av.open(io.BytesIO(content), "r") as container:
         return np.stack([picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)])
 
 

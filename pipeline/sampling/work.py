@@ -39,7 +39,12 @@ class Source(NamedTuple):
 
 
 def sample_batch(
-    sampler: Sampler, items: list[Item], settings: Settings, fingerprints: list[str], folder: str, cache: CacheInfo | None
+    sampler: Sampler,
+    items: list[Item],
+    settings: Settings,
+    fingerprints: list[str],
+    folder: str,
+    cache: CacheInfo | None,
 ) -> tuple[list[dict[str, Any]], list[Refused]]:
     """Generate the items and write their files into `folder`: their records, as in KEY.json, and what was unusable."""
     started = time.monotonic()
@@ -55,16 +60,14 @@ def sample_batch(
     image_latent = torch.stack([_image_latent(sampler, source) for _, _, source in good])
     labels, keys = [item["label"] for item, _, _ in good], [item["key"] for item, _, _ in good]
     clips, priors = generate(sampler, image_latent, labels, keys, settings.run.seed)
-    records = []
+    records: list[dict[str, Any]] = []
     for index, (item, fingerprint, source) in enumerate(good):
         metrics, files = finish(sampler, source, image_latent[index], clips[index], priors[index], settings.sample.fps)
         for name, content in files.items():
             write_bytes(f"{folder}/{item['key']}.{name}", content)
-        records.append(
-            {name: item[name] for name in ("key", "name", "label", "caption")}  # type: ignore[literal-required]
-            | {"fingerprint": fingerprint, "metrics": metrics, "note": source.note}
-            | {"true": any(name == "true.mp4" for name in files)}
-        )
+        record: dict[str, Any] = {"key": item["key"], "name": item["name"], "label": item["label"]}
+        record |= {"caption": item["caption"], "fingerprint": fingerprint, "metrics": metrics}
+        records.append(record | {"true": "true.mp4" in files, "note": source.note})
     seconds = (time.monotonic() - started) / len(good)
     for record in records:
         record["seconds"] = seconds
@@ -134,7 +137,9 @@ def load_source(item: Item, sampler: Sampler, settings: Settings, cache: CacheIn
     try:
         frames = decode_true(item["row"], settings.data, cache)
     except DecodeFailure as failure:
-        note = f"the source video could not be read again ({failure.reason}), so the true clip is the VAE's reconstruction"
+        note = (
+            f"the source video could not be read again ({failure.reason}), so the true clip is the VAE's reconstruction"
+        )
         return Source(None, latents, None, note)
     return Source(frames[0], latents, frames, "")
 
@@ -147,4 +152,3 @@ def decode_true(row: ManifestRow, data: DataSettings, cache: CacheInfo) -> np.nd
     if span["source_hash"] != row["source_hash"] or span["start"] != row["start"]:
         raise DecodeFailure("changed", f"{row['uri']} is not the video that was cached")
     return frames
-

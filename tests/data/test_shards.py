@@ -8,12 +8,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 
 from pipeline.config import UserError
 from pipeline.data.encode import npy_bytes
-from pipeline.data.manifest import Cache, check_same, commit, open_cache, read_info, read_manifest, read_rejects, write_info
+from pipeline.data.manifest import (
+    Cache,
+    check_same,
+    commit,
+    open_cache,
+    read_info,
+    read_manifest,
+    read_rejects,
+    write_info,
+)
 from pipeline.data.shards import CorruptShard, read_latent
 from pipeline.schema import ENCODED_SCHEMA, CacheInfo
 
@@ -98,7 +108,7 @@ def test_a_tar_without_manifest_part_does_not_exist(tmp_path: Path) -> None:
     commit(str(tmp_path), encoded(3))
     write_info(str(tmp_path), info())
     for part in (tmp_path / "manifest").iterdir():
-        if pa.parquet.read_table(part).num_rows == 2:
+        if pq.read_table(part).num_rows == 2:
             part.unlink()
     assert [row["video"] for row in open_cache(str(tmp_path)).rows] == ["3.mp4"]
 

@@ -1,6 +1,5 @@
 """Decoders that crash, exit, hang or lose their parent: each costs its video only, and leaves no process behind."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import treacherous
 from video_files import number, write_video
 
 from pipeline.config import ROOT, DataSettings, load
-from pipeline.data.decode import DecodeFailure, decode_clip
+from pipeline.data.decode import DecodeFailure
 from pipeline.data.isolation import IsolatedDecoder
 from pipeline.schema import PlannedClip
 
@@ -24,33 +24,13 @@ def data(**changes: Any) -> DataSettings:
 
 
 def planned(path: Path) -> PlannedClip:
-    return PlannedClip(
-        uri=str(path), video=path.name, size=1, split="train", label="", caption="", ordinal=0, clips=1
-    )
-
-
-def treacherous(planned: PlannedClip, data: DataSettings) -> Any:
-    """A decoder that does what the video's name says."""
-    name = planned["video"]
-    if name == "segfault":
-        ctypes.string_at(0)
-    elif name == "exit":
-        os._exit(0)
-    elif name == "hang":
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
-        time.sleep(1000)
-    elif name == "bug":
-        raise ZeroDivisionError("a bug of ours")
-    elif name == "memory":
-        raise DecodeFailure("too_large", "on purpose")
-    return decode_clip(planned, data)
+    return PlannedClip(uri=str(path), video=path.name, size=1, split="train", label="", caption="", ordinal=0, clips=1)
 
 
 @pytest.fixture
 def decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[IsolatedDecoder]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # the child imports this file
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
-    isolated = IsolatedDecoder(treacherous)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+    isolated = IsolatedDecoder(treacherous.decode)
     yield isolated
     isolated.close()
 
@@ -86,19 +66,20 @@ def test_a_child_killed_between_two_clips_costs_none(decoder: IsolatedDecoder, t
 
 
 @pytest.mark.parametrize("video", ["idle", "hang"])
-def test_a_child_dies_with_its_parent(video: str, tmp_path: Path) -> None:
+def test_a_child_dies_with_its_parent(video: str) -> None:
     script = f"""
-import sys
-from pathlib import Path
-import test_decode_child as own
-isolated = own.IsolatedDecoder(own.treacherous)
+import sys, treacherous
+from pipeline.config import load
+from pipeline.data.isolation import IsolatedDecoder
+isolated = IsolatedDecoder(treacherous.decode)
+data = load(["--recipe", "demo"])[0].data.model_copy(update={{"decode_timeout_s": 1000.0}})
 isolated._start()
 print(isolated.pid, flush=True)
 if {video!r} == "hang":
-    isolated.decode(own.planned(Path("hang")), own.data(decode_timeout_s=1000))
+    isolated.decode({{"video": "hang"}}, data)
 sys.stdin.read()
 """
-    paths = os.pathsep.join(map(str, [ROOT, ROOT / "tests", ROOT / "tests" / "failures"]))
+    paths = os.pathsep.join(map(str, [ROOT, ROOT / "tests"]))
     parent = subprocess.Popen(
         [sys.executable, "-c", script],
         stdin=subprocess.PIPE,

@@ -1,0 +1,32 @@
+"""Train the image-to-video model from the latent cache: the bridge, with or without SAF, or its diffusion counterpart.
+
+    python jobs/finetune.py --recipe demo
+    ray job submit --working-dir . -- python jobs/finetune.py --recipe demo --run.storage /SHARED
+
+Needs the cache of jobs/cache_latents.py and, with bridge.prior neural, the export of jobs/train_prior.py. Add --dry-run
+to see the plan: parameters, tokens and FLOP a clip, epochs, sizes. Expect lines with loss, clips/s and the time left, and
+in STORAGE/NAME/finetune: history.csv, tensorboard/, checkpoints/, export/ (model.safetensors, config.json) and
+summary.json. A run that was cut off goes on from its last checkpoint when the same line is typed again; a finished one
+says that there is nothing to do.
+"""
+
+import sys
+
+from pipeline.cli import run_job
+from pipeline.config import Options, Settings
+from pipeline.train.run import plan_training, prepare
+
+
+def job(settings: Settings, options: Options) -> None:
+    run = prepare("finetune", settings)
+    from pipeline.train.worker import run_training
+
+    run_training(run)
+
+
+def plan(settings: Settings, options: Options) -> str:
+    return plan_training(prepare("finetune", settings))
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(job, plan, __doc__))

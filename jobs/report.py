@@ -1,0 +1,33 @@
+"""Make the report of a run: one HTML file that opens offline, and summary.json with the headline numbers.
+
+    python jobs/report.py --recipe demo
+    ray job submit --working-dir . -- python jobs/report.py --recipe demo --run.storage /SHARED
+
+Reads what the other jobs left in STORAGE/NAME; a stage that has not run is shown as such. Takes seconds. Expect
+STORAGE/NAME/report.html (inputs, prior, generated and true clips side by side, loss curves, cache, timings, settings)
+and STORAGE/NAME/summary.json.
+"""
+
+import sys
+
+from pipeline.cli import run_job
+from pipeline.config import Options, Settings
+from pipeline.report.page import STAGES, read_stages, write_report
+
+
+def job(settings: Settings, options: Options) -> None:
+    summary = write_report(settings)
+    for name, value in summary.items():
+        if isinstance(value, int | float):
+            print(f"  {name:26} {value:.4g}")
+    print(summary["report"])
+
+
+def plan(settings: Settings, options: Options) -> str:
+    stages = read_stages(settings)
+    said = "\n".join(f"  {STAGES[name]}: {'there' if stage else 'not run'}" for name, stage in stages.items())
+    return f"Plan: write report.html and summary.json to {settings.run.folder} from\n{said}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(job, plan, __doc__))

@@ -1,0 +1,34 @@
+"""Train the neural prior F_eta: a network that regresses the clip from its first frame, where the bridge then starts.
+
+    python jobs/train_prior.py --recipe demo
+    ray job submit --working-dir . -- python jobs/train_prior.py --recipe demo --run.storage /SHARED
+
+Needs the cache of jobs/cache_latents.py. Its settings are prior.model and prior.train. Add --dry-run to see the plan.
+Expect lines with loss, clips/s and the time left, and in STORAGE/NAME/prior: history.csv, tensorboard/, checkpoints/,
+export/ (what jobs/finetune.py starts its bridge from) and summary.json, with the error of the prior on held-out clips beside
+that of the replicated image. A run that was cut off goes on from its last checkpoint when the same line is typed again.
+"""
+
+import sys
+
+from pipeline.cli import run_job
+from pipeline.config import Options, Settings
+from pipeline.train.run import plan_training, prepare
+
+
+def job(settings: Settings, options: Options) -> None:
+    run = prepare("prior", settings)
+    from pipeline.train.worker import run_training
+
+    summary = run_training(run)
+    errors = summary["held_out_error"]
+    if errors:
+        print(f"  error on held-out clips: prior {errors['prior']:.4f}, replicated image {errors['replicated']:.4f}")
+
+
+def plan(settings: Settings, options: Options) -> str:
+    return plan_training(prepare("prior", settings))
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(job, plan, __doc__))

@@ -1,0 +1,205 @@
+"""LATENT CACHE -> TRAINING BATCHES, in an order that is a function of (seed, epoch, cache) alone.
+
+The clips of every epoch, shuffled, follow one another in one long stream; global batch k is entries k*G to (k+1)*G - 1 of
+it, so every clip comes once an epoch and nothing is dropped. A worker takes its contiguous share of a batch. All that is
+random in a sample comes from a generator seeded by (seed, stream, step, index in the global batch). Hence the k-th
+global batch is the same on any number of workers, and before and after a restart.
+"""
+
+import functools
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.data.manifest import Cache
+from pipeline.data.shards import read_latent
+from pipeline.models.build import class_indices
+from pipeline.models.conditioning import drop_labels
+from pipeline.models.vae import sample_posterior
+from pipeline.schema import TEST, TRAIN, LatentBatch, ManifestRow
+
+TIMESTEPS = 1000
+# A worker keeps its clips in memory up to so many bytes. Below, reading a file a sample would only cost system calls;
+# above, the page cache of the machine does the keeping, and does it once for all workers.
+IN_MEMORY = 2**30
+PREFETCH = 2  # batches made ahead of the step; more would only be fresher than needed
+
+Read = Callable[[ManifestRow], np.ndarray]
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A worker's part of a global batch, and everything random that its loss needs."""
+
+    latents: LatentBatch
+    noise: Tensor  # (B, F, C, h, w) float32
+    index: Tensor  # (B,) int64 time index in 0..999, always on the CPU, where the schedules are
+    weight: Tensor  # (B,) float32: 1, or 0 for a repeat that fills a share up and does not count
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        latents = replace(self.latents, z0=self.latents.z0.to(device), label=self.latents.label.to(device))
+        return TrainingBatch(latents, self.noise.to(device), self.index, self.weight.to(device))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from: the clips, and what turns one into tensors."""
+
+    rows: list[ManifestRow]
+    read: Read
+    scaling_factor: float
+    classes: list[str]  # of the model; a label that it does not know is its null class
+    label_dropout: float
+    seed: int
+
+
+def training_source(cache: Cache, classes: list[str], label_dropout: float, seed: int) -> Source:
+    """The cache's training clips. Raises CorruptShard when a clip is read that is not what was written."""
+    rows = cache.select(TRAIN)
+    return Source(rows, reader(cache, rows), cache.info["scaling_factor"], classes, label_dropout, seed)
+
+
+def validation_source(cache: Cache, classes: list[str], clips: int, seed: int) -> Source:
+    """At most `clips` held-out clips, spread evenly over the sorted keys; no label is dropped."""
+    held_out = cache.select(TEST)
+    count = min(clips, len(held_out))
+    rows = [held_out[i * len(held_out) // count] for i in range(count)]
+    return Source(rows, reader(cache, rows), cache.info["scaling_factor"], classes, 0.0, seed)
+
+
+def reader(cache: Cache, rows: Sequence[ManifestRow]) -> Read:
+    """What gives the posterior of a clip, (2, F, C, h, w) float16; kept once read where all fit into memory."""
+    if sum(row["length"] for row in rows) > IN_MEMORY:
+        return lambda row: read_latent(cache.path, row)
+    kept: dict[str, np.ndarray] = {}
+
+    def read(row: ManifestRow) -> np.ndarray:
+        if row["key"] not in kept:
+            kept[row["key"]] = read_latent(cache.path, row)
+        return kept[row["key"]]
+
+    return read
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, clips: int) -> np.ndarray:
+    """(clips,) int64: the order of an epoch, a permutation of the rows sorted by key."""
+    return np.random.default_rng([seed, epoch]).permutation(clips)
+
+
+def global_batch(seed: int, step: int, size: int, clips: int) -> list[int]:
+    """The rows of global batch `step` (from 0), which may reach into the next epoch."""
+    positions = range(step * size, (step + 1) * size)
+    epochs = {epoch: epoch_order(seed, epoch, clips) for epoch in sorted({p // clips for p in positions})}
+    return [int(epochs[p // clips][p % clips]) for p in positions]
+
+
+def share(size: int, rank: int, workers: int) -> range:
+    """The indices in a global batch of `size` that fall to a worker: contiguous, all workers alike."""
+    assert size % workers == 0, f"{size} over {workers}: settings were not validated"
+    each = size // workers
+    return range(rank * each, (rank + 1) * each)
+
+
+def generator(seed: int, stream: str, step: int, index: int) -> torch.Generator:
+    """The randomness of one sample, whatever the worker that it falls to."""
+    digest = hashlib.blake2b(f"{seed}/{stream}/{step}/{index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def make_batch(source: Source, picks: Sequence[tuple[int, int]], stream: str, step: int) -> TrainingBatch:
+    """A batch of (row, index in the global batch) pairs; see the module's docstring for its randomness."""
+    keys, z0, labels, noises, indices = [], [], [], [], []
+    for position, index in picks:
+        row = source.rows[position]
+        random = generator(source.seed, stream, step, index)
+        mean, logvar = torch.from_numpy(source.read(row)).float()
+        posterior_noise, noise = torch.randn((2, *mean.shape), generator=random)
+        indices.append(torch.randint(TIMESTEPS, (1,), generator=random))
+        label = class_indices([row["label"]], source.classes)
+        labels.append(drop_labels(label, source.label_dropout, len(source.classes), random))
+        z0.append(sample_posterior(mean, logvar, posterior_noise, source.scaling_factor))
+        noises.append(noise)
+        keys.append(row["key"])
+    latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels))
+    return TrainingBatch(latents, torch.stack(noises), torch.cat(indices), torch.ones(len(keys)))
+
+
+def training_batches(
+    source: Source, size: int, micro: int, rank: int, workers: int, start: int, stop: int
+) -> Iterator[list[TrainingBatch]]:
+    """For each step from `start` to `stop` - 1 this worker's share of the global batch, in pieces of `micro` clips."""
+    mine = share(size, rank, workers)
+
+    def make(step: int) -> list[TrainingBatch]:
+        rows = global_batch(source.seed, step, size, len(source.rows))
+        picks = [(rows[index], index) for index in mine]
+        return [make_batch(source, picks[i : i + micro], "train", step) for i in range(0, len(picks), micro)]
+
+    return prefetch(make, range(start, stop))
+
+
+def validation_batches(source: Source, micro: int, rank: int, workers: int) -> list[TrainingBatch]:
+    """This worker's share of the held-out clips, at fixed noises and at times spread evenly over 0..999.
+
+    Every worker gets equally many pieces of equal size; repeats that fill them up have weight 0.
+    """
+    count = len(source.rows)
+    if not count:
+        return []
+    padded = -(-count // (micro * workers)) * micro * workers
+    pieces = []
+    mine = share(padded, rank, workers)
+    for start in range(mine.start, mine.stop, micro):
+        places = range(start, start + micro)
+        batch = make_batch(source, [(place % count, place) for place in places], "validation", 0)
+        index = torch.tensor([(2 * (place % count) + 1) * TIMESTEPS // (2 * count) for place in places])
+        weight = torch.tensor([float(place < count) for place in places])
+        pieces.append(replace(batch, index=index, weight=weight))
+    return pieces
+
+
+def prefetch(make: Callable[[int], Out], steps: Iterable[int], ahead: int = PREFETCH) -> Iterator[Out]:
+    """make(step) for every step in order, made in a background thread; its exceptions are raised here."""
+    made: queue.Queue[tuple[Out | None, BaseException | None]] = queue.Queue(maxsize=ahead)
+    stopped = threading.Event()
+
+    def offer(item: tuple[Out | None, BaseException | None]) -> None:
+        while not stopped.is_set():
+            try:
+                made.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in steps:
+                offer((make(step), None))
+                if stopped.is_set():
+                    return
+            offer((None, StopIteration()))
+        except Exception as error:  # noqa: BLE001 (handed to the consumer, which raises it)
+            offer((None, error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = made.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join(timeout=10)

@@ -1,0 +1,77 @@
+"""The DeepSpeed engine, from typed settings: ZeRO 0-3, bf16 over fp32 master weights or float32, on CPU or GPU."""
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import TrainSettings
+from pipeline.train.optimisation import adamw
+
+BUCKET = 50_000_000  # elements gathered or reduced at once; small models then need one call a step
+
+
+def deepspeed_config(train: TrainSettings, workers: int) -> dict[str, Any]:
+    """The configuration that `deepspeed.initialize` takes."""
+    piece = min(train.micro_batch, train.global_batch // workers)
+    config: dict[str, Any] = {
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": piece,
+        "gradient_accumulation_steps": train.global_batch // workers // piece,
+        "gradient_clipping": train.clip_norm or 0.0,
+        "steps_per_print": 2**31,
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
+            # the backward pass runs collectives while it goes on computing, which a CPU cannot
+            "overlap_comm": torch.cuda.is_available(),
+        },
+    }
+    if train.precision == "bfloat16":
+        config["bf16"] = {"enabled": True}
+        if train.zero_stage:  # without ZeRO, DeepSpeed accumulates in the model's precision only
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def start_engine(model: nn.Module, train: TrainSettings, workers: int, device: torch.device) -> Any:
+    """`model` under a DeepSpeed engine, with AdamW; torch.distributed must be up. Every rank calls it."""
+    deepspeed = import_deepspeed(device)
+    optimizer = adamw(model.to(device), train)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's own use of older torch calls
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(train, workers))
+    return engine
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, set up for the device, without what it would compile with g++ and ninja at first use."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    # A shared-memory all-reduce that DeepSpeed builds on every new machine with a CPU. Over gloo nothing needs a
+    # compiler, and a worker that is killed ends its peers' waiting, which shared memory does not.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def full_state(engine: Any, buffers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The trained model's whole state in float32 on the CPU, from the master weights wherever they lie.
+
+    `buffers` are the model's before bf16 rounded them. Collective: every rank calls it.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    own = engine.module
+    sharded = engine.zero_optimization_stage() == 3
+    state = dict(buffers)
+    for name, parameter in own.named_parameters():
+        plain = parameter.dtype == torch.float32 and not sharded
+        value = parameter.detach() if plain else safe_get_full_fp32_param(parameter)
+        assert value is not None, f"{name}: DeepSpeed has no master weight of it"
+        state[name] = value.detach().float().cpu().clone()
+    return state

@@ -1,0 +1,131 @@
+"""What a run tells of itself while it trains: history.csv, TensorBoard, progress lines. Rank 0 only, no Ray."""
+
+import csv
+import io
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from pipeline.storage import is_remote, read_bytes, resolve, write_bytes
+
+COLUMNS = (
+    "step",  # optimizer steps made
+    "loss",  # mean over the steps since the row before
+    "validation_loss",  # of held-out clips at fixed times and noises
+    "learning_rate",
+    "gradient_norm",  # of that step, before clipping
+    "samples_per_s",  # over all workers, since the row before, checkpoints and validation not counted
+    "data_wait",  # share of the step time spent waiting for data
+    "seconds",  # of the whole run so far, the time between two starts not counted
+)
+HISTORY = "history.csv"
+SAVE_S = 10.0
+Row = dict[str, float | None]
+
+
+def read_history(address: str) -> list[Row]:
+    """Rows of a history.csv; [] if there is none. Empty cells are None."""
+    try:
+        text = read_bytes(address).decode()
+    except FileNotFoundError:
+        return []
+    return [
+        {name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+class History:
+    """Rows kept in memory and written whole, so that the file is never torn and a remote one works too.
+
+    On resume after `start` steps, rows of later steps are dropped: those steps are made again.
+    """
+
+    def __init__(self, folder: str, start: int, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.address, self.steps = f"{folder}/{HISTORY}", steps
+        self.rows = [row for row in read_history(self.address) if (row["step"] or 0) <= start]
+        self.before = (self.rows[-1]["seconds"] or 0.0) if self.rows else 0.0
+        self.started = self.saved = time.monotonic()
+        self.start = start
+        self.remote = f"{folder}/tensorboard"
+        local = tempfile.mkdtemp(prefix="tensorboard-") if is_remote(folder) else resolve(self.remote)[1]
+        self.local = Path(local)
+        self.board = SummaryWriter(local, purge_step=start + 1 if start else None, flush_secs=15)
+
+    def add(self, step: int, **values: float | None) -> None:
+        """A row after `step` steps; says it in one line."""
+        row: Row = {"step": step, **values, "seconds": self.before + time.monotonic() - self.started}
+        self.rows.append(row)
+        for name, value in values.items():
+            if value is not None:
+                self.board.add_scalar(name, value, step)
+        print(self.line(row), flush=True)
+        if time.monotonic() - self.saved > SAVE_S:
+            self.save()
+
+    def line(self, row: Row) -> str:
+        step = int(row["step"] or 0)
+        parts = [f"step {step}/{self.steps}"]
+        if row.get("loss") is not None:
+            parts.append(f"loss {row['loss']:.4f}")
+        if row.get("validation_loss") is not None:
+            parts.append(f"validation {row['validation_loss']:.4f}")
+        if row.get("samples_per_s"):
+            parts.append(f"{row['samples_per_s']:.1f} clips/s")
+        if step > self.start:
+            left = (time.monotonic() - self.started) / (step - self.start) * (self.steps - step)
+            parts.append(f"{duration(left)} to go")
+        return ", ".join(parts)
+
+    def save(self) -> None:
+        """Write history.csv, and for a remote run the TensorBoard files."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({name: _cell(row.get(name)) for name in COLUMNS})
+        write_bytes(self.address, stream.getvalue().encode())
+        self.board.flush()
+        if is_remote(self.remote):
+            filesystem, inner = resolve(self.remote)
+            pafs.copy_files(str(self.local), inner, pafs.LocalFileSystem(), filesystem)
+        self.saved = time.monotonic()
+
+    def close(self) -> None:
+        self.save()
+        self.board.close()
+
+    def last(self, name: str) -> float | None:
+        """The latest value of a column."""
+        return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json takes from the history."""
+        rates = [row["samples_per_s"] for row in self.rows if row.get("samples_per_s")]
+        return {
+            "final_loss": self.last("loss"),
+            "validation_losses": [
+                [int(row["step"] or 0), row["validation_loss"]] for row in self.rows if row.get("validation_loss") is not None
+            ],
+            "samples_per_s": sorted(rates)[len(rates) // 2] if rates else None,  # type: ignore[type-var]
+            "seconds": self.last("seconds"),
+        }
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() and not math.isinf(value) else f"{value:.6g}"
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1 h 2 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

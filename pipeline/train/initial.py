@@ -1,0 +1,157 @@
+"""What training starts from: pre-trained weights (train.init) and the frozen neural prior, checked against the cache."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipeline.config import Settings, UserError
+from pipeline.models.build import load_prior, shipped_path
+from pipeline.models.latte import Latte
+from pipeline.models.prior import NeuralPrior
+from pipeline.models.weights import (
+    CLASS_TABLE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    State,
+    WeightsError,
+    bridge_state_from_diffusion,
+    load_export,
+    load_published,
+    load_strict,
+    remap_classes,
+)
+from pipeline.schema import CacheInfo
+from pipeline.storage import exists, is_remote, read_bytes, read_json, write_bytes
+from pipeline.train.tasks import Job, sections
+
+VAE_HASH = "vae.path (hash of its weights)"
+KINDS = {"finetune": "image_to_video", "prior": "prior"}
+
+
+def load_initial(job: Job, settings: Settings, info: CacheInfo, target: Latte) -> str:
+    """Load train.init into `target` (on the meta device: only check that it fits); what was kept, in words.
+
+    Raises UserError, WeightsError or WeightsMismatch.
+    """
+    _, train = sections(job, settings)
+    if train.init is None:
+        return "from scratch"
+    key = "train.init" if job == "finetune" else "prior.train.init"
+    path = shipped_path(train.init)
+    with local_copy(path) as local:
+        if is_export(path):
+            check_initial(key, train.init, read_config(path, key), job, settings, info)
+            state, config = load_export(local)
+            known: list[str] | None = config["classes"]
+        else:
+            state, known = load_published(local), None
+    try:
+        if job == "finetune":
+            state = bridge_state_from_diffusion(state, target)
+        state, kept = fit_classes(state, known, info["classes"])
+        load_strict(target, state, train.init)
+    except WeightsError as error:
+        raise type(error)(f"{key} = {train.init}: {error}") from error
+    return f"from {train.init}: {len(state)} tensors, {kept} of {len(info['classes'])} classes known"
+
+
+def fit_classes(state: State, known: list[str] | None, classes: list[str]) -> tuple[State, int]:
+    """Class embeddings for `classes`. A published checkpoint names none (`known` None): as many are taken to be the same
+    in the same order; otherwise each starts as the null class."""
+    if known is None:
+        rows = len(state[CLASS_TABLE]) - 1 if CLASS_TABLE in state else len(classes)
+        if rows == len(classes):
+            return state, len(classes)
+        known = [f"unnamed {i}" for i in range(rows)]
+    return remap_classes(state, known, classes)
+
+
+def check_initial(
+    key: str, path: str, config: dict[str, Any], job: Job, settings: Settings, info: CacheInfo
+) -> None:
+    """Raise UserError if an export cannot start this job."""
+    if config["kind"] != KINDS[job]:
+        raise UserError(f"{key} = {path}: holds a {config['kind']} model, expected {KINDS[job]}; give one, or set null")
+    if job == "finetune" and settings.bridge.saf and config["bridge"]["process"] != "diffusion":
+        raise UserError(
+            f"{key} = {path}: is a {config['bridge']['process']} model, but bridge.saf aligns the bridge to a diffusion "
+            "model; give one (such as shipped:teacher), or set bridge.saf false to go on training a bridge"
+        )
+    check_latents(f"{key} = {path}", config, info)
+
+
+def check_latents(what: str, config: dict[str, Any], info: CacheInfo) -> None:
+    """Raise UserError if an export was trained on other latents than the cache's."""
+    if config["latent_shape"] != info["latent_shape"]:
+        raise UserError(
+            f"{what}: was trained on latents of {_cross(config['latent_shape'])}, the cache has "
+            f"{_cross(info['latent_shape'])} (frames x channels x height x width); set data.frames, data.height and "
+            "data.width alike and cache again, or give another"
+        )
+    trained, cached = config["vae"], info["settings"].get(VAE_HASH)
+    if trained["weights_hash"] != cached or trained["scaling_factor"] != info["scaling_factor"]:
+        raise UserError(
+            f"{what}: was trained on latents of the VAE {trained['path']} ({trained['weights_hash'][:12]}..., scaling "
+            f"{trained['scaling_factor']:g}), the cache is of another ({str(cached)[:12]}..., {info['scaling_factor']:g}); "
+            "cache again with that VAE (vae.path), or give another"
+        )
+
+
+def check_prior(settings: Settings, info: CacheInfo) -> str:
+    """The neural prior's export, by config.json. Raises UserError if there is none or it does not fit."""
+    path = settings.prior_export
+    remedy = "run jobs/train_prior.py first, or set bridge.prior replicated"
+    if not is_export(shipped_path(path)):
+        raise UserError(f"{path}: no neural prior there (bridge.prior = neural, bridge.prior_path); {remedy}")
+    config = read_config(shipped_path(path), "bridge.prior_path")
+    if config["kind"] != "prior":
+        raise UserError(f"{path}: holds a {config['kind']} model, expected prior (bridge.prior_path); {remedy}")
+    check_latents(f"bridge.prior_path = {path}", config, info)
+    return path
+
+
+def load_frozen_prior(settings: Settings) -> tuple[NeuralPrior, list[str]]:
+    """The neural prior in eval mode on the CPU, and its classes. Raises UserError or WeightsMismatch."""
+    with local_copy(shipped_path(settings.prior_export)) as local:
+        prior, config = load_prior(local)
+    return prior, config["classes"]
+
+
+def is_export(path: str) -> bool:
+    return exists(f"{path}/{CONFIG_FILE}")
+
+
+def read_config(path: str, key: str) -> dict[str, Any]:
+    """config.json of an export folder. Raises UserError where it is not one of ours."""
+    try:
+        config = read_json(f"{path}/{CONFIG_FILE}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}/{CONFIG_FILE}: not valid JSON ({error}); export again, or set {key}") from error
+    missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
+    if missing:
+        raise UserError(f"{path}: no export of this project (without {', '.join(sorted(missing))}); set {key}")
+    return config
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A local path of an export folder or a weights file; s3:// ones are fetched, and removed afterwards."""
+    if not is_remote(path):
+        yield str(Path(path).expanduser())
+        return
+    with TemporaryDirectory() as folder:
+        if not is_export(path):
+            local = f"{folder}/{path.rsplit('/', 1)[1]}"
+            write_bytes(local, read_bytes(path))
+            yield local
+            return
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            write_bytes(f"{folder}/{name}", read_bytes(f"{path}/{name}"))
+        yield folder
+
+
+def _cross(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,235 @@
+"""What the driver settles before Ray starts: is everything there, does it fit, has the run been done already."""
+
+import hashlib
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.config import Settings, UserError, to_yaml
+from pipeline.data.manifest import Cache, check_same, describe, open_cache
+from pipeline.models.build import shipped_path
+from pipeline.models.latte import Latte
+from pipeline.models.weights import WEIGHTS_FILE
+from pipeline.schema import TEST, TRAIN, CacheInfo
+from pipeline.storage import exists, read_json, resolve, write_bytes, write_json
+from pipeline.train.initial import VAE_HASH, check_prior, is_export, load_initial
+from pipeline.train.tasks import Job, sections, untrained
+
+MADE_WITH = "made_with.json"
+CHECKPOINTS = "checkpoints"
+# of one parameter in a checkpoint: the weight, its master copy, AdamW's two moments
+CHECKPOINT_BYTES = {"float32": 4 + 4 + 8, "bfloat16": 2 + 4 + 8}
+# of `train`: what may change between two starts of one run without changing what is trained
+FREE = {
+    "micro_batch",
+    "activation_checkpointing",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_every",
+    "validate_every",
+    "validate_clips",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job with everything that was found out about it; its folder is STORAGE/NAME/JOB."""
+
+    job: Job
+    settings: Settings
+    cache: Cache
+    model: nn.Module  # on the meta device: a shape, no weights
+    begins: str  # what the weights start from, in words
+    made_with: dict[str, dict[str, Any]]  # "result" and "checkpoint", flat
+
+    @property
+    def folder(self) -> str:
+        return run_folder(self.job, self.settings)
+
+    @property
+    def export(self) -> str:
+        return f"{self.folder}/export"
+
+
+def run_folder(job: Job, settings: Settings) -> str:
+    return f"{settings.run.folder}/{job}"
+
+
+def prepare(job: Job, settings: Settings) -> Run:
+    """Find and check cache, initial weights and prior. Reads only. Raises UserError or WeightsMismatch."""
+    cache = open_cache(settings.cache_path)
+    check_same(cache.path, cache.info, describe(settings, []))
+    if not cache.select(TRAIN):
+        raise UserError(f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again")
+    model, begins = meta_model(job, settings, cache.info)
+    if uses_prior(job, settings):
+        check_prior(settings, cache.info)
+    return Run(job, settings, cache, model, begins, made_with(job, settings, cache))
+
+
+def meta_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[nn.Module, str]:
+    """The job's model without weights, train.init having been tried on it."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
+        model = untrained(job, settings, info)
+        with torch.device("cpu"):
+            backbone = model.backbone
+            assert isinstance(backbone, Latte)
+            return model, load_initial(job, settings, info, backbone)
+
+
+def uses_prior(job: Job, settings: Settings) -> bool:
+    """Whether the neural prior takes part in the job's loss."""
+    needed = settings.bridge.process == "bridge" or settings.model.prior_condition
+    return job == "finetune" and needed and settings.bridge.prior == "neural"
+
+
+def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, dict[str, Any]]:
+    """What decides the result of a run, and what besides decides whether its checkpoints can be read."""
+    model, train = sections(job, settings)
+    keys = hashlib.blake2b(digest_size=8)
+    for row in cache.rows:
+        keys.update(f"{row['key']} {row['split']} {row['label']}\n".encode())
+    result: dict[str, Any] = {
+        "run.seed": settings.run.seed,
+        "cache.fingerprint": cache.info["fingerprint"],
+        "cache.clips": f"{len(cache.rows)} ({keys.hexdigest()})",
+    }
+    prefix = "" if job == "finetune" else "prior."
+    result |= {f"{prefix}model.{name}": value for name, value in model.model_dump(mode="json").items()}
+    trained = train.model_dump(mode="json")
+    result |= {f"{prefix}train.{name}": value for name, value in trained.items() if name not in {*FREE, "zero_stage"}}
+    if train.init is not None:
+        result[f"{prefix}train.init (its weights)"] = weights_hash(shipped_path(train.init))
+    if job == "finetune":
+        bridge = settings.bridge.model_dump(mode="json")
+        result |= {f"bridge.{name}": value for name, value in bridge.items() if name != "prior_path"}
+        if uses_prior(job, settings):
+            result["bridge.prior_path (its weights)"] = weights_hash(shipped_path(settings.prior_export))
+    checkpoint = {"cluster.train.workers": settings.cluster.train.workers, f"{prefix}train.zero_stage": train.zero_stage}
+    return {"result": result, "checkpoint": checkpoint}
+
+
+def weights_hash(path: str) -> str:
+    """BLAKE2b of an export's weights, or of a weights file."""
+    digest = hashlib.blake2b(digest_size=8)
+    filesystem, inner = resolve(f"{path}/{WEIGHTS_FILE}" if is_export(path) else path)
+    with filesystem.open_input_stream(inner) as stream:
+        while chunk := stream.read(8 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def standing(run: Run) -> Literal["new", "interrupted", "done"]:
+    """How far the run is. Raises UserError if its folder holds a run of other settings."""
+    state: Literal["interrupted", "done"]
+    state = "done" if is_export(run.export) else "interrupted"
+    address = f"{run.folder}/{MADE_WITH}"
+    if not exists(address):
+        if state == "done":
+            raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
+        return "new"
+    before = read_json(address)
+    parts = ("result",) if state == "done" else ("result", "checkpoint")
+    differences = [
+        f"{key}: was {before[part].get(key)!r}, now {run.made_with[part].get(key)!r}"
+        for part in parts
+        for key in sorted(before[part].keys() | run.made_with[part].keys())
+        if before[part].get(key) != run.made_with[part].get(key)
+    ]
+    if differences and state == "interrupted" and not exists(f"{run.folder}/{CHECKPOINTS}"):
+        return "new"  # nothing had been trained yet
+    if differences:
+        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+        raise UserError(
+            f"{run.folder}: holds a {'finished' if state == 'done' else 'half-finished'} run of other settings "
+            f"({'; '.join(differences[:4])}{more}); set them alike, choose another --run.name, or delete that folder"
+        )
+    return state
+
+
+def record(run: Run) -> None:
+    """Write what the run is made with beside its results."""
+    write_bytes(f"{run.folder}/settings.yaml", to_yaml(run.settings).encode())
+    write_json(f"{run.folder}/{MADE_WITH}", run.made_with)
+
+
+def export_config(job: Job, settings: Settings, info: CacheInfo) -> dict[str, Any]:
+    """config.json of the export."""
+    model, train = sections(job, settings)
+    data = settings.data
+    return {
+        "kind": "image_to_video" if job == "finetune" else "prior",
+        "model": model.model_dump(mode="json"),
+        "bridge": settings.bridge.model_dump(mode="json"),
+        "latent_shape": info["latent_shape"],
+        "classes": info["classes"],
+        "vae": {
+            "path": settings.vae.path,
+            "weights_hash": info["settings"][VAE_HASH],
+            "scaling_factor": info["scaling_factor"],
+        },
+        "cache_fingerprint": info["fingerprint"],
+        "steps": train.steps,
+        "init": train.init,
+        "data": {"height": data.height, "width": data.width, "frames": data.frames, "stride": data.stride},
+        "prior_export": settings.prior_export if uses_prior(job, settings) else None,
+    }
+
+
+def plan_training(run: Run) -> str:
+    """What the run would do, in words and figures."""
+    _, train = sections(run.job, run.settings)
+    clips, held_out = len(run.cache.select(TRAIN)), len(run.cache.select(TEST))
+    parameters = sum(p.numel() for p in run.model.parameters())
+    workers = run.settings.cluster.train.workers
+    piece = min(train.micro_batch, train.global_batch // workers)
+    flops = training_flops(run.model, run.cache.info)
+    size = parameters * CHECKPOINT_BYTES[train.precision]
+    return (
+        f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
+        f"  model         {parameters / 1e6:.2f} M parameters, {tokens(run.model)} tokens a clip, "
+        f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
+        f"  data          {clips} training and {held_out} held-out clips in {run.cache.path}\n"
+        f"  steps         {train.steps} of {train.global_batch} clips = {train.steps * train.global_batch / clips:.1f} epochs: "
+        f"{workers} workers x {train.global_batch // workers // piece} pieces of {piece}, "
+        f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
+        f"  checkpoints   every {train.checkpoint_every} steps, the last {train.keep_checkpoints} kept, "
+        f"{_size(size)} each; export {_size(parameters * 4)}\n"
+        f"  to            {run.folder}"
+    )
+
+
+def _standing_in_words(run: Run) -> str:
+    return {"new": "new", "interrupted": "goes on from its last checkpoint", "done": "done already: nothing to do"}[
+        standing(run)
+    ]
+
+
+def tokens(model: nn.Module) -> int:
+    """Tokens that the backbone sees of one clip, the image's frame included."""
+    backbone = model.backbone
+    assert isinstance(backbone, Latte)
+    return backbone.num_frames * backbone.pos_embed.shape[1]
+
+
+def training_flops(model: nn.Module, info: CacheInfo) -> float:
+    """FLOP of one clip, forward and backward (three forwards); counted on the meta device, nothing is computed."""
+    backbone = model.backbone
+    assert isinstance(backbone, Latte)
+    height, width = info["latent_shape"][2:]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        x = torch.empty(1, backbone.num_frames, backbone.in_channels, height, width)
+        t = torch.empty(1) if backbone.t_embedder is not None else None
+        backbone(x, t, torch.empty(1, dtype=torch.int64))
+    return 3.0 * counter.get_total_flops()
+
+
+def _size(count: float) -> str:
+    power = min(3, int(math.log(max(count, 1), 1024)))
+    return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"

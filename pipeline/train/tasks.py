@@ -1,0 +1,104 @@
+"""What is trained: a model, what it starts from, and one loss a sample. Plain PyTorch on any device.
+
+    bridge      eq. 17, from the replicated image or the neural prior; with SAF, eq. 24
+    diffusion   its plain counterpart, with the image (model.image_condition frame) or of the class alone (the teacher)
+    prior       eq. 8: the neural prior regresses the clip from its first frame
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.bridge.alignment import aligned_timesteps
+from pipeline.bridge.loss import bridge_loss, diffusion_loss, per_sample_mse
+from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
+from pipeline.config import BridgeSettings, ModelSettings, Settings, TrainSettings
+from pipeline.data.batches import TrainingBatch
+from pipeline.models.build import build_image_to_video, build_prior, class_indices
+from pipeline.models.image_to_video import ImageToVideo
+from pipeline.models.prior import NeuralPrior, replicate
+from pipeline.schema import CacheInfo
+
+Job = Literal["finetune", "prior"]
+Network = Callable[..., Tensor]  # the model, or an engine around it
+Loss = Callable[[Network, TrainingBatch], Tensor]  # one number a sample, (B,)
+
+
+@dataclass(frozen=True)
+class Task:
+    """`model` is ImageToVideo or NeuralPrior; `frozen` what the loss uses besides, to be moved along."""
+
+    model: nn.Module
+    loss: Loss
+    frozen: NeuralPrior | None
+
+    def backbone(self) -> nn.Module:
+        return self.model.backbone  # type: ignore[return-value]
+
+
+def sections(job: Job, settings: Settings) -> tuple[ModelSettings, TrainSettings]:
+    """The sections that the job is set by."""
+    return (settings.model, settings.train) if job == "finetune" else (settings.prior.model, settings.prior.train)
+
+
+def untrained(job: Job, settings: Settings, info: CacheInfo) -> nn.Module:
+    """The job's model for the latents and classes of the cache; on the meta device only its shape."""
+    model, train = sections(job, settings)
+    make = build_image_to_video if job == "finetune" else build_prior
+    return make(model, info["latent_shape"], len(info["classes"]), train.activation_checkpointing)
+
+
+def finetune_task(
+    model: ImageToVideo, bridge: BridgeSettings, frozen: NeuralPrior | None = None, same_classes: Tensor | None = None
+) -> Task:
+    """The loss of bridge.process. `frozen` is the neural prior, without it the image is replicated; `same_classes`
+    gives the prior's index of each of the model's classes, as the prior may know them in another order."""
+    alphas_cumprod = linear_alphas_cumprod(bridge.pretrained_beta_start, bridge.pretrained_beta_end)
+    table = gmax_table(bridge.beta0, bridge.beta1)
+    aligned_t = aligned_timesteps(table, alphas_cumprod) if bridge.saf else None
+
+    def end_point(batch: TrainingBatch) -> Tensor:
+        z0, image_latent = batch.latents.z0, batch.latents.image_latent
+        if frozen is None:
+            return replicate(image_latent, z0.shape[1])
+        assert same_classes is not None
+        with torch.no_grad():
+            return frozen(image_latent, same_classes.to(z0.device)[batch.latents.label]).float()
+
+    def loss(network: Network, batch: TrainingBatch) -> Tensor:
+        latents = batch.latents
+        needs_prior = bridge.process == "bridge" or model.prior_condition
+        prior = end_point(batch) if needs_prior else None
+        conditions: dict[str, Tensor | None] = {}
+        if model.image_condition == "frame":
+            conditions["image_latent"] = latents.image_latent
+        if model.prior_condition:
+            conditions["prior"] = prior
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            return network(z, t, latents.label, **conditions)
+
+        if bridge.process == "diffusion":
+            return diffusion_loss(denoise, alphas_cumprod, latents.z0, batch.index, batch.noise)
+        assert prior is not None
+        return bridge_loss(denoise, table, latents.z0, prior, batch.index, batch.noise, aligned_t)
+
+    return Task(model, loss, frozen)
+
+
+def prior_task(model: NeuralPrior) -> Task:
+    """Eq. 8: mean squared error between the prior and the clip."""
+
+    def loss(network: Network, batch: TrainingBatch) -> Tensor:
+        predicted = network(batch.latents.image_latent, batch.latents.label)
+        return per_sample_mse(predicted.float(), batch.latents.z0)
+
+    return Task(model, loss, None)
+
+
+def class_map(model_classes: list[str], prior_classes: list[str]) -> Tensor:
+    """(len(model_classes) + 1,) int64: the prior's index of each of the model's classes and of its null class."""
+    return class_indices([*model_classes, ""], prior_classes)

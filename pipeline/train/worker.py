@@ -1,0 +1,190 @@
+"""Ray Train around the loop: ask the cluster for workers, start the loop on each, start it again after a failure."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from pipeline.config import JobFailed, Settings, UserError
+from pipeline.data.batches import training_batches, training_source, validation_batches, validation_source
+from pipeline.data.manifest import open_cache
+from pipeline.models.image_to_video import ImageToVideo
+from pipeline.models.latte import Latte
+from pipeline.models.prior import NeuralPrior
+from pipeline.ray_start import start_ray
+from pipeline.schema import CacheInfo
+from pipeline.storage import read_json, resolve, write_json
+from pipeline.train import checkpoint
+from pipeline.train.engine import full_state, start_engine
+from pipeline.train.history import History, duration
+from pipeline.train.initial import load_frozen_prior, load_initial
+from pipeline.train.loop import Place, train_steps
+from pipeline.train.run import CHECKPOINTS, Run, export_config, record, run_folder, standing, uses_prior
+from pipeline.train.tasks import Job, Task, class_map, finetune_task, prior_task, sections, untrained
+
+log = logging.getLogger("train")
+
+
+def run_training(run: Run) -> dict[str, Any]:
+    """Train, or go on where the run stopped, and give its summary.json. Raises UserError or JobFailed."""
+    summary = f"{run.folder}/summary.json"
+    if standing(run) == "done":
+        log.info("nothing to do: %s has been trained already, with these settings", run.export)
+        found: dict[str, Any] = read_json(summary)
+        return found
+    start_ray(run.settings)
+    check_cluster(run.settings)
+    record(run)
+    resources = run.settings.cluster.train
+    filesystem, inner = resolve(run.folder)
+    _, train = sections(run.job, run.settings)
+    # Ray Train hands these on to its controller and workers
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)
+    os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it prints every line of a worker twice
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"job": run.job, "settings": run.settings.model_dump(mode="json")},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker=per_worker(run.settings),
+        ),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.num_gpus > 0 else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=inner,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        raise explained(run, error) from error
+    write_json(summary, result.return_value)
+    log.info("%s: %d steps in %s", run.export, result.return_value["steps"], duration(result.return_value["seconds"]))
+    return dict(result.return_value)
+
+
+def explained(run: Run, error: "ray.train.WorkerGroupError") -> Exception:
+    """The cause of a failed run, for the user: what a worker raised."""
+    causes = list(error.worker_failures.values())
+    for cause in causes:
+        if isinstance(cause, ValueError | FloatingPointError):
+            return UserError(str(cause)) if isinstance(cause, UserError) else JobFailed(str(cause))
+    first = str(causes[0]).strip().splitlines()[-1] if causes else "unknown"
+    return JobFailed(
+        f"training failed more than cluster.train.max_failures = {run.settings.cluster.train.max_failures} times "
+        f"({first}); the same command goes on from the last checkpoint in {run.folder}"
+    )
+
+
+def per_worker(settings: Settings) -> dict[str, float]:
+    resources = settings.cluster.train
+    wanted: dict[str, float] = {"CPU": resources.num_cpus}
+    return wanted | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
+
+
+def check_cluster(settings: Settings) -> None:
+    """Raise UserError if the cluster can never hold the workers: too few CPUs or GPUs, and nothing adds nodes."""
+    from ray._private.state import state  # how Ray Train itself asks whether an autoscaler has more to give
+
+    if state.get_max_resources_from_cluster_config():
+        return
+    wanted, workers = per_worker(settings), settings.cluster.train.workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(min(int(node.get(kind, 0) // each) for kind, each in wanted.items() if each) for node in nodes)
+    if places >= workers:
+        return
+    has = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))
+    asked = " and ".join(f"cluster.train.num_{kind.lower()}s = {each:g}" for kind, each in wanted.items())
+    raise UserError(
+        f"cluster.train.workers = {workers} with {asked} each do not fit the Ray cluster, which has {has} on "
+        f"{len(nodes)} node(s) and no autoscaler: room for {places}; lower them or add nodes"
+    )
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What every worker does, from its model to the export; rank 0 gives the summary."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would tell of every checkpoint twice
+    job: Job = config["job"]
+    settings = Settings.model_validate(config["settings"])
+    _, train = sections(job, settings)
+    context = ray.train.get_context()
+    place = Place(context.get_world_rank(), context.get_world_size(), device_of(settings))
+    folder = run_folder(job, settings)
+    cache = open_cache(settings.cache_path)
+    classes = cache.info["classes"]
+    task, begins = build_task(job, settings, cache.info, place)
+    backbone = task.backbone()
+    buffers = {name: value.clone() for name, value in backbone.named_buffers()}
+    parameters = sum(p.numel() for p in backbone.parameters())
+    engine = start_engine(task.model, train, place.workers, place.device)
+    start = checkpoint.restore(engine)
+    history = History(folder, start, train.steps) if place.rank == 0 else None
+    if history:
+        print(f"{parameters / 1e6:.2f} M parameters, {begins if not start else f'goes on after step {start}'}", flush=True)
+    source = training_source(cache, classes, train.label_dropout, settings.run.seed)
+    held_out = validation_source(cache, classes, train.validate_clips, settings.run.seed)
+    piece = min(train.micro_batch, train.global_batch // place.workers)
+    batches = training_batches(
+        source, train.global_batch, piece, place.rank, place.workers, start, train.steps
+    )
+    train_steps(
+        engine,
+        task,
+        train,
+        batches,
+        validation_batches(held_out, piece, place.rank, place.workers),
+        history,
+        lambda step, metrics: checkpoint.save(engine, step, metrics),
+        place,
+        start,
+    )
+    state = full_state(engine, {f"backbone.{name}": value for name, value in buffers.items()})
+    if history is None:
+        return None
+    history.close()
+    exported = {name.removeprefix("backbone."): value for name, value in state.items()}
+    checkpoint.export(f"{folder}/export", exported, export_config(job, settings, cache.info))
+    return {
+        "job": job,
+        "steps": train.steps,
+        "parameters": parameters,
+        "clips": len(source.rows),
+        "held_out": len(held_out.rows),
+        "start": begins,
+        **history.summary(),
+    }
+
+
+def build_task(job: Job, settings: Settings, info: CacheInfo, place: Place) -> tuple[Task, str]:
+    """The job's model with its initial weights, and its loss; what the weights start from, in words."""
+    model = untrained(job, settings, info)
+    backbone = model.backbone
+    assert isinstance(backbone, Latte)
+    backbone.initialise(settings.run.seed)
+    begins = load_initial(job, settings, info, backbone)
+    if isinstance(model, NeuralPrior):
+        return prior_task(model), begins
+    assert isinstance(model, ImageToVideo)
+    if not uses_prior(job, settings):
+        return finetune_task(model, settings.bridge), begins
+    frozen, classes = load_frozen_prior(settings)
+    dtype = torch.bfloat16 if settings.train.precision == "bfloat16" else torch.float32
+    frozen = frozen.to(place.device, dtype)
+    return finetune_task(model, settings.bridge, frozen, class_map(info["classes"], classes)), begins
+
+
+def device_of(settings: Settings) -> torch.device:
+    """The worker's device; on a CPU, PyTorch gets as many threads as Ray set CPUs aside."""
+    if settings.cluster.train.num_gpus > 0:
+        return ray.train.torch.get_device()
+    torch.set_num_threads(max(1, int(settings.cluster.train.num_cpus)))
+    return torch.device("cpu")

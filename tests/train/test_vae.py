@@ -1,0 +1,29 @@
+"""Training of the shipped VAE: the optimizer does what its name says, and a few steps learn."""
+
+import numpy as np
+import torch
+
+from pipeline.data.synthetic import CLASSES, random_scene, render
+from pipeline.train.vae import VaeTraining, build, latent_scaling, orthogonalise, reconstruction_psnr, train
+
+
+def test_orthogonalised_updates_have_singular_values_near_one() -> None:
+    for shape in ((16, 144), (64, 27)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalise(matrix)) / max(1.0, shape[0] / shape[1]) ** 0.5
+        assert values.min() > 0.4
+        assert values.max() < 1.3
+
+
+def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights() -> None:
+    scenes = [random_scene(motion, np.random.default_rng(i)) for i, motion in enumerate(CLASSES)]
+    frames = torch.from_numpy(np.stack([render(scene, 0.3, 32, 32) for scene in scenes]))
+    training = VaeTraining(channels=(8, 8, 8, 8), steps=30)
+    before = reconstruction_psnr(build(training).eval(), frames)
+    [(step, module, means)] = list(train(frames, training))
+    [(_, again, _)] = list(train(frames, training))
+    assert step == 30
+    assert np.isfinite(list(means.values())).all()
+    assert reconstruction_psnr(module.eval(), frames) > before + 2
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
+    assert 0 < latent_scaling(module, frames) < 1e3
