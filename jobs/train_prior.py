@@ -21,9 +21,11 @@ def job(settings: Settings, options: Options) -> None:
     from pipeline.train.worker import run_training
 
     summary = run_training(run)
-    errors = summary["held_out_error"]
+    errors = summary.get("held_out_error")
     if errors:
-        print(f"  error on held-out clips: prior {errors['prior']:.4f}, replicated image {errors['replicated']:.4f}")
+        print(
+            f"  error on held-out clips: prior {errors['prior']:.4f}, replicated image {errors['replicated']:.4f}"
+        )
 
 
 def plan(settings: Settings, options: Options) -> str:

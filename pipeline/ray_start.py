@@ -25,30 +25,35 @@ def start_ray(settings: Settings) -> None:
     # a submitted job's own variables are in this process's environment already, and Ray refuses to set one
     # twice
     new = {name: value for name, value in variables.items() if name not in os.environ}
-    address = os.environ.get("RAY_ADDRESS", "auto")
+    address = os.environ.get("RAY_ADDRESS") or _started_here() or "local"
     if not _answers(address):
         raise UserError(_nobody(address))
+    alone = address == "local"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Ray's own notice about GPU environment variables
         try:
-            ray.init(address=address, runtime_env={"env_vars": new}, logging_level=logging.WARNING)
-            alone = address == "local"
-        except ConnectionError as error:
-            if address != "auto":
-                raise UserError(_nobody(address)) from error
             ray.init(
-                address="local",
+                address=address,
                 runtime_env={"env_vars": new},
                 logging_level=logging.WARNING,
-                include_dashboard=False,
+                **({"include_dashboard": False} if alone else {}),
             )
-            alone = True
+        except ConnectionError as error:
+            raise UserError(_nobody(address)) from error
     if alone and wanted and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
         raise UserError(
             f"{wanted} asks for GPUs and this machine has none; set it to 0 (--recipe demo does), or name a "
             "cluster that has some with RAY_ADDRESS"
         )
+
+
+def _started_here() -> str | None:
+    """The cluster that `ray start` recorded on this machine, if it still answers; Ray would wait for a dead one."""
+    from ray._private.utils import read_ray_address
+
+    recorded = read_ray_address()
+    return recorded if recorded and _answers(recorded) else None
 
 
 def _nobody(address: str) -> str:

@@ -26,8 +26,19 @@ TRAIN = {
 
 def tiny_settings(storage: Path, *more: str) -> Settings:
     """A tiny replicated-prior bridge over 4 x 32 x 32 clips, trained by two workers; `more` are overrides."""
-    lines = {"run.storage": storage, "run.name": "tiny", "data.frames": 4, "data.height": 32, "data.width": 32}
-    lines |= {"train.init": "null", "bridge.saf": "false", "bridge.prior": "replicated", "cluster.train.num_cpus": 1}
+    lines = {
+        "run.storage": storage,
+        "run.name": "tiny",
+        "data.frames": 4,
+        "data.height": 32,
+        "data.width": 32,
+    }
+    lines |= {
+        "train.init": "null",
+        "bridge.saf": "false",
+        "bridge.prior": "replicated",
+        "cluster.train.num_cpus": 1,
+    }
     for section in ("", "prior."):
         lines |= {f"{section}model.{key}": value for key, value in MODEL.items()}
         lines |= {f"{section}train.{key}": value for key, value in TRAIN.items()}
@@ -38,7 +49,10 @@ def write_cache(settings: Settings, clips: int = 10, held_out: int = 3, seed: in
     """Commit `clips` training and `held_out` test clips in two shards to settings.cache_path."""
     info = describe(settings, CLASSES)
     write_info(settings.cache_path, info)
-    rows = [_row(number, "train" if number < clips else "test", info["latent_shape"], seed) for number in range(clips + held_out)]
+    rows = [
+        _row(number, "train" if number < clips else "test", info["latent_shape"], seed)
+        for number in range(clips + held_out)
+    ]
     for part in (rows[::2], rows[1::2]):
         commit(settings.cache_path, pa.Table.from_pylist(part, schema=ENCODED_SCHEMA))
     return open_cache(settings.cache_path)

@@ -43,7 +43,9 @@ def start_engine(model: nn.Module, train: TrainSettings, workers: int, device: t
     optimizer = adamw(model.to(device), train)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's own use of older torch calls
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(train, workers))
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(train, workers)
+        )
     return engine
 
 
@@ -66,12 +68,19 @@ def full_state(engine: Any, buffers: dict[str, torch.Tensor]) -> dict[str, torch
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
-    own = engine.module
+    optimizer = engine.optimizer
+    # without ZeRO the bf16 wrapper keeps master weights in lists beside the model's
+    groups = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
+    masters = {id(rounded): master for pair in groups for rounded, master in zip(*pair, strict=True)}
     sharded = engine.zero_optimization_stage() == 3
     state = dict(buffers)
-    for name, parameter in own.named_parameters():
-        plain = parameter.dtype == torch.float32 and not sharded
-        value = parameter.detach() if plain else safe_get_full_fp32_param(parameter)
+    for name, parameter in engine.module.named_parameters():
+        if parameter.dtype == torch.float32 and not sharded:
+            value = parameter
+        else:
+            value = (
+                masters[id(parameter)] if id(parameter) in masters else safe_get_full_fp32_param(parameter)
+            )
         assert value is not None, f"{name}: DeepSpeed has no master weight of it"
         state[name] = value.detach().float().cpu().clone()
     return state

@@ -34,7 +34,8 @@ def read_history(address: str) -> list[Row]:
     except FileNotFoundError:
         return []
     return [
-        {name: float(value) if value else None for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))
+        {name: float(value) if value else None for name, value in row.items()}
+        for row in csv.DictReader(io.StringIO(text))
     ]
 
 
@@ -110,7 +111,9 @@ class History:
         return {
             "final_loss": self.last("loss"),
             "validation_losses": [
-                [int(row["step"] or 0), row["validation_loss"]] for row in self.rows if row.get("validation_loss") is not None
+                [int(row["step"] or 0), row["validation_loss"]]
+                for row in self.rows
+                if row.get("validation_loss") is not None
             ],
             "samples_per_s": sorted(rates)[len(rates) // 2] if rates else None,  # type: ignore[type-var]
             "seconds": self.last("seconds"),

@@ -74,7 +74,9 @@ def check_initial(
 ) -> None:
     """Raise UserError if an export cannot start this job."""
     if config["kind"] != KINDS[job]:
-        raise UserError(f"{key} = {path}: holds a {config['kind']} model, expected {KINDS[job]}; give one, or set null")
+        raise UserError(
+            f"{key} = {path}: holds a {config['kind']} model, expected {KINDS[job]}; give one, or set null"
+        )
     if job == "finetune" and settings.bridge.saf and config["bridge"]["process"] != "diffusion":
         raise UserError(
             f"{key} = {path}: is a {config['bridge']['process']} model, but bridge.saf aligns the bridge to a diffusion "
@@ -108,7 +110,9 @@ def check_prior(settings: Settings, info: CacheInfo) -> str:
         raise UserError(f"{path}: no neural prior there (bridge.prior = neural, bridge.prior_path); {remedy}")
     config = read_config(shipped_path(path), "bridge.prior_path")
     if config["kind"] != "prior":
-        raise UserError(f"{path}: holds a {config['kind']} model, expected prior (bridge.prior_path); {remedy}")
+        raise UserError(
+            f"{path}: holds a {config['kind']} model, expected prior (bridge.prior_path); {remedy}"
+        )
     check_latents(f"bridge.prior_path = {path}", config, info)
     return path
 
@@ -129,10 +133,14 @@ def read_config(path: str, key: str) -> dict[str, Any]:
     try:
         config = read_json(f"{path}/{CONFIG_FILE}")
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}/{CONFIG_FILE}: not valid JSON ({error}); export again, or set {key}") from error
+        raise UserError(
+            f"{path}/{CONFIG_FILE}: not valid JSON ({error}); export again, or set {key}"
+        ) from error
     missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
     if missing:
-        raise UserError(f"{path}: no export of this project (without {', '.join(sorted(missing))}); set {key}")
+        raise UserError(
+            f"{path}: no export of this project (without {', '.join(sorted(missing))}); set {key}"
+        )
     return config
 
 

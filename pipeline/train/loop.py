@@ -11,7 +11,7 @@ from pipeline.config import TrainSettings
 from pipeline.data.batches import TrainingBatch
 from pipeline.train.history import History
 from pipeline.train.optimisation import learning_rate, set_learning_rate
-from pipeline.train.tasks import Task
+from pipeline.train.tasks import Loss, Task
 
 Batches = Iterator[list[TrainingBatch]]
 Save = Callable[[int, dict[str, float | None]], None]
@@ -42,7 +42,7 @@ def train_steps(
     """
     meter = Meter(train.global_batch, place.device)
     if start == 0 and held_out:
-        before = validate(engine, task, held_out, place)
+        before = validate(engine, task.loss, held_out, place)
         if history:
             history.add(0, validation_loss=before)
     for step in range(start, train.steps):
@@ -64,7 +64,7 @@ def train_steps(
             row = meter.row(done)
             row |= {"learning_rate": rate, "gradient_norm": gradient_norm(engine)}
         if held_out and (done % train.validate_every == 0 or done == train.steps):
-            row["validation_loss"] = validate(engine, task, held_out, place)
+            row["validation_loss"] = validate(engine, task.loss, held_out, place)
         if history and row:
             history.add(done, **row)
         if done % train.checkpoint_every == 0 or done == train.steps:
@@ -74,13 +74,13 @@ def train_steps(
 
 
 @torch.no_grad()
-def validate(engine: Any, task: Task, held_out: list[TrainingBatch], place: Place) -> float:
-    """Mean loss over all workers' held-out clips, each at its fixed time and noise."""
+def validate(engine: Any, loss: Loss, held_out: list[TrainingBatch], place: Place) -> float:
+    """Mean loss over all workers' held-out clips, each at its fixed time and noise. Every rank calls it."""
     engine.eval()
     total = torch.zeros(2, dtype=torch.float64, device=place.device)
     for piece in held_out:
         piece = piece.to(place.device)
-        losses = task.loss(engine, piece).double()
+        losses = loss(engine, piece).double()
         total += torch.stack([(losses * piece.weight).sum(), piece.weight.sum().double()])
     engine.train()
     torch.distributed.all_reduce(total)
@@ -116,7 +116,9 @@ class Meter:
         mean = float(loss) / torch.distributed.get_world_size()
         self.seconds += time.monotonic() - begun  # a GPU's unfinished work, and waiting for other ranks
         if mean != mean or abs(mean) == float("inf"):
-            raise FloatingPointError(f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm")
+            raise FloatingPointError(
+                f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm"
+            )
         row: dict[str, float | None] = {
             "loss": mean,
             "samples_per_s": self.steps * self.global_batch / self.seconds,

@@ -65,7 +65,9 @@ def prepare(job: Job, settings: Settings) -> Run:
     cache = open_cache(settings.cache_path)
     check_same(cache.path, cache.info, describe(settings, []))
     if not cache.select(TRAIN):
-        raise UserError(f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again")
+        raise UserError(
+            f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
+        )
     model, begins = meta_model(job, settings, cache.info)
     if uses_prior(job, settings):
         check_prior(settings, cache.info)
@@ -103,7 +105,9 @@ def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, dict[str,
     prefix = "" if job == "finetune" else "prior."
     result |= {f"{prefix}model.{name}": value for name, value in model.model_dump(mode="json").items()}
     trained = train.model_dump(mode="json")
-    result |= {f"{prefix}train.{name}": value for name, value in trained.items() if name not in {*FREE, "zero_stage"}}
+    result |= {
+        f"{prefix}train.{name}": value for name, value in trained.items() if name not in {*FREE, "zero_stage"}
+    }
     if train.init is not None:
         result[f"{prefix}train.init (its weights)"] = weights_hash(shipped_path(train.init))
     if job == "finetune":
@@ -111,7 +115,10 @@ def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, dict[str,
         result |= {f"bridge.{name}": value for name, value in bridge.items() if name != "prior_path"}
         if uses_prior(job, settings):
             result["bridge.prior_path (its weights)"] = weights_hash(shipped_path(settings.prior_export))
-    checkpoint = {"cluster.train.workers": settings.cluster.train.workers, f"{prefix}train.zero_stage": train.zero_stage}
+    checkpoint = {
+        "cluster.train.workers": settings.cluster.train.workers,
+        f"{prefix}train.zero_stage": train.zero_stage,
+    }
     return {"result": result, "checkpoint": checkpoint}
 
 
@@ -132,7 +139,9 @@ def standing(run: Run) -> Literal["new", "interrupted", "done"]:
     address = f"{run.folder}/{MADE_WITH}"
     if not exists(address):
         if state == "done":
-            raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
+            raise UserError(
+                f"{run.export}: an export that was not made here; choose another --run.name, or delete it"
+            )
         return "new"
     before = read_json(address)
     parts = ("result",) if state == "done" else ("result", "checkpoint")
@@ -206,9 +215,11 @@ def plan_training(run: Run) -> str:
 
 
 def _standing_in_words(run: Run) -> str:
-    return {"new": "new", "interrupted": "goes on from its last checkpoint", "done": "done already: nothing to do"}[
-        standing(run)
-    ]
+    return {
+        "new": "new",
+        "interrupted": "goes on from its last checkpoint",
+        "done": "done already: nothing to do",
+    }[standing(run)]
 
 
 def tokens(model: nn.Module) -> int:

@@ -1,8 +1,8 @@
 """What is trained: a model, what it starts from, and one loss a sample. Plain PyTorch on any device.
 
-    bridge      eq. 17, from the replicated image or the neural prior; with SAF, eq. 24
-    diffusion   its plain counterpart, with the image (model.image_condition frame) or of the class alone (the teacher)
-    prior       eq. 8: the neural prior regresses the clip from its first frame
+bridge      eq. 17, from the replicated image or the neural prior; with SAF, eq. 24
+diffusion   its plain counterpart, with the image (model.image_condition frame) or of the class alone (the teacher)
+prior       eq. 8: the neural prior regresses the clip from its first frame
 """
 
 from collections.abc import Callable
@@ -41,7 +41,11 @@ class Task:
 
 def sections(job: Job, settings: Settings) -> tuple[ModelSettings, TrainSettings]:
     """The sections that the job is set by."""
-    return (settings.model, settings.train) if job == "finetune" else (settings.prior.model, settings.prior.train)
+    return (
+        (settings.model, settings.train)
+        if job == "finetune"
+        else (settings.prior.model, settings.prior.train)
+    )
 
 
 def untrained(job: Job, settings: Settings, info: CacheInfo) -> nn.Module:
@@ -52,7 +56,10 @@ def untrained(job: Job, settings: Settings, info: CacheInfo) -> nn.Module:
 
 
 def finetune_task(
-    model: ImageToVideo, bridge: BridgeSettings, frozen: NeuralPrior | None = None, same_classes: Tensor | None = None
+    model: ImageToVideo,
+    bridge: BridgeSettings,
+    frozen: NeuralPrior | None = None,
+    same_classes: Tensor | None = None,
 ) -> Task:
     """The loss of bridge.process. `frozen` is the neural prior, without it the image is replicated; `same_classes`
     gives the prior's index of each of the model's classes, as the prior may know them in another order."""
@@ -97,6 +104,12 @@ def prior_task(model: NeuralPrior) -> Task:
         return per_sample_mse(predicted.float(), batch.latents.z0)
 
     return Task(model, loss, None)
+
+
+def replicated_error(network: Network, batch: TrainingBatch) -> Tensor:
+    """What eq. 8 gives for the replicated image, the prior that needs no training; the network is not asked."""
+    z0 = batch.latents.z0
+    return per_sample_mse(replicate(batch.latents.image_latent, z0.shape[1]), z0)
 
 
 def class_map(model_classes: list[str], prior_classes: list[str]) -> Tensor:

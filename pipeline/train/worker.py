@@ -2,8 +2,8 @@
 
 import logging
 import os
-import shutil
-from pathlib import Path
+import warnings
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -23,9 +23,18 @@ from pipeline.train import checkpoint
 from pipeline.train.engine import full_state, start_engine
 from pipeline.train.history import History, duration
 from pipeline.train.initial import load_frozen_prior, load_initial
-from pipeline.train.loop import Place, train_steps
+from pipeline.train.loop import Place, train_steps, validate
 from pipeline.train.run import CHECKPOINTS, Run, export_config, record, run_folder, standing, uses_prior
-from pipeline.train.tasks import Job, Task, class_map, finetune_task, prior_task, sections, untrained
+from pipeline.train.tasks import (
+    Job,
+    Task,
+    class_map,
+    finetune_task,
+    prior_task,
+    replicated_error,
+    sections,
+    untrained,
+)
 
 log = logging.getLogger("train")
 
@@ -68,7 +77,12 @@ def run_training(run: Run) -> dict[str, Any]:
     except ray.train.WorkerGroupError as error:
         raise explained(run, error) from error
     write_json(summary, result.return_value)
-    log.info("%s: %d steps in %s", run.export, result.return_value["steps"], duration(result.return_value["seconds"]))
+    log.info(
+        "%s: %d steps in %s",
+        run.export,
+        result.return_value["steps"],
+        duration(result.return_value["seconds"]),
+    )
     return dict(result.return_value)
 
 
@@ -99,7 +113,9 @@ def check_cluster(settings: Settings) -> None:
         return
     wanted, workers = per_worker(settings), settings.cluster.train.workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(min(int(node.get(kind, 0) // each) for kind, each in wanted.items() if each) for node in nodes)
+    places = sum(
+        min(int(node.get(kind, 0) // each) for kind, each in wanted.items() if each) for node in nodes
+    )
     if places >= workers:
         return
     has = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))
@@ -112,56 +128,54 @@ def check_cluster(settings: Settings) -> None:
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     """What every worker does, from its model to the export; rank 0 gives the summary."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would tell of every checkpoint twice
+    quieten()
     job: Job = config["job"]
     settings = Settings.model_validate(config["settings"])
     _, train = sections(job, settings)
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), device_of(settings))
-    folder = run_folder(job, settings)
+    folder, seed = run_folder(job, settings), settings.run.seed
     cache = open_cache(settings.cache_path)
-    classes = cache.info["classes"]
     task, begins = build_task(job, settings, cache.info, place)
-    backbone = task.backbone()
-    buffers = {name: value.clone() for name, value in backbone.named_buffers()}
-    parameters = sum(p.numel() for p in backbone.parameters())
+    buffers = {name: value.clone() for name, value in task.model.named_buffers()}
+    parameters = sum(p.numel() for p in task.model.parameters())
     engine = start_engine(task.model, train, place.workers, place.device)
     start = checkpoint.restore(engine)
     history = History(folder, start, train.steps) if place.rank == 0 else None
     if history:
-        print(f"{parameters / 1e6:.2f} M parameters, {begins if not start else f'goes on after step {start}'}", flush=True)
-    source = training_source(cache, classes, train.label_dropout, settings.run.seed)
-    held_out = validation_source(cache, classes, train.validate_clips, settings.run.seed)
+        print(
+            f"{parameters / 1e6:.2f} M parameters, {f'going on after step {start}' if start else begins}",
+            flush=True,
+        )
+
+    source = training_source(cache, cache.info["classes"], train.label_dropout, seed)
+    held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed)
     piece = min(train.micro_batch, train.global_batch // place.workers)
     batches = training_batches(
         source, train.global_batch, piece, place.rank, place.workers, start, train.steps
     )
-    train_steps(
-        engine,
-        task,
-        train,
-        batches,
-        validation_batches(held_out, piece, place.rank, place.workers),
-        history,
-        lambda step, metrics: checkpoint.save(engine, step, metrics),
-        place,
-        start,
-    )
-    state = full_state(engine, {f"backbone.{name}": value for name, value in buffers.items()})
+    checks = validation_batches(held_out, piece, place.rank, place.workers)
+    save = partial(checkpoint.save, engine)
+    train_steps(engine, task, train, batches, checks, history, save, place, start)
+
+    replicated = validate(engine, replicated_error, checks, place) if checks and job == "prior" else None
+    state = full_state(engine, buffers)
     if history is None:
         return None
     history.close()
     exported = {name.removeprefix("backbone."): value for name, value in state.items()}
     checkpoint.export(f"{folder}/export", exported, export_config(job, settings, cache.info))
-    return {
-        "job": job,
-        "steps": train.steps,
-        "parameters": parameters,
-        "clips": len(source.rows),
-        "held_out": len(held_out.rows),
-        "start": begins,
-        **history.summary(),
-    }
+    summary = {"job": job, "steps": train.steps, "parameters": parameters, "start": begins}
+    summary |= {"clips": len(source.rows), "held_out": len(held_out.rows), **history.summary()}
+    if replicated is not None:
+        summary["held_out_error"] = {"prior": history.last("validation_loss"), "replicated": replicated}
+    return summary
+
+
+def quieten() -> None:
+    """Leave a worker's console to the progress lines."""
+    logging.disable(logging.INFO)  # Ray Train tells of every report and checkpoint, on every worker
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
 
 
 def build_task(job: Job, settings: Settings, info: CacheInfo, place: Place) -> tuple[Task, str]:
