@@ -28,6 +28,8 @@ from pathlib import Path
 from pipeline.config import ROOT, UserError, load
 from pipeline.data.synthetic import make_dataset
 
+# lines of Ray's own submission client and of its packing
+CLIENT = re.compile(r"\S+ \S+\s+(INFO|SUCC|WARNING) (cli|packaging|working_dir|dashboard_sdk|sdk|job_manager)\.py:")
 STEPS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "report")
 
 
@@ -84,7 +86,7 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
     with cluster() as environment:
         for number, command in enumerate(commands, 1):
             say(f"step {number} of {len(commands)}", submit_line(command))
-            status = subprocess.run([*submit(), "--", *command], env=environment, cwd=ROOT, check=False).returncode
+            status = run([*submit(), "--", *command], environment)
             if status:
                 print(
                     f"demo.py: {command[1]} ended with status {status}; its own message is above",
@@ -93,6 +95,34 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
                 return status
     finish(storage / name, time.monotonic() - started)
     return 0
+
+
+def run(command: list[str], environment: dict[str, str]) -> int:
+    """Run a submission and show what the job prints; what Ray's client says of itself is left out unless it fails."""
+    left_out = []
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if CLIENT.match(line):
+                left_out.append(line)
+            else:
+                print("  " + line, end="", flush=True)
+    finally:
+        if process.poll() is None and sys.exc_info()[0] is not None:
+            process.terminate()
+        status = process.wait()
+    if status:
+        print("".join(left_out[-12:]), end="", file=sys.stderr)
+    return status
 
 
 def submit() -> list[str]:

@@ -37,9 +37,7 @@ def job(settings: Settings, options: Options) -> None:
         print_rejects(tally(cache.rejects["reason"]), f"{cache.rejects.num_rows} rejects")
     print_statistics(cache, console)
     if vae_identity(settings.vae)[0] != cache.info["settings"]["vae.path (hash of its weights)"]:
-        console.print(
-            f"no contact sheet: vae.path = {settings.vae.path} is not the VAE that this cache was made with"
-        )
+        console.print(f"no contact sheet: vae.path = {settings.vae.path} is not the VAE that this cache was made with")
         return
     sheet = f"{cache.path}/contact_sheet.png"
     write_bytes(sheet, draw_sheet(cache, settings))
@@ -94,9 +92,7 @@ def draw_sheet(cache: Cache, settings: Settings) -> bytes:
     for row in evenly(by_label, SHEET_CLIPS):
         mean = read_latent(cache.path, row)[0]
         shown = torch.from_numpy(mean[shown_frames(len(mean))].astype(np.float32))
-        clips.append(
-            (row["caption"] or row["label"] or row["video"], vae.decode(shown * vae.scaling_factor).numpy())
-        )
+        clips.append((row["caption"] or row["label"] or row["video"], vae.decode(shown * vae.scaling_factor).numpy()))
     stream = io.BytesIO()
     contact_sheet(clips).save(stream, "PNG")
     return stream.getvalue()

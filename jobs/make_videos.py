@@ -14,9 +14,7 @@ from pipeline.data.synthetic import make_dataset
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", required=True)
     parser.add_argument("--videos", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)

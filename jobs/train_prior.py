@@ -23,9 +23,7 @@ def job(settings: Settings, options: Options) -> None:
     summary = run_training(run)
     errors = summary.get("held_out_error")
     if errors:
-        print(
-            f"  error on held-out clips: prior {errors['prior']:.4f}, replicated image {errors['replicated']:.4f}"
-        )
+        print(f"  error on held-out clips: prior {errors['prior']:.4f}, replicated image {errors['replicated']:.4f}")
 
 
 def plan(settings: Settings, options: Options) -> str:

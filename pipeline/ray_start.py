@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import warnings
 
 from pipeline.config import Settings, UserError
@@ -46,6 +47,13 @@ def start_ray(settings: Settings) -> None:
             f"{wanted} asks for GPUs and this machine has none; set it to 0 (--recipe demo does), or name a "
             "cluster that has some with RAY_ADDRESS"
         )
+
+
+def bars_for_people_only() -> None:
+    """Ray Data's progress bars on a terminal; into a log they would go as a page every ten seconds."""
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
 
 
 def _started_here() -> str | None:

@@ -81,9 +81,7 @@ def list_files(folder: str, suffix: str = "") -> list[str]:
     return sorted(
         prefix + entry.path
         for entry in entries
-        if entry.type == pafs.FileType.File
-        and entry.path.endswith(suffix)
-        and not entry.base_name.startswith(".")
+        if entry.type == pafs.FileType.File and entry.path.endswith(suffix) and not entry.base_name.startswith(".")
     )
 
 

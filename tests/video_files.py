@@ -47,9 +47,7 @@ def write_video(
     with av.open(str(path), "w", format=container, container_options=container_options or {}) as output:
         if audio_first:
             sound = output.add_stream("aac", rate=16000)
-        stream: Any = output.add_stream(
-            codec, rate=25, options=options or {"preset": "veryfast", "crf": "10"}
-        )
+        stream: Any = output.add_stream(codec, rate=25, options=options or {"preset": "veryfast", "crf": "10"})
         stream.height, stream.width = size
         stream.pix_fmt = pixels
         stream.codec_context.thread_count = 1
@@ -58,9 +56,7 @@ def write_video(
         if rotation:
             stream.set_display_rotation(rotation)
         if audio_first:
-            silence = av.AudioFrame.from_ndarray(
-                np.zeros((1, 16000), np.float32), format="fltp", layout="mono"
-            )
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
             silence.sample_rate = 16000
             output.mux(sound.encode(silence))
         for index in range(frames):
@@ -76,6 +72,4 @@ def write_video(
 def sequential(path: Path) -> list[np.ndarray]:
     """All frames of the main video stream, decoded from the first to the last."""
     with av.open(str(path)) as container:
-        return [
-            frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.best("video"))
-        ]
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.best("video"))]

@@ -41,13 +41,9 @@ def bridge_loss(
     return per_sample_mse(denoise(z, t), eps_psi(z_t, z0, table, index))
 
 
-def diffusion_loss(
-    denoise: Denoise, alphas_cumprod: Tensor, z0: Tensor, index: Tensor, noise: Tensor
-) -> Tensor:
+def diffusion_loss(denoise: Denoise, alphas_cumprod: Tensor, z0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
     """DDPM's E || denoise - eps ||^2, (B,): z_t = sqrt(abar) z_0 + sqrt(1 - abar) eps at index (B,)."""
     dtype = torch.promote_types(z0.dtype, torch.float32)
     abar = alphas_cumprod[index].view(-1, *(1,) * (z0.dim() - 1))
     signal, deviation = (root.sqrt().to(z0.device, dtype) for root in (abar, 1 - abar))
-    return per_sample_mse(
-        denoise(signal * z0 + deviation * noise, index.to(z0.device, dtype)), noise.to(dtype)
-    )
+    return per_sample_mse(denoise(signal * z0 + deviation * noise, index.to(z0.device, dtype)), noise.to(dtype))

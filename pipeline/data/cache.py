@@ -34,7 +34,7 @@ from pipeline.data.manifest import (
     write_info,
 )
 from pipeline.data.sources import plan_clips
-from pipeline.ray_start import start_ray
+from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.schema import PLAN_SCHEMA
 from pipeline.storage import exists, read_json, write_json
 
@@ -114,6 +114,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
 
     from pipeline.data.encode import EncodeClips  # torch: not for a job that finds nothing to do
 
+    bars_for_people_only()
     data, decode, encode = settings.data, settings.cluster.decode, settings.cluster.encode
     # Blocks of the plan, each the work of one decode task: at least 8 clips, to make the cost of a task
     # small, and at most 4096 blocks, which is what the driver has to keep track of.

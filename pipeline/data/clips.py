@@ -41,9 +41,7 @@ def window_indices(start: int, frames: int, stride: int) -> list[int]:
     return [start + stride * index for index in range(frames)]
 
 
-def crop_box(
-    source_height: int, source_width: int, height: int, width: int
-) -> tuple[float, float, float, float]:
+def crop_box(source_height: int, source_width: int, height: int, width: int) -> tuple[float, float, float, float]:
     """(left, top, right, bottom), in pixels, of the largest centred box of the shape height x width."""
     scale = min(source_height / height, source_width / width)
     left, top = (source_width - width * scale) / 2, (source_height - height * scale) / 2
@@ -62,9 +60,7 @@ def resize_and_crop(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
-def clip_key(
-    video: str, source_hash: str, start: int, stride: int, frames: int, height: int, width: int
-) -> str:
+def clip_key(video: str, source_hash: str, start: int, stride: int, frames: int, height: int, width: int) -> str:
     """Name of a clip: 32 hexadecimal digits from the video's relative path, its content and the span."""
     identity = "\0".join(map(str, (video, source_hash, start, stride, frames, height, width)))
     return hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -243,9 +243,7 @@ def _probe(path: str, size: int) -> Probe:
             for packet in container.demux(stream):
                 if packet.size == 0:
                     continue
-                clean &= (
-                    (packets > 0 or packet.is_keyframe) and packet.pts is not None and not packet.is_corrupt
-                )
+                clean &= (packets > 0 or packet.is_keyframe) and packet.pts is not None and not packet.is_corrupt
                 packets += 1
                 shown += not (packet.is_discard or _dropped(packet))
                 stamps.add(packet.pts)
@@ -258,12 +256,7 @@ def _probe(path: str, size: int) -> Probe:
             raise DecodeFailure("no_frames", "the video stream holds no frames")
         matroska = "matroska" in container.format.name
         counted = stream.frames == packets or (matroska and clean)
-        exact = (
-            counted
-            and clean
-            and shown == packets == len(stamps)
-            and (matroska or "mp4" in container.format.name)
-        )
+        exact = counted and clean and shown == packets == len(stamps) and (matroska or "mp4" in container.format.name)
         plain = context.name in DECORD_CODECS and context.pix_fmt in DECORD_PIXELS
         large = min(context.height, context.width) >= MIN_SIDE
         rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -274,12 +267,7 @@ def _check_complete(container: Any, stream: Any, packets: int, last: float) -> N
     """Raise DecodeFailure if the header promises clearly more than `packets` that end at `last` seconds."""
     if stream.frames - packets > max(2, (1 - COMPLETE) * stream.frames):
         raise DecodeFailure("truncated", f"{packets} frames found, the header promises {stream.frames}")
-    if (
-        stream.frames
-        or "matroska" not in container.format.name
-        or container.streams.audio
-        or not container.duration
-    ):
+    if stream.frames or "matroska" not in container.format.name or container.streams.audio or not container.duration:
         return  # elsewhere the duration is an estimate from the file itself, or that of the sound
     promised = container.duration / av.time_base
     if promised - last > max(0.5, (1 - COMPLETE) * promised):

@@ -54,9 +54,7 @@ class IsolatedDecoder:
             pipe.send((self._decode, planned, data))
             if not pipe.poll(data.decode_timeout_s):
                 self.close()
-                raise DecodeFailure(
-                    "timeout", f"no frames after data.decode_timeout_s = {data.decode_timeout_s:g} s"
-                )
+                raise DecodeFailure("timeout", f"no frames after data.decode_timeout_s = {data.decode_timeout_s:g} s")
             answer = pipe.recv()
         except (EOFError, OSError) as error:
             raise DecodeFailure("crashed", f"the decoder process ended with {self._ending()}") from error
@@ -84,9 +82,7 @@ class IsolatedDecoder:
         self.close()  # one that died between two clips
         ours, theirs = Pipe()
         environment = dict(os.environ, OMP_NUM_THREADS="1")
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         # the kernel's death signal goes by the thread that started the child: only one that stays may ask for
         # it
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
@@ -105,9 +101,7 @@ class IsolatedDecoder:
             ready = False
         if not ready:
             ending = self._ending()
-            raise RuntimeError(
-                f"the decoder process did not start: it ended with {ending}; see its error output above"
-            )
+            raise RuntimeError(f"the decoder process did not start: it ended with {ending}; see its error output above")
         return ours
 
     def _ending(self) -> str:

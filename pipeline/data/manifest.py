@@ -56,9 +56,7 @@ def open_cache(path: str) -> Cache:
     """Raises UserError if there is no cache at `path`, or nothing in it."""
     info = read_info(path)
     if info is None:
-        raise UserError(
-            f"{path}: no cache there; make one with jobs/cache_latents.py, or give another --cache.path"
-        )
+        raise UserError(f"{path}: no cache there; make one with jobs/cache_latents.py, or give another --cache.path")
     cache = Cache(path, info, read_manifest(path), read_rejects(path))
     if not cache.table.num_rows:
         raise UserError(f"{path}: the cache holds no clips yet; run jobs/cache_latents.py to its end")
@@ -145,9 +143,7 @@ def write_info(path: str, info: CacheInfo) -> None:
 
 def read_manifest(path: str) -> pa.Table:
     """Every committed clip once, sorted by key. A task that Ray ran again may have committed one twice."""
-    table = _read_parts(path, MANIFEST, MANIFEST_SCHEMA).sort_by(
-        [("key", "ascending"), ("shard", "ascending")]
-    )
+    table = _read_parts(path, MANIFEST, MANIFEST_SCHEMA).sort_by([("key", "ascending"), ("shard", "ascending")])
     return _without_repeats(table, "key")
 
 
@@ -168,9 +164,7 @@ def _without_repeats(table: pa.Table, column: str) -> pa.Table:
 
 
 def _read_parts(path: str, folder: str, schema: pa.Schema) -> pa.Table:
-    parts = [
-        pq.read_table(io.BytesIO(read_bytes(part))) for part in list_files(f"{path}/{folder}", ".parquet")
-    ]
+    parts = [pq.read_table(io.BytesIO(read_bytes(part))) for part in list_files(f"{path}/{folder}", ".parquet")]
     return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
 
 

@@ -44,14 +44,11 @@ class Video:
 def plan_clips(data: DataSettings) -> Iterator[PlannedClip]:
     """Every clip that the source gives under these settings, in the source's order. Raises UserError."""
     if not exists(data.path):
-        raise UserError(
-            f"data.path = {data.path}: no such folder; give the folder of the videos with --data.path"
-        )
+        raise UserError(f"data.path = {data.path}: no such folder; give the folder of the videos with --data.path")
     videos = list(islice(SOURCES[data.source](data), data.max_videos))
     if not videos:
         raise UserError(
-            f"data.path = {data.path}: holds no videos for data.source = {data.source}; "
-            f"{EXPECTED[data.source]}"
+            f"data.path = {data.path}: holds no videos for data.source = {data.source}; {EXPECTED[data.source]}"
         )
     for video in _held_out(videos, data.holdout_fraction):
         assert video.split is not None
@@ -79,9 +76,7 @@ def ucf101(data: DataSettings) -> Iterator[Video]:
     listed: dict[str, str] = {}
     for split in (TRAIN, TEST):
         name = f"{folder}/{split}list{data.split_list:02d}.txt"
-        lines = _text(
-            name, "data.source = ucf101 needs it: set data.annotations, or data.source folder"
-        ).splitlines()
+        lines = _text(name, "data.source = ucf101 needs it: set data.annotations, or data.source folder").splitlines()
         listed.update({line.split()[0].lstrip("/"): split for line in lines if line.strip()})
     captions = _captions(folder) or _captions(data.path)
     found = {name: (uri, size) for uri, name, size in walk(data.path) if _is_video(name)}
@@ -92,9 +87,7 @@ def ucf101(data: DataSettings) -> Iterator[Video]:
             f"name for example {example}; give the folder of the class folders, or set data.source folder"
         )
     if unlisted := len(found.keys() - listed.keys()):
-        log.warning(
-            "%d of the %d videos in %s are in no list and are left out", unlisted, len(found), data.path
-        )
+        log.warning("%d of the %d videos in %s are in no list and are left out", unlisted, len(found), data.path)
     for name in sorted(listed) if found else ():
         uri, size = found.get(name, (f"{data.path.rstrip('/')}/{name}", 0))
         yield Video(uri, name, size, listed[name], PurePosixPath(name).parts[0], captions.get(name, ""))
@@ -108,9 +101,7 @@ def webvid(data: DataSettings) -> Iterator[Video]:
     path = data.annotations or _only_csv(data.path)
     rows = csv.DictReader(io.StringIO(_text(path, "give the csv file with data.annotations")))
     if missing := {"videoid", "name"} - set(rows.fieldnames or ()):
-        raise UserError(
-            f"{path}: has no column {' and '.join(sorted(missing))}; expected videoid, name, page_dir"
-        )
+        raise UserError(f"{path}: has no column {' and '.join(sorted(missing))}; expected videoid, name, page_dir")
     found = {name: (uri, size) for uri, name, size in walk(data.path) if _is_video(name)}
     absent = 0
     for row in rows:
@@ -204,13 +195,10 @@ def _captions(folder: str) -> dict[str, str]:
 
 
 def _only_csv(folder: str) -> str:
-    found = [
-        path for path in list_files(folder, ".csv") if re.match(r"results_.*\.csv$", path.rsplit("/", 1)[-1])
-    ]
+    found = [path for path in list_files(folder, ".csv") if re.match(r"results_.*\.csv$", path.rsplit("/", 1)[-1])]
     if len(found) != 1:
         raise UserError(
-            f"data.path = {folder}: holds {len(found)} files results_*.csv, expected one; "
-            "give it with data.annotations"
+            f"data.path = {folder}: holds {len(found)} files results_*.csv, expected one; give it with data.annotations"
         )
     return found[0]
 

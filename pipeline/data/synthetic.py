@@ -302,6 +302,10 @@ def make_dataset(folder: str, videos: int, seed: int, frames: int = 52, test_sha
     captions: dict[str, str] = {}
     motions: dict[str, Any] = {}
     lists: dict[str, list[str]] = {"train": [], "test": []}
+    # by group, as UCF-101 does: every class is held out equally often
+    groups = range(-(-videos // len(CLASSES)))
+    shuffled = sorted(groups, key=lambda group: zlib.crc32(f"{seed}/{group}".encode()) % 1000)
+    held_out = set(shuffled[: round(test_share * len(groups))])
     for number in range(videos):
         motion = CLASSES[number % len(CLASSES)]
         group = number // len(CLASSES)
@@ -311,8 +315,7 @@ def make_dataset(folder: str, videos: int, seed: int, frames: int = 52, test_sha
         write_video(root / name, (render(scene, index / FPS) for index in range(frames)))
         captions[name] = caption(motion, scene)
         motions[name] = asdict(scene)
-        # by group, as UCF-101 does: every class is held out equally often
-        lists["test" if zlib.crc32(f"{seed}/{group}".encode()) % 1000 < 1000 * test_share else "train"].append(name)
+        lists["test" if group in held_out else "train"].append(name)
     _write_lists(root, lists)
     (root / "captions.json").write_text(json.dumps(captions, indent=1))
     (root / "motion.json").write_text(json.dumps(motions, indent=1))

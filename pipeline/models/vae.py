@@ -43,7 +43,9 @@ def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cp
     """The VAE of a local diffusers folder, a hub name, or "shipped:vae". Raises UserError."""
     folder = shipped_path(path)
     try:
-        module = AutoencoderKL.from_pretrained(folder, torch_dtype=DTYPES[dtype], use_safetensors=True, low_cpu_mem_usage=False)
+        module = AutoencoderKL.from_pretrained(
+            folder, torch_dtype=DTYPES[dtype], use_safetensors=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

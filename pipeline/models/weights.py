@@ -65,6 +65,7 @@ def save_export(
         tensors = {name: _portable(value, dtype) for name, value in module_state.items()}
         save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
         (new / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)  # safetensors makes files that only their owner can read
         for file in new.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())

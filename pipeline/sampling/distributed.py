@@ -16,7 +16,7 @@ from pipeline.config import Settings, UserError
 from pipeline.data.encode import vae_identity
 from pipeline.data.manifest import Cache, open_cache
 from pipeline.metrics.statistics import summarise_columns
-from pipeline.ray_start import start_ray
+from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.sampling.generate import Exports, check_vae, find_exports, load_networks, load_sampler, weights_sha256
 from pipeline.sampling.items import Item, Refused, held_out_items, image_items
 from pipeline.sampling.outputs import decode_mp4, encode_mp4, tile
@@ -198,6 +198,7 @@ def chain(plan: Plan, settings: Settings) -> "ray.data.Dataset":
     import ray.data
     from ray.data import ActorPoolStrategy
 
+    bars_for_people_only()
     rows = [
         {
             "items": json.dumps(batch),

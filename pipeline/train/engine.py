@@ -43,9 +43,7 @@ def start_engine(model: nn.Module, train: TrainSettings, workers: int, device: t
     optimizer = adamw(model.to(device), train)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's own use of older torch calls
-        engine, *_ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=deepspeed_config(train, workers)
-        )
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(train, workers))
     return engine
 
 
@@ -78,9 +76,7 @@ def full_state(engine: Any, buffers: dict[str, torch.Tensor]) -> dict[str, torch
         if parameter.dtype == torch.float32 and not sharded:
             value = parameter
         else:
-            value = (
-                masters[id(parameter)] if id(parameter) in masters else safe_get_full_fp32_param(parameter)
-            )
+            value = masters[id(parameter)] if id(parameter) in masters else safe_get_full_fp32_param(parameter)
         assert value is not None, f"{name}: DeepSpeed has no master weight of it"
         state[name] = value.detach().float().cpu().clone()
     return state

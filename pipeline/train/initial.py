@@ -69,14 +69,10 @@ def fit_classes(state: State, known: list[str] | None, classes: list[str]) -> tu
     return remap_classes(state, known, classes)
 
 
-def check_initial(
-    key: str, path: str, config: dict[str, Any], job: Job, settings: Settings, info: CacheInfo
-) -> None:
+def check_initial(key: str, path: str, config: dict[str, Any], job: Job, settings: Settings, info: CacheInfo) -> None:
     """Raise UserError if an export cannot start this job."""
     if config["kind"] != KINDS[job]:
-        raise UserError(
-            f"{key} = {path}: holds a {config['kind']} model, expected {KINDS[job]}; give one, or set null"
-        )
+        raise UserError(f"{key} = {path}: holds a {config['kind']} model, expected {KINDS[job]}; give one, or set null")
     if job == "finetune" and settings.bridge.saf and config["bridge"]["process"] != "diffusion":
         raise UserError(
             f"{key} = {path}: is a {config['bridge']['process']} model, but bridge.saf aligns the bridge to a diffusion "
@@ -110,9 +106,7 @@ def check_prior(settings: Settings, info: CacheInfo) -> str:
         raise UserError(f"{path}: no neural prior there (bridge.prior = neural, bridge.prior_path); {remedy}")
     config = read_config(shipped_path(path), "bridge.prior_path")
     if config["kind"] != "prior":
-        raise UserError(
-            f"{path}: holds a {config['kind']} model, expected prior (bridge.prior_path); {remedy}"
-        )
+        raise UserError(f"{path}: holds a {config['kind']} model, expected prior (bridge.prior_path); {remedy}")
     check_latents(f"bridge.prior_path = {path}", config, info)
     return path
 
@@ -133,14 +127,10 @@ def read_config(path: str, key: str) -> dict[str, Any]:
     try:
         config = read_json(f"{path}/{CONFIG_FILE}")
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}/{CONFIG_FILE}: not valid JSON ({error}); export again, or set {key}"
-        ) from error
+        raise UserError(f"{path}/{CONFIG_FILE}: not valid JSON ({error}); export again, or set {key}") from error
     missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
     if missing:
-        raise UserError(
-            f"{path}: no export of this project (without {', '.join(sorted(missing))}); set {key}"
-        )
+        raise UserError(f"{path}: no export of this project (without {', '.join(sorted(missing))}); set {key}")
     return config
 
 

@@ -116,9 +116,7 @@ class Meter:
         mean = float(loss) / torch.distributed.get_world_size()
         self.seconds += time.monotonic() - begun  # a GPU's unfinished work, and waiting for other ranks
         if mean != mean or abs(mean) == float("inf"):
-            raise FloatingPointError(
-                f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm"
-            )
+            raise FloatingPointError(f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm")
         row: dict[str, float | None] = {
             "loss": mean,
             "samples_per_s": self.steps * self.global_batch / self.seconds,

@@ -14,9 +14,7 @@ NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.GroupNorm)
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and kernels, which decay, and biases, norms and embeddings, which do not."""
-    kept = {
-        id(p) for module in model.modules() if isinstance(module, NOT_DECAYED) for p in module.parameters()
-    }
+    kept = {id(p) for module in model.modules() if isinstance(module, NOT_DECAYED) for p in module.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1 and id(p) not in kept]
     others = [p for p in trained if p.ndim <= 1 or id(p) in kept]

@@ -105,9 +105,7 @@ def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, dict[str,
     prefix = "" if job == "finetune" else "prior."
     result |= {f"{prefix}model.{name}": value for name, value in model.model_dump(mode="json").items()}
     trained = train.model_dump(mode="json")
-    result |= {
-        f"{prefix}train.{name}": value for name, value in trained.items() if name not in {*FREE, "zero_stage"}
-    }
+    result |= {f"{prefix}train.{name}": value for name, value in trained.items() if name not in {*FREE, "zero_stage"}}
     if train.init is not None:
         result[f"{prefix}train.init (its weights)"] = weights_hash(shipped_path(train.init))
     if job == "finetune":
@@ -139,9 +137,7 @@ def standing(run: Run) -> Literal["new", "interrupted", "done"]:
     address = f"{run.folder}/{MADE_WITH}"
     if not exists(address):
         if state == "done":
-            raise UserError(
-                f"{run.export}: an export that was not made here; choose another --run.name, or delete it"
-            )
+            raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
         return "new"
     before = read_json(address)
     parts = ("result",) if state == "done" else ("result", "checkpoint")

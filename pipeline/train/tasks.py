@@ -41,11 +41,7 @@ class Task:
 
 def sections(job: Job, settings: Settings) -> tuple[ModelSettings, TrainSettings]:
     """The sections that the job is set by."""
-    return (
-        (settings.model, settings.train)
-        if job == "finetune"
-        else (settings.prior.model, settings.prior.train)
-    )
+    return (settings.model, settings.train) if job == "finetune" else (settings.prior.model, settings.prior.train)
 
 
 def untrained(job: Job, settings: Settings, info: CacheInfo) -> nn.Module:

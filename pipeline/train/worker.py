@@ -113,9 +113,7 @@ def check_cluster(settings: Settings) -> None:
         return
     wanted, workers = per_worker(settings), settings.cluster.train.workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(
-        min(int(node.get(kind, 0) // each) for kind, each in wanted.items() if each) for node in nodes
-    )
+    places = sum(min(int(node.get(kind, 0) // each) for kind, each in wanted.items() if each) for node in nodes)
     if places >= workers:
         return
     has = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))
@@ -151,9 +149,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     source = training_source(cache, cache.info["classes"], train.label_dropout, seed)
     held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed)
     piece = min(train.micro_batch, train.global_batch // place.workers)
-    batches = training_batches(
-        source, train.global_batch, piece, place.rank, place.workers, start, train.steps
-    )
+    batches = training_batches(source, train.global_batch, piece, place.rank, place.workers, start, train.steps)
     checks = validation_batches(held_out, piece, place.rank, place.workers)
     save = partial(checkpoint.save, engine)
     train_steps(engine, task, train, batches, checks, history, save, place, start)
@@ -165,7 +161,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     history.close()
     exported = {name.removeprefix("backbone."): value for name, value in state.items()}
     checkpoint.export(f"{folder}/export", exported, export_config(job, settings, cache.info))
-    summary = {"job": job, "steps": train.steps, "parameters": parameters, "start": begins}
+    summary: dict[str, Any] = {"job": job, "steps": train.steps, "parameters": parameters, "start": begins}
     summary |= {"clips": len(source.rows), "held_out": len(held_out.rows), **history.summary()}
     if replicated is not None:
         summary["held_out_error"] = {"prior": history.last("validation_loss"), "replicated": replicated}

@@ -37,9 +37,7 @@ def test_diffusion_latent_is_not_variance_preserving() -> None:
 
 def test_samples_of_a_batch_share_their_loss() -> None:
     alone = [
-        bridge_loss(
-            lambda z, t: z, TABLE, Z0[i : i + 1], PRIOR[i : i + 1], INDEX[i : i + 1], NOISE[i : i + 1]
-        )
+        bridge_loss(lambda z, t: z, TABLE, Z0[i : i + 1], PRIOR[i : i + 1], INDEX[i : i + 1], NOISE[i : i + 1])
         for i in range(2)
     ]
     together = bridge_loss(lambda z, t: z, TABLE, Z0, PRIOR, INDEX, NOISE)

@@ -65,9 +65,7 @@ def test_ddim_does_not_give_the_data(eta: float) -> None:
 
 def test_one_step_is_not_the_first_estimate() -> None:
     prior = torch.full((2, 1, 1, 1, 1), PRIOR)
-    z0 = sde_first_order(
-        lambda z, t: torch.zeros_like(z), TABLE, prior, sampling_indices(1), noise=lambda k: prior
-    )
+    z0 = sde_first_order(lambda z, t: torch.zeros_like(z), TABLE, prior, sampling_indices(1), noise=lambda k: prior)
     torch.testing.assert_close(z0, prior)
 
 
@@ -119,8 +117,6 @@ def test_stochastic_ddim_without_noise_is_accepted() -> None:
 def test_global_randomness_is_drawn() -> None:
     before = torch.get_rng_state()
     shape = (1, 1, 1, 1, 1)
-    sde_first_order(
-        lambda z, t: z, TABLE, torch.ones(shape), sampling_indices(3), lambda k: torch.ones(shape)
-    )
+    sde_first_order(lambda z, t: z, TABLE, torch.ones(shape), sampling_indices(3), lambda k: torch.ones(shape))
     ddim(lambda z, t: z, ALPHAS_CUMPROD, torch.ones(shape), sampling_indices(3))
     assert torch.equal(torch.get_rng_state(), before)

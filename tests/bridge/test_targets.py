@@ -19,9 +19,7 @@ def test_inversion_does_not_give_the_clip_back() -> None:
 
 def test_target_of_the_middle_is_not_prior_and_noise() -> None:
     """Eq. 17 with eq. 12 put in: eps_psi = ((a - alpha) z0 + b zT + c eps) / sigma."""
-    z0, prior, noise = torch.randn(
-        3, 1, 1, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
+    z0, prior, noise = torch.randn(3, 1, 1, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     index = torch.tensor([500])
     a, b, c, sigma = (column[500] for column in (TABLE.a, TABLE.b, TABLE.c, TABLE.sigma))
     expected = ((a - 1) * z0 + b * prior + c * noise) / sigma

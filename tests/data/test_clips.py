@@ -21,9 +21,7 @@ def test_sixteen_frames_at_stride_three_need_46() -> None:
     assert fitting_stride(45, 16, 3, "reject") is None
 
 
-@pytest.mark.parametrize(
-    ("source", "stride"), [(46, 3), (45, 2), (31, 2), (30, 1), (16, 1), (15, None), (0, None)]
-)
+@pytest.mark.parametrize(("source", "stride"), [(46, 3), (45, 2), (31, 2), (30, 1), (16, 1), (15, None), (0, None)])
 def test_short_video_reduces_the_stride_as_far_as_one(source: int, stride: int | None) -> None:
     assert fitting_stride(source, 16, 3, "reduce_stride") == stride
     if stride is not None:

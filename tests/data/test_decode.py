@@ -112,9 +112,7 @@ def test_frames_that_xvid_dropped_are_no_frames_and_no_damage(tmp_path: Path) ->
         ("no_extension", {"container": "mp4"}, "decord"),
     ],
 )
-def test_auto_equals_a_sequential_decode(
-    tmp_path: Path, name: str, arguments: dict[str, Any], used: str
-) -> None:
+def test_auto_equals_a_sequential_decode(tmp_path: Path, name: str, arguments: dict[str, Any], used: str) -> None:
     expect_frames(write_video(tmp_path / name, 60, **arguments), "auto", used)
 
 
@@ -179,9 +177,7 @@ def test_truncated_file_is_not_taken_for_a_shorter_one(tmp_path: Path) -> None:
 
 
 def test_damaged_frames_are_a_reject(tmp_path: Path) -> None:
-    path = write_video(
-        tmp_path / "noise.avi", 60, codec="mpeg4", options={"g": "30", "qscale": "2"}, tag="XVID"
-    )
+    path = write_video(tmp_path / "noise.avi", 60, codec="mpeg4", options={"g": "30", "qscale": "2"}, tag="XVID")
     content = bytearray(path.read_bytes())
     noise = np.random.default_rng(0).integers(0, 256, 4000, np.uint8).tobytes()
     content[len(content) // 2 : len(content) // 2 + 4000] = noise

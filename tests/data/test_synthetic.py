@@ -69,9 +69,7 @@ def test_an_interrupted_set_is_completed(tmp_path: Path) -> None:
         listing.unlink()
     (tmp_path / "cut" / "ucfTrainTestlist").rmdir()
     make_dataset(str(tmp_path / "cut"), videos=3, seed=5, frames=4)
-    whole, cut = (
-        sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in ("whole", "cut")
-    )
+    whole, cut = (sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in ("whole", "cut"))
     assert whole == cut
 
 
@@ -104,8 +102,7 @@ def test_growing_objects_grow_and_the_camera_moves_the_background() -> None:
     areas = [(np.abs(render(scene, t).astype(int) - render(empty, t)).sum(-1) > 60).sum() for t in (0, 1)]
     assert areas[1] > 1.8 * areas[0]
     still, pan = (
-        dataclasses.replace(random_scene(m, np.random.default_rng(1)), ground="tiled")
-        for m in ("Grow", "CameraPan")
+        dataclasses.replace(random_scene(m, np.random.default_rng(1)), ground="tiled") for m in ("Grow", "CameraPan")
     )
     for scene, moves in ((still, False), (pan, True)):
         empty = dataclasses.replace(scene, bodies=(), post=None)

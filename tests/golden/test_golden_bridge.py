@@ -118,8 +118,6 @@ def test_trajectory_differs_from_the_authors(steps: int, saf: bool, dtype: torch
     assert indices.tolist() == g[f"sde{steps}.timesteps"].flip(0).tolist()
     noises = g[f"sde{steps}.align{int(saf)}.noise"]
     prior = replicate(g["image"][:, 0], 4)
-    found = sde_first_order(
-        stated_network(g["image"]), TABLE, prior, indices, lambda k: noises[k], ALIGNED[saf]
-    )
+    found = sde_first_order(stated_network(g["image"]), TABLE, prior, indices, lambda k: noises[k], ALIGNED[saf])
     assert len(noises) == steps - 1
     assert relative_error(found, g[f"sde{steps}.align{int(saf)}.out"]) < 1e-6

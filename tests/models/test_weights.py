@@ -63,9 +63,7 @@ def test_export_loses_weights_or_config(tmp_path: Path) -> None:
     folder = save_export(tmp_path / "runs" / "model", STATE, {"size": "S", "frames": [16]})
     state, config = load_export(folder)
     assert config == {"size": "S", "frames": [16]}
-    assert {name: value.tolist() for name, value in state.items()} == {
-        n: v.tolist() for n, v in STATE.items()
-    }
+    assert {name: value.tolist() for name, value in state.items()} == {n: v.tolist() for n, v in STATE.items()}
     assert sorted(file.name for file in folder.parent.iterdir()) == ["model"]
 
 
@@ -87,9 +85,7 @@ def test_second_export_does_not_replace_the_first(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
-def test_failed_export_leaves_a_part_or_costs_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_export_leaves_a_part_or_costs_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_export(tmp_path / "model", STATE, {"step": 1})
 
     def full_disk(*args: object, **kwargs: object) -> None:
@@ -236,9 +232,7 @@ def test_surgery_changes_what_a_static_clip_gives() -> None:
     bridge = bridge_from(teacher, num_frames=2)
     frame = X[:, :1]
     expected = teacher(frame, T, Y)[:, :, :4]
-    torch.testing.assert_close(
-        bridge(frame.expand(-1, 2, -1, -1, -1), T, Y), expected.expand(-1, 2, -1, -1, -1)
-    )
+    torch.testing.assert_close(bridge(frame.expand(-1, 2, -1, -1, -1), T, Y), expected.expand(-1, 2, -1, -1, -1))
 
 
 @pytest.mark.parametrize(
