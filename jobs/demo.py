@@ -11,22 +11,19 @@ its work done and says so; a step that was cut off goes on where it stopped.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import shlex
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config import ROOT, UserError, load
+from pipeline.data.sources import plan_clips
 from pipeline.data.synthetic import make_dataset
+from pipeline.local_cluster import local_cluster
 
 # lines of Ray's own submission client and of its packing
 CLIENT = re.compile(r"\S+ \S+\s+(INFO|SUCC|WARNING) (cli|packaging|working_dir|dashboard_sdk|sdk|job_manager)\.py:")
@@ -72,7 +69,9 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
         str(videos),
         *overrides,
     ]
-    load(line)  # a wrong setting is found before anything starts
+    settings, _ = load(line)  # wrong settings, or no videos, are found before anything starts
+    if arguments.videos:
+        next(plan_clips(settings.data))
     commands = [["python", f"jobs/{step}.py", *line] for step in STEPS]
     if arguments.dry_run:
         for command in commands:
@@ -83,7 +82,9 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
         say("videos", "240 synthetic videos with known motion, in UCF-101's layout")
         made = make_dataset(str(videos), 240, seed=0)
         print(f"  {made['made']} made, {made['videos'] - made['made']} already there: {videos}", flush=True)
-    with cluster() as environment:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "FRAMEBRIDGE_COMMIT": commit()}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    with local_cluster(environment, say) as environment:
         for number, command in enumerate(commands, 1):
             say(f"step {number} of {len(commands)}", submit_line(command))
             status = run([*submit(), "--", *command], environment)
@@ -147,75 +148,6 @@ def finish(folder: Path, seconds: float) -> None:
         if isinstance(value, int | float):
             print(f"  {key}: {value:.4g}")
     print(f"  look at {folder / 'report.html'}")
-
-
-@contextlib.contextmanager
-def cluster() -> Iterator[dict[str, str]]:
-    """The environment that reaches a Ray cluster: the one of RAY_ADDRESS, or one of our own, stopped at the end."""
-    environment = dict(os.environ, PYTHONUNBUFFERED="1", RAY_USAGE_STATS_ENABLED="0", FRAMEBRIDGE_COMMIT=commit())
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    if os.environ.get("RAY_ADDRESS"):
-        say("cluster", f"using the Ray cluster at RAY_ADDRESS = {os.environ['RAY_ADDRESS']}")
-        yield environment
-        return
-    environment.setdefault("RAY_AUTH_MODE", "token")
-    if environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment:
-        # writes ~/.ray/auth_token if there is none; the token itself is not shown
-        subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    gcs, dashboard, client, agent = free_ports(4)
-    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-    command += [f"--dashboard-agent-listen-port={agent}", f"--num-cpus={max(2, os.cpu_count() or 2)}"]
-    say("cluster", shlex.join(command))
-    with tempfile.TemporaryFile("w+") as log:
-        head = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT
-        )
-        try:
-            environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
-            wait_for_cluster(head, environment, log)
-            print(
-                f"  export RAY_AUTH_MODE=token RAY_ADDRESS={environment['RAY_ADDRESS']}   # to type the lines below yourself"
-            )
-            yield environment
-        finally:
-            stop(head)
-
-
-def wait_for_cluster(
-    head: subprocess.Popen[bytes], environment: dict[str, str], log: object, seconds: float = 120
-) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if head.poll() is None:
-            probe = subprocess.run(["ray", "job", "list"], env=environment, capture_output=True, check=False)
-            if probe.returncode == 0:
-                return
-            time.sleep(1)
-            continue
-        break
-    log.seek(0)  # type: ignore[attr-defined]
-    print(log.read(), file=sys.stderr)  # type: ignore[attr-defined]
-    raise RuntimeError("the Ray cluster did not start; what `ray start` said is above")
-
-
-def stop(head: subprocess.Popen[bytes]) -> None:
-    """End the cluster that we started, and no other: `ray start --block` takes its processes with it on SIGTERM."""
-    if head.poll() is None:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def commit() -> str:

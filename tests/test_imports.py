@@ -10,7 +10,7 @@ from pipeline.config import ROOT
 # From the start of the road to its end; a module may import from its own level and from those before it.
 ROAD = [
     {"config"},
-    {"schema", "storage", "cli"},
+    {"schema", "storage", "cli", "local_cluster"},
     {"bridge"},
     {"models"},
     {"ray_start"},
@@ -73,4 +73,4 @@ def test_jobs_are_thin() -> None:
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree), f"{path.name} has no docstring"
         lines = len(path.read_text().splitlines())
-        assert lines <= (220 if path.name == "demo.py" else 120), f"{path.name} has {lines} lines"
+        assert lines <= (160 if path.name == "demo.py" else 120), f"{path.name} has {lines} lines"

@@ -66,14 +66,15 @@ def full_state(engine: Any, buffers: dict[str, torch.Tensor]) -> dict[str, torch
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
-    optimizer = engine.optimizer
-    # without ZeRO the bf16 wrapper keeps master weights in lists beside the model's
-    groups = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
-    masters = {id(rounded): master for pair in groups for rounded, master in zip(*pair, strict=True)}
-    sharded = engine.zero_optimization_stage() == 3
+    stage = engine.zero_optimization_stage()
+    masters: dict[int, torch.Tensor] = {}
+    if stage == 0 and hasattr(engine.optimizer, "fp32_groups"):  # DeepSpeed's bf16 without ZeRO: lists beside the model
+        rounded = [p for group in engine.optimizer.fp16_groups for p in group]
+        kept = [p for group in engine.optimizer.fp32_groups for p in group]
+        masters = {id(p): master for p, master in zip(rounded, kept, strict=True)}
     state = dict(buffers)
     for name, parameter in engine.module.named_parameters():
-        if parameter.dtype == torch.float32 and not sharded:
+        if parameter.dtype == torch.float32 and stage < 3:
             value = parameter
         else:
             value = masters[id(parameter)] if id(parameter) in masters else safe_get_full_fp32_param(parameter)

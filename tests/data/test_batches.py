@@ -99,7 +99,7 @@ def test_z0_is_the_scaled_posterior(cache: Cache) -> None:
     for z0, row in zip(batch.latents.z0, source.rows, strict=True):
         mean, logvar = torch.from_numpy(read_latent(cache.path, row)).float()
         error = (z0 / cache.info["scaling_factor"] - mean) / (0.5 * logvar).exp()
-        assert abs(error.std() - 1) < 0.15 and abs(error.mean()) < 0.15
+        assert abs(error.std() - 1) < 0.25 and abs(error.mean()) < 0.3
 
 
 def test_labels_are_dropped_at_the_set_rate_and_unknown_ones_are_null(cache: Cache) -> None:

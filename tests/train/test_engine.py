@@ -1,0 +1,121 @@
+"""Every ZeRO stage does on two processes what a bare PyTorch loop does in one, and exports whole float32 weights."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from tiny_cache import tiny_settings
+
+from pipeline.config import ROOT
+from pipeline.train.engine import deepspeed_config
+
+# Run as its own process, because a process group is a process's own: rank, file of the group, compiler or not.
+PROGRAM = """
+    import sys
+    from pathlib import Path
+
+    import torch
+    import torch.distributed as dist
+    from tiny_cache import tiny_settings
+
+    from pipeline.models.build import build_image_to_video
+    from pipeline.train.engine import full_state, start_engine
+
+    rank, port = map(int, sys.argv[1:])
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    train = tiny_settings(Path("/tmp"), "--train.clip_norm=0.01", "--train.weight_decay=0.1").train
+    random = torch.Generator().manual_seed(0)
+    z, noise = torch.randn((2, 6, 4, 4, 4, 4, 4), generator=random)  # 6 steps of 4 clips
+    t, y = torch.tensor([0.0, 300.0, 600.0, 900.0]), torch.tensor([0, 1, 2, 0])
+
+
+    def model():
+        made = build_image_to_video(train_settings.model, [4, 4, 4, 4], 2)
+        for parameter in made.parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+        return made
+
+
+    def loss(network, step, clips):
+        out = network(z[step, clips], t[clips], y[clips], z[step, clips, 0])
+        return (out.float() - noise[step, clips]).square().mean()
+
+
+    train_settings = tiny_settings(Path("/tmp"))
+    bare = model()
+    matrices = [p for n, p in bare.named_parameters() if p.ndim > 1 and "embedding_table" not in n]
+    others = [p for n, p in bare.named_parameters() if p.ndim <= 1 or "embedding_table" in n]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.adam_betas)
+    for step in range(6):
+        loss(bare, step, torch.arange(4)).backward()
+        norm = torch.nn.utils.clip_grad_norm_(bare.parameters(), train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    expected = dict(bare.named_parameters())
+
+    for stage, precision in [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]:
+        chosen = train.model_copy(update={"zero_stage": stage, "precision": precision})
+        network = model()
+        buffers = {name: value.clone() for name, value in network.named_buffers()}
+        engine = start_engine(network, chosen, 2, torch.device("cpu"))
+        for step in range(6):
+            for clip in (0, 1):
+                engine.backward(loss(engine, step, torch.tensor([2 * rank + clip])))
+                engine.step()
+        state = full_state(engine, buffers)
+        assert set(state) == set(bare.state_dict()), set(state) ^ set(bare.state_dict())
+        assert all(value.dtype == torch.float32 for value in state.values())
+        tolerance = 2e-5 if precision == "float32" else 6e-3  # Adam moves a weight by 6e-3 at most in 6 steps
+        for name, value in expected.items():
+            torch.testing.assert_close(state[name], value.detach(), rtol=0, atol=tolerance, msg=f"{stage} {precision} {name}")
+        assert torch.equal(state["backbone.pos_embed"], bare.backbone.pos_embed)
+        found = engine.get_global_grad_norm()
+        assert stage == 0 or precision == "bfloat16" or abs(float(found) - float(norm)) < 1e-4 * float(norm), (found, norm)
+        if rank == 0:
+            print("fine", stage, precision, flush=True)
+"""
+
+
+def run_two(environment: dict[str, str]) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), str(rank), str(port)],
+            env=environment | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=200)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    return outputs
+
+
+def test_every_stage_agrees_with_a_bare_loop_and_needs_no_compiler(tmp_path: Path) -> None:
+    """No compiler can be found: PATH is empty, CC and CXX are unset, and nothing has been compiled before."""
+    kept = {k: v for k, v in os.environ.items() if k not in {"CC", "CXX", "PATH"} and not k.startswith("RAY_")}
+    first, _ = run_two(kept | {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path)})
+    assert first.count("fine") == 8
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("workers", "micro", "piece", "pieces"), [(1, 4, 4, 1), (2, 1, 1, 2), (2, 8, 2, 1), (4, 1, 1, 1)]
+)
+def test_accumulation_keeps_the_global_batch(workers: int, micro: int, piece: int, pieces: int) -> None:
+    train = tiny_settings(Path("/tmp")).train.model_copy(update={"micro_batch": micro, "clip_norm": None})
+    config = deepspeed_config(train, workers)
+    assert config["train_micro_batch_size_per_gpu"] == piece and config["gradient_accumulation_steps"] == pieces
+    assert config["train_batch_size"] == piece * pieces * workers == 4
+    assert config["gradient_clipping"] == 0.0

@@ -1,0 +1,128 @@
+"""train.init and the neural prior: what fits is kept and told, what does not is refused in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_cache import CLASSES, tiny_settings, write_cache
+
+from pipeline.config import Settings, UserError
+from pipeline.models.build import build_image_to_video, build_prior
+from pipeline.models.weights import WeightsMismatch, save_export
+from pipeline.schema import CacheInfo
+from pipeline.train.initial import check_prior, load_initial
+from pipeline.train.run import export_config, prepare
+from pipeline.train.tasks import untrained
+
+TEACHER = ("--bridge.process=diffusion", "--model.image_condition=none")
+
+
+def write_model(folder: Path, settings: Settings, info: CacheInfo, prior: bool = False, **changes: Any) -> Path:
+    """An export as jobs/finetune.py (or train_prior.py) leaves it, all weights 0.5."""
+    job = "prior" if prior else "finetune"
+    config = export_config(job, settings, info) | changes  # type: ignore[arg-type]
+    make = build_prior if prior else build_image_to_video
+    model = make(settings.prior.model if prior else settings.model, config["latent_shape"], len(config["classes"]))
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    return save_export(folder, model.backbone.state_dict(), config)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("storage")
+    write_cache(tiny_settings(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def info(storage: Path) -> CacheInfo:
+    return prepare("finetune", tiny_settings(storage)).cache.info
+
+
+@pytest.fixture(scope="module")
+def teacher(storage: Path, info: CacheInfo) -> Path:
+    settings = tiny_settings(storage, *TEACHER)
+    return write_model(storage / "teacher", settings, info, classes=["slide", "spin"])
+
+
+def start(settings: Settings, info: CacheInfo) -> tuple[torch.nn.Module, str]:
+    model = untrained("finetune", settings, info)
+    return model, load_initial("finetune", settings, info, model.backbone)  # type: ignore[arg-type]
+
+
+def test_a_bridge_starts_from_the_teacher(storage: Path, info: CacheInfo, teacher: Path) -> None:
+    settings = tiny_settings(storage, f"--train.init={teacher}", "--bridge.saf=true")
+    model, told = start(settings, info)
+    assert "1 of 2 classes known" in told and str(teacher) in told
+    assert all(torch.equal(p, torch.full_like(p, 0.5)) for p in model.parameters())
+    assert prepare("finetune", settings).begins == told  # and the driver, without weights, finds the same
+
+
+def test_saf_from_a_bridge_is_refused(storage: Path, info: CacheInfo) -> None:
+    bridge = write_model(storage / "bridge", tiny_settings(storage), info)
+    settings = tiny_settings(storage, f"--train.init={bridge}", "--bridge.saf=true")
+    with pytest.raises(UserError, match="is a bridge model, but bridge.saf aligns the bridge to a diffusion"):
+        prepare("finetune", settings)
+    start(tiny_settings(storage, f"--train.init={bridge}"), info)  # without SAF one may go on from it
+
+
+@pytest.mark.parametrize("key", ["hidden_size=32", "depth=4", "patch_size=1"])
+def test_another_models_weights_are_refused(storage: Path, teacher: Path, key: str) -> None:
+    settings = tiny_settings(storage, f"--train.init={teacher}", f"--model.{key}")
+    with pytest.raises(WeightsMismatch, match=r"train.init = .*does not fit the model") as caught:
+        prepare("finetune", settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_latents_are_refused(storage: Path, info: CacheInfo) -> None:
+    settings = tiny_settings(storage, *TEACHER)
+    longer = write_model(storage / "longer", settings, info, latent_shape=[8, 4, 4, 4])
+    with pytest.raises(UserError, match="8 x 4 x 4 x 4, the cache has 4 x 4 x 4 x 4"):
+        prepare("finetune", tiny_settings(storage, f"--train.init={longer}"))
+    vae = {"path": "other", "weights_hash": "0" * 64, "scaling_factor": 1.0}
+    other = write_model(storage / "other", settings, info, vae=vae)
+    with pytest.raises(UserError, match="VAE other.*cache is of another"):
+        prepare("finetune", tiny_settings(storage, f"--train.init={other}"))
+
+
+def test_a_prior_is_no_video_model(storage: Path, info: CacheInfo) -> None:
+    prior = write_model(storage / "a_prior", tiny_settings(storage), info, prior=True)
+    with pytest.raises(UserError, match="holds a prior model, expected image_to_video"):
+        prepare("finetune", tiny_settings(storage, f"--train.init={prior}"))
+    settings = tiny_settings(storage, f"--prior.train.init={prior}")
+    assert "2 of 2 classes known" in prepare("prior", settings).begins
+
+
+@pytest.mark.parametrize(("classes", "kept"), [(2, 2), (5, 0)])
+def test_a_published_file_names_no_classes(storage: Path, info: CacheInfo, classes: int, kept: int) -> None:
+    settings = tiny_settings(storage)
+    model = build_image_to_video(settings.model, info["latent_shape"], classes)
+    file = storage / f"published{classes}.safetensors"
+    save_file({f"module.{name}": value.contiguous() for name, value in model.backbone.state_dict().items()}, file)
+    assert f"{kept} of 2 classes known" in start(tiny_settings(storage, f"--train.init={file}"), info)[1]
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "shipped:nothing"])
+def test_a_missing_init_is_told(storage: Path, path: str) -> None:
+    with pytest.raises(UserError, match=path):
+        prepare("finetune", tiny_settings(storage, f"--train.init={path}"))
+
+
+def test_a_missing_prior_names_the_job_that_makes_it(storage: Path, info: CacheInfo) -> None:
+    settings = tiny_settings(storage, "--bridge.prior=neural")
+    with pytest.raises(UserError, match=r"run jobs/train_prior.py first, or set bridge.prior replicated"):
+        prepare("finetune", settings)
+    model = write_model(storage / "not_prior", tiny_settings(storage), info)
+    with pytest.raises(UserError, match="expected prior"):
+        check_prior(tiny_settings(storage, f"--bridge.prior_path={model}"), info)
+    longer = tiny_settings(storage)
+    path = write_model(storage / "long_prior", longer, info, prior=True, latent_shape=[8, 4, 4, 4])
+    with pytest.raises(UserError, match="8 x 4 x 4 x 4"):
+        check_prior(tiny_settings(storage, f"--bridge.prior_path={path}"), info)
+
+
+def test_the_cached_classes_decide_the_model(info: CacheInfo) -> None:
+    assert info["classes"] == CLASSES

@@ -1,0 +1,129 @@
+"""What the driver refuses, plans, and recognises as done."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_cache import tiny_settings, write_cache
+
+from pipeline.config import ModelSettings, UserError
+from pipeline.models.build import build_image_to_video
+from pipeline.train.run import (
+    CHECKPOINTS,
+    export_config,
+    plan_training,
+    prepare,
+    record,
+    standing,
+    training_flops,
+)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    write_cache(tiny_settings(tmp_path))
+    return tmp_path
+
+
+def finish(folder: str) -> None:
+    export = Path(folder) / "export"
+    export.mkdir(parents=True)
+    (export / "config.json").write_text("{}")
+
+
+def test_nothing_is_written_by_preparing(storage: Path) -> None:
+    before = sorted(storage.rglob("*"))
+    plan_training(prepare("finetune", tiny_settings(storage)))
+    assert sorted(storage.rglob("*")) == before
+
+
+def test_no_cache_and_another_cache_are_told(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(UserError, match="make one with jobs/cache_latents.py"):
+        prepare("finetune", tiny_settings(tmp_path_factory.mktemp("empty")))
+    with pytest.raises(UserError, match=r"data.stride: cache has 3, settings say 2"):
+        prepare("prior", tiny_settings(storage, "--data.stride=2"))
+
+
+def test_a_cache_of_held_out_clips_only_is_refused(tmp_path: Path) -> None:
+    write_cache(tiny_settings(tmp_path), clips=0, held_out=3)
+    with pytest.raises(UserError, match="no training clips"):
+        prepare("finetune", tiny_settings(tmp_path))
+
+
+def test_a_finished_run_is_done_whatever_the_workers(storage: Path) -> None:
+    run = prepare("finetune", tiny_settings(storage))
+    assert standing(run) == "new"
+    record(run)
+    finish(run.folder)
+    assert standing(run) == "done"
+    free = ("--cluster.train.workers=1", "--train.log_every=9", "--train.zero_stage=1", "--sample.steps=3")
+    assert standing(prepare("finetune", tiny_settings(storage, *free))) == "done"
+
+
+@pytest.mark.parametrize(
+    "change", ["train.learning_rate=0.5", "model.depth=4", "bridge.beta1=20", "run.seed=1", "train.steps=7"]
+)
+def test_a_finished_run_of_other_settings_is_refused(storage: Path, change: str) -> None:
+    run = prepare("finetune", tiny_settings(storage))
+    record(run)
+    finish(run.folder)
+    key = change.split("=")[0]
+    with pytest.raises(UserError, match=rf"finished run of other settings \({key}: was .*another --run.name"):
+        standing(prepare("finetune", tiny_settings(storage, f"--{change}")))
+
+
+def test_more_clips_are_another_run(storage: Path) -> None:
+    run = prepare("finetune", tiny_settings(storage))
+    record(run)
+    finish(run.folder)
+    write_cache(tiny_settings(storage), clips=12)
+    with pytest.raises(UserError, match=r"cache.clips: was '13 .*now '1"):
+        standing(prepare("finetune", tiny_settings(storage)))
+
+
+def test_checkpoints_of_other_workers_are_refused_before_the_start(storage: Path) -> None:
+    run = prepare("prior", tiny_settings(storage))
+    record(run)
+    other = prepare("prior", tiny_settings(storage, "--cluster.train.workers=1"))
+    assert standing(other) == "new"  # no checkpoint was made yet
+    (Path(run.folder) / CHECKPOINTS).mkdir()
+    with pytest.raises(UserError, match=r"half-finished .*cluster.train.workers: was 2, now 1"):
+        standing(other)
+    assert standing(run) == "interrupted"
+
+
+def test_a_foreign_export_is_not_overwritten(storage: Path) -> None:
+    run = prepare("finetune", tiny_settings(storage))
+    finish(run.folder)
+    with pytest.raises(UserError, match="not made here"):
+        standing(run)
+
+
+def test_flops_are_those_of_the_published_model() -> None:
+    """Latte-XL/2 on 16 + 1 frames of 32 x 32 latents: 12 TFLOP a clip, forward and backward."""
+    model = ModelSettings(
+        size="XL",
+        hidden_size=None,
+        depth=None,
+        num_heads=None,
+        patch_size=2,
+        image_condition="none",
+        prior_condition=False,
+    )
+    info = {"latent_shape": [16, 4, 32, 32], "classes": ["x"] * 101}
+    with torch.device("meta"):
+        network = build_image_to_video(model, [16, 4, 32, 32], 101)
+    assert 11e12 < training_flops(network, info) < 13e12  # type: ignore[arg-type]
+
+
+def test_the_plan_gives_the_figures(storage: Path) -> None:
+    plan = plan_training(prepare("finetune", tiny_settings(storage)))
+    assert "20 tokens a clip" in plan and "6 of 4 clips = 2.4 epochs: 2 workers x 2 pieces of 1" in plan
+    assert "10 training and 3 held-out clips" in plan
+
+
+def test_the_export_says_what_sampling_needs(storage: Path) -> None:
+    run = prepare("finetune", tiny_settings(storage))
+    config = export_config("finetune", run.settings, run.cache.info)
+    wanted = {"kind", "model", "bridge", "latent_shape", "classes", "vae", "cache_fingerprint", "steps", "data"}
+    assert wanted | {"prior_export"} <= set(config) and config["prior_export"] is None

@@ -1,0 +1,106 @@
+"""Each kind of training asks its network for the right thing, under the right conditions."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_cache import CLASSES, tiny_settings
+from torch import Tensor
+
+from pipeline.bridge.alignment import aligned_timesteps, network_input
+from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
+from pipeline.bridge.targets import eps_psi, q_sample
+from pipeline.config import BridgeSettings
+from pipeline.data.batches import TrainingBatch
+from pipeline.models.build import build_image_to_video, build_prior
+from pipeline.models.prior import replicate
+from pipeline.schema import LatentBatch
+from pipeline.train.tasks import Task, class_map, finetune_task, prior_task, replicated_error
+
+SHAPE = [4, 4, 4, 4]
+SETTINGS = tiny_settings("/tmp")
+
+
+@pytest.fixture
+def batch() -> TrainingBatch:
+    random = torch.Generator().manual_seed(0)
+    z0, noise = torch.randn((2, 3, *SHAPE), generator=random)
+    latents = LatentBatch(["a", "b", "c"], z0, torch.tensor([0, 1, 2]))
+    return TrainingBatch(latents, noise, torch.tensor([10, 500, 990]), torch.ones(3))
+
+
+class Spy:
+    """A network that notes what it is asked, and answers zero."""
+
+    def __call__(self, z: Tensor, t: Tensor, y: Tensor, **conditions: Tensor | None) -> Tensor:
+        self.z, self.t, self.y, self.conditions = z, t, y, conditions
+        return torch.zeros_like(z)
+
+
+def task(frozen: Any = None, **bridge: Any) -> Task:
+    model_settings = SETTINGS.model.model_copy(
+        update={name: bridge.pop(name) for name in ("image_condition", "prior_condition") if name in bridge}
+    )
+    chosen = BridgeSettings(**{**SETTINGS.bridge.model_dump(), **bridge})
+    model = build_image_to_video(model_settings, SHAPE, len(CLASSES))
+    return finetune_task(model, chosen, frozen, class_map(CLASSES, CLASSES[::-1]))
+
+
+@pytest.mark.parametrize("saf", [False, True])
+def test_bridge_from_the_replicated_image(batch: TrainingBatch, saf: bool) -> None:
+    spy, z0 = Spy(), batch.latents.z0
+    losses = task(saf=saf).loss(spy, batch)
+    table = gmax_table()
+    prior = replicate(z0[:, 0], 4)
+    z_t = q_sample(z0, prior, batch.noise, table, batch.index)
+    aligned = aligned_timesteps(table, linear_alphas_cumprod()) if saf else None
+    z, t = network_input(z_t, prior, table, batch.index, aligned)
+    torch.testing.assert_close((spy.z, spy.t), (z, t))
+    torch.testing.assert_close(losses, eps_psi(z_t, z0, table, batch.index).square().flatten(1).mean(1))
+    assert torch.equal(spy.conditions["image_latent"], z0[:, 0]) and "prior" not in spy.conditions  # type: ignore[arg-type]
+
+
+def test_bridge_from_the_neural_prior_which_stays_as_it_is(batch: TrainingBatch) -> None:
+    prior = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    spy = Spy()
+    one = task(prior, prior="neural", prior_condition=True)
+    one.loss(spy, batch)
+    # the prior knows the classes in the reverse order
+    expected = prior(batch.latents.image_latent, torch.tensor([1, 0, 2]))
+    torch.testing.assert_close(spy.conditions["prior"], expected)
+    one.loss(one.model, batch).mean().backward()
+    assert all(parameter.grad is None for parameter in prior.parameters())
+
+
+@pytest.mark.parametrize("image_condition", ["frame", "none"])
+def test_diffusion_is_asked_for_the_noise(batch: TrainingBatch, image_condition: str) -> None:
+    spy = Spy()
+    losses = task(process="diffusion", image_condition=image_condition).loss(spy, batch)
+    torch.testing.assert_close(losses, batch.noise.square().flatten(1).mean(1))
+    abar = linear_alphas_cumprod()[batch.index].float().view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(spy.z, abar.sqrt() * batch.latents.z0 + (1 - abar).sqrt() * batch.noise)
+    assert set(spy.conditions) == ({"image_latent"} if image_condition == "frame" else set())
+
+
+def test_prior_regresses_the_clip(batch: TrainingBatch) -> None:
+    model = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))  # untrained, it predicts zero
+    losses = prior_task(model).loss(model, batch)
+    torch.testing.assert_close(losses, batch.latents.z0.square().flatten(1).mean(1))
+
+
+def test_replicated_error_is_zero_for_a_still_clip(batch: TrainingBatch) -> None:
+    still = replicate(batch.latents.image_latent, 4)
+    calm = replace(batch, latents=replace(batch.latents, z0=still))
+    assert replicated_error(Spy(), calm).max() == 0 and replicated_error(Spy(), batch).min() > 0
+
+
+def test_one_loss_a_sample_and_gradients_for_all_weights(batch: TrainingBatch) -> None:
+    one = task()
+    for parameter in one.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    losses = one.loss(one.model, batch)
+    losses.mean().backward()
+    assert losses.shape == (3,) and all(p.grad is not None for p in one.model.parameters())
