@@ -25,8 +25,13 @@ from pipeline.data.sources import plan_clips
 from pipeline.data.synthetic import make_dataset
 from pipeline.local_cluster import local_cluster
 
-# lines of Ray's own submission client and of its packing
-CLIENT = re.compile(r"\S+ \S+\s+(INFO|SUCC|WARNING) (cli|packaging|working_dir|dashboard_sdk|sdk|job_manager)\.py:")
+# what Ray's submission client, its packing and its own actors say of themselves
+CHATTER = re.compile(
+    r"\S+ \S+\s+(INFO|SUCC|WARNING) (cli|packaging|working_dir|dashboard_sdk|sdk|job_manager|streaming_executor|__init__)\.py:"
+    r"|.*\b(core_worker\.cc|authentication_token_setup\.py|Reporting training result)\b"
+    r"|.*\((TrainController|PlacementGroupCleaner|SynchronizationActor) pid="
+    r"|Running entrypoint for job|\s*$"
+)
 STEPS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "report")
 
 
@@ -99,7 +104,7 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
-    """Run a submission and show what the job prints; what Ray's client says of itself is left out unless it fails."""
+    """Run a submission and show what the job prints; Ray's own chatter is left out unless it fails."""
     left_out = []
     process = subprocess.Popen(
         command,
@@ -113,7 +118,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if CLIENT.match(line):
+            if CHATTER.match(line):
                 left_out.append(line)
             else:
                 print("  " + line, end="", flush=True)

@@ -49,7 +49,8 @@ class History:
         from torch.utils.tensorboard import SummaryWriter
 
         self.address, self.steps = f"{folder}/{HISTORY}", steps
-        self.rows = [row for row in read_history(self.address) if (row["step"] or 0) <= start]
+        # a start from nothing tells of step 0, validation before training, anew
+        self.rows = [row for row in read_history(self.address) if start and (row["step"] or 0) <= start]
         self.before = (self.rows[-1]["seconds"] or 0.0) if self.rows else 0.0
         self.started = self.saved = time.monotonic()
         self.start = start

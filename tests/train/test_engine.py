@@ -16,6 +16,7 @@ from pipeline.train.engine import deepspeed_config
 # Run as its own process, because a process group is a process's own: rank, file of the group, compiler or not.
 PROGRAM = """
     import sys
+    from itertools import product
     from pathlib import Path
 
     import torch
@@ -47,6 +48,7 @@ PROGRAM = """
 
     train_settings = tiny_settings(Path("/tmp"))
     bare = model()
+    initial = {name: value.detach().clone() for name, value in bare.named_parameters()}
     matrices = [p for n, p in bare.named_parameters() if p.ndim > 1 and "embedding_table" not in n]
     others = [p for n, p in bare.named_parameters() if p.ndim <= 1 or "embedding_table" in n]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -58,7 +60,7 @@ PROGRAM = """
         optimizer.zero_grad()
     expected = dict(bare.named_parameters())
 
-    for stage, precision in [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]:
+    for stage, precision in product(range(4), ("float32", "bfloat16")):
         chosen = train.model_copy(update={"zero_stage": stage, "precision": precision})
         network = model()
         buffers = {name: value.clone() for name, value in network.named_buffers()}
@@ -70,9 +72,11 @@ PROGRAM = """
         state = full_state(engine, buffers)
         assert set(state) == set(bare.state_dict()), set(state) ^ set(bare.state_dict())
         assert all(value.dtype == torch.float32 for value in state.values())
-        tolerance = 2e-5 if precision == "float32" else 6e-3  # Adam moves a weight by 6e-3 at most in 6 steps
         for name, value in expected.items():
-            torch.testing.assert_close(state[name], value.detach(), rtol=0, atol=tolerance, msg=f"{stage} {precision} {name}")
+            gone, off = (value - initial[name]).abs().mean(), (state[name] - value).abs().mean()
+            assert off <= (1e-3 if precision == "float32" else 0.2) * gone + 1e-9, (stage, precision, name, off, gone)
+        whole = torch.cat([value.flatten() for value in state.values()])
+        assert not torch.equal(whole, whole.bfloat16().float())  # master weights, not what they are rounded to
         assert torch.equal(state["backbone.pos_embed"], bare.backbone.pos_embed)
         found = engine.get_global_grad_norm()
         assert stage == 0 or precision == "bfloat16" or abs(float(found) - float(norm)) < 1e-4 * float(norm), (found, norm)
@@ -85,7 +89,11 @@ def run_two(environment: dict[str, str]) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [
         subprocess.Popen(

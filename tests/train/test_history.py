@@ -25,6 +25,14 @@ def test_rows_survive_and_later_ones_are_dropped_on_resume(tmp_path: Path) -> No
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_start_from_nothing_tells_all_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        history = History(str(tmp_path), 0, 10)
+        history.add(0, validation_loss=2.0)
+        history.close()
+    assert len(read_history(f"{tmp_path}/{HISTORY}")) == 1
+
+
 def test_a_line_tells_how_far_and_how_long(tmp_path: Path) -> None:
     history = History(str(tmp_path), 0, 10)
     line = history.line({"step": 5, "loss": 0.25, "validation_loss": None, "samples_per_s": 12.0})

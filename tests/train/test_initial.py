@@ -64,7 +64,7 @@ def test_a_bridge_starts_from_the_teacher(storage: Path, info: CacheInfo, teache
 def test_saf_from_a_bridge_is_refused(storage: Path, info: CacheInfo) -> None:
     bridge = write_model(storage / "bridge", tiny_settings(storage), info)
     settings = tiny_settings(storage, f"--train.init={bridge}", "--bridge.saf=true")
-    with pytest.raises(UserError, match="is a bridge model, but bridge.saf aligns the bridge to a diffusion"):
+    with pytest.raises(UserError, match=r"is a bridge model, but bridge.saf aligns the bridge to a diffusion"):
         prepare("finetune", settings)
     start(tiny_settings(storage, f"--train.init={bridge}"), info)  # without SAF one may go on from it
 
@@ -84,7 +84,7 @@ def test_other_latents_are_refused(storage: Path, info: CacheInfo) -> None:
         prepare("finetune", tiny_settings(storage, f"--train.init={longer}"))
     vae = {"path": "other", "weights_hash": "0" * 64, "scaling_factor": 1.0}
     other = write_model(storage / "other", settings, info, vae=vae)
-    with pytest.raises(UserError, match="VAE other.*cache is of another"):
+    with pytest.raises(UserError, match=r"VAE other.*cache is of another"):
         prepare("finetune", tiny_settings(storage, f"--train.init={other}"))
 
 

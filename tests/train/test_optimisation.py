@@ -1,5 +1,7 @@
 """The rate of every step, and which parameters decay."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tiny_cache import tiny_settings
@@ -20,7 +22,7 @@ def test_warm_up_reaches_the_rate_and_cosine_ends_at_zero() -> None:
     rates = [learning_rate(step, train) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0, abs=1e-12)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
 
 
 def test_constant_stays() -> None:

@@ -38,7 +38,7 @@ def test_nothing_is_written_by_preparing(storage: Path) -> None:
 
 
 def test_no_cache_and_another_cache_are_told(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.raises(UserError, match="make one with jobs/cache_latents.py"):
+    with pytest.raises(UserError, match=r"make one with jobs/cache_latents.py"):
         prepare("finetune", tiny_settings(tmp_path_factory.mktemp("empty")))
     with pytest.raises(UserError, match=r"data.stride: cache has 3, settings say 2"):
         prepare("prior", tiny_settings(storage, "--data.stride=2"))
@@ -125,5 +125,15 @@ def test_the_plan_gives_the_figures(storage: Path) -> None:
 def test_the_export_says_what_sampling_needs(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     config = export_config("finetune", run.settings, run.cache.info)
-    wanted = {"kind", "model", "bridge", "latent_shape", "classes", "vae", "cache_fingerprint", "steps", "data"}
+    wanted = {
+        "kind",
+        "model",
+        "bridge",
+        "latent_shape",
+        "classes",
+        "vae",
+        "cache_fingerprint",
+        "steps",
+        "data",
+    }
     assert wanted | {"prior_export"} <= set(config) and config["prior_export"] is None

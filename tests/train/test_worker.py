@@ -1,0 +1,120 @@
+"""Ray Train and DeepSpeed, for real: what a run leaves, how it ends, and that workers do not change what is learned."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+from tiny_cache import tiny_settings, write_cache
+
+from pipeline.config import JobFailed, UserError
+from pipeline.data.batches import make_batch, training_source
+from pipeline.models.build import load_model, load_prior
+from pipeline.train.history import HISTORY, read_history
+from pipeline.train.run import Run, prepare
+from pipeline.train.tasks import replicated_error
+from pipeline.train.worker import check_cluster, explained, run_training
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("storage")
+    write_cache(tiny_settings(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prior(ray_cluster: None, storage: Path) -> tuple[Run, dict[str, Any]]:
+    run = prepare("prior", tiny_settings(storage, "--prior.train.steps=40", "--prior.train.learning_rate=0.02"))
+    return run, run_training(run)
+
+
+@pytest.fixture(scope="module")
+def bridge(prior: tuple[Run, dict[str, Any]], storage: Path) -> tuple[Run, dict[str, Any]]:
+    """A bridge from the neural prior, by two workers."""
+    run = prepare("finetune", tiny_settings(storage, "--bridge.prior=neural"))
+    return run, run_training(run)
+
+
+def test_the_prior_learns_and_says_how_well(prior: tuple[Run, dict[str, Any]]) -> None:
+    run, summary = prior
+    errors = summary["held_out_error"]
+    assert errors["prior"] < summary["validation_losses"][0][1]
+    source = training_source(run.cache, [], 0.0, 0)
+    one = replicated_error(lambda: torch.empty(0), make_batch(source, [(i, i) for i in range(10)], "train", 0))
+    assert errors["replicated"] == pytest.approx(float(one.mean()), rel=0.5)  # of other clips of the same kind
+    module, config = load_prior(run.export)
+    assert config["kind"] == "prior" and module.backbone.null_class == 2
+
+
+def test_a_run_leaves_export_history_and_summary(bridge: tuple[Run, dict[str, Any]]) -> None:
+    run, summary = bridge
+    model, config = load_model(run.export)
+    assert config["prior_export"] == run.settings.prior_export and config["steps"] == 6
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    rows = read_history(f"{run.folder}/{HISTORY}")
+    assert [row["step"] for row in rows] == list(range(7))
+    assert all(row["loss"] and row["gradient_norm"] and row["samples_per_s"] for row in rows[1:])
+    assert [row["step"] for row in rows if row["validation_loss"] is not None] == [0, 3, 6]
+    assert (summary["steps"], summary["clips"], summary["held_out"]) == (6, 10, 3)
+    assert summary["final_loss"] == pytest.approx(rows[-1]["loss"], rel=1e-4)
+    left = {path.name for path in Path(run.folder).iterdir()}
+    assert left == {
+        "checkpoints",
+        "export",
+        HISTORY,
+        "made_with.json",
+        "settings.yaml",
+        "summary.json",
+        "tensorboard",
+    }
+
+
+def test_a_second_start_finds_it_done(bridge: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, summary = bridge
+    monkeypatch.setattr("pipeline.train.worker.start_ray", None)  # would fail if it were called
+    assert run_training(run) == summary
+
+
+def test_one_worker_learns_what_two_do(bridge: tuple[Run, dict[str, Any]], storage: Path) -> None:
+    run, _ = bridge
+    single = tiny_settings(
+        storage,
+        "--bridge.prior=neural",
+        "--run.name=single",
+        "--cluster.train.workers=1",
+        "--train.micro_batch=4",
+        f"--cache.path={storage}/tiny/cache",
+        f"--bridge.prior_path={run.settings.prior_export}",
+    )
+    other = prepare("finetune", single)
+    run_training(other)
+    mine, theirs = (load_file(f"{one.export}/model.safetensors") for one in (run, other))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=2e-4, msg=name)
+    losses = [[row["loss"] for row in read_history(f"{one.folder}/{HISTORY}")[1:]] for one in (run, other)]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)
+
+
+def test_a_cluster_that_is_too_small_is_told_beforehand(ray_cluster: None, tmp_path: Path) -> None:
+    check_cluster(tiny_settings(tmp_path))
+    for change, asked in (
+        (("--cluster.train.workers=4",), "cluster.train.workers = 4 with cluster.train.num_cpus = 1"),
+        (("--cluster.train.num_cpus=3",), "cluster.train.num_cpus = 3 each"),
+        (("--cluster.train.num_gpus=1",), "cluster.train.num_gpus = 1 each"),
+    ):
+        with pytest.raises(UserError, match=f"{asked}.* 2 CPU and 0 GPU"):
+            check_cluster(tiny_settings(tmp_path, *change))
+
+
+def test_what_a_worker_raised_is_what_the_user_reads(storage: Path) -> None:
+    run = prepare("prior", tiny_settings(storage))
+    told = explained(run, ray.train.WorkerGroupError("...", {0: UserError("train.init is gone")}))
+    assert isinstance(told, UserError) and str(told) == "train.init is gone"
+    told = explained(run, ray.train.WorkerGroupError("...", {1: FloatingPointError("step 3: the loss is nan")}))
+    assert isinstance(told, JobFailed) and "nan" in str(told)
