@@ -3,11 +3,11 @@
     python jobs/finetune.py --recipe demo
     ray job submit --working-dir . -- python jobs/finetune.py --recipe demo --run.storage /SHARED
 
-Needs the cache of jobs/cache_latents.py and, with bridge.prior neural, the export of jobs/train_prior.py. Add --dry-run
-to see the plan: parameters, tokens and FLOP a clip, epochs, sizes. Expect lines with loss, clips/s and the time left, and
-in STORAGE/NAME/finetune: history.csv, tensorboard/, checkpoints/, export/ (model.safetensors, config.json) and
-summary.json. A run that was cut off goes on from its last checkpoint when the same line is typed again; a finished one
-says that there is nothing to do.
+Needs the cache of jobs/cache_latents.py and, with bridge.prior neural, the export of jobs/train_prior.py. Add
+--dry-run to see the plan: parameters, tokens and FLOP a clip, epochs, sizes. Expect lines with loss, clips/s and the
+time left, and in STORAGE/NAME/finetune: history.csv, tensorboard/, checkpoints/, export/ (model.safetensors,
+config.json) and summary.json. A run that was cut off goes on from its last checkpoint when the same line is typed
+again; a finished one says that there is nothing to do.
 """
 
 import sys

@@ -5,8 +5,9 @@
 
 Needs the cache of jobs/cache_latents.py. Its settings are prior.model and prior.train. Add --dry-run to see the plan.
 Expect lines with loss, clips/s and the time left, and in STORAGE/NAME/prior: history.csv, tensorboard/, checkpoints/,
-export/ (what jobs/finetune.py starts its bridge from) and summary.json, with the error of the prior on held-out clips beside
-that of the replicated image. A run that was cut off goes on from its last checkpoint when the same line is typed again.
+export/ (what jobs/finetune.py starts its bridge from) and summary.json, with the error of the prior on held-out clips
+beside that of the replicated image. A run that was cut off goes on from its last checkpoint when the same line is typed
+again; a finished one says that there is nothing to do.
 """
 
 import sys

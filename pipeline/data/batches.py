@@ -1,9 +1,9 @@
 """LATENT CACHE -> TRAINING BATCHES, in an order that is a function of (seed, epoch, cache) alone.
 
-The clips of every epoch, shuffled, follow one another in one long stream; global batch k is entries k*G to (k+1)*G - 1 of
-it, so every clip comes once an epoch and nothing is dropped. A worker takes its contiguous share of a batch. All that is
-random in a sample comes from a generator seeded by (seed, stream, step, index in the global batch). Hence the k-th
-global batch is the same on any number of workers, and before and after a restart.
+The clips of every epoch, shuffled, follow one another in one long stream; global batch k is entries k*G to
+(k+1)*G - 1 of it, so every clip comes once an epoch and nothing is dropped. A worker takes its contiguous share of a
+batch. All that is random in a sample comes from a generator seeded by (seed, stream, step, index in the global batch).
+Hence the k-th global batch is the same on any number of workers, and before and after a restart.
 """
 
 import functools

@@ -17,7 +17,7 @@ TAG = "state"
 def save(engine: Any, step: int, metrics: Mapping[str, float | None]) -> None:
     """Save model, optimizer and position after `step` steps. A barrier: every rank calls it, at the same steps.
 
-    Ray Train counts a checkpoint only when every rank's files have arrived, so a half-written one is never resumed from.
+    Ray Train counts a checkpoint only when every rank's files have arrived: a half-written one is never resumed from.
     """
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         engine.save_checkpoint(folder, tag=TAG, client_state={"step": step})

@@ -1,4 +1,4 @@
-"""What training starts from: pre-trained weights (train.init) and the frozen neural prior, checked against the cache."""
+"""What training starts from: pre-trained weights (train.init) and the frozen neural prior, checked with the cache."""
 
 import json
 from collections.abc import Iterator
@@ -93,7 +93,8 @@ def check_latents(what: str, config: dict[str, Any], info: CacheInfo) -> None:
     if trained["weights_hash"] != cached or trained["scaling_factor"] != info["scaling_factor"]:
         raise UserError(
             f"{what}: was trained on latents of the VAE {trained['path']} ({trained['weights_hash'][:12]}..., scaling "
-            f"{trained['scaling_factor']:g}), the cache is of another ({str(cached)[:12]}..., {info['scaling_factor']:g}); "
+            f"{trained['scaling_factor']:g}), the cache is of another ({str(cached)[:12]}..., "
+            f"{info['scaling_factor']:g}); "
             "cache again with that VAE (vae.path), or give another"
         )
 

@@ -1,4 +1,4 @@
-"""THE training loop: batch -> loss -> backward -> step -> log -> validate -> checkpoint. One screen, one worker's view."""
+"""THE training loop, as one worker sees it: batch -> loss -> backward -> step -> log -> validate -> checkpoint."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -30,7 +30,7 @@ def adamw(model: nn.Module, train: TrainSettings) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, train: TrainSettings) -> float:
-    """The rate of step `step` (from 0): linear warm-up that reaches train.learning_rate, then constant or cosine to 0."""
+    """The rate of step `step` (from 0): linear warm-up to train.learning_rate, then constant or cosine to 0."""
     if step < train.warmup_steps:
         return train.learning_rate * (step + 1) / train.warmup_steps
     if train.lr_schedule == "constant":

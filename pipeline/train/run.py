@@ -195,13 +195,14 @@ def plan_training(run: Run) -> str:
     workers = run.settings.cluster.train.workers
     piece = min(train.micro_batch, train.global_batch // workers)
     flops = training_flops(run.model, run.cache.info)
+    epochs = train.steps * train.global_batch / clips
     size = parameters * CHECKPOINT_BYTES[train.precision]
     return (
         f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
         f"  model         {parameters / 1e6:.2f} M parameters, {tokens(run.model)} tokens a clip, "
         f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
         f"  data          {clips} training and {held_out} held-out clips in {run.cache.path}\n"
-        f"  steps         {train.steps} of {train.global_batch} clips = {train.steps * train.global_batch / clips:.1f} epochs: "
+        f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
         f"{workers} workers x {train.global_batch // workers // piece} pieces of {piece}, "
         f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
         f"  checkpoints   every {train.checkpoint_every} steps, the last {train.keep_checkpoints} kept, "

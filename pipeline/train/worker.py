@@ -88,7 +88,8 @@ def run_training(run: Run) -> dict[str, Any]:
 
 def explained(run: Run, error: "ray.train.WorkerGroupError") -> Exception:
     """The cause of a failed run, for the user: what a worker raised."""
-    causes = list(error.worker_failures.values())
+    # what the training function raised comes wrapped, with its traceback as text
+    causes = [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]
     for cause in causes:
         if isinstance(cause, ValueError | FloatingPointError):
             return UserError(str(cause)) if isinstance(cause, UserError) else JobFailed(str(cause))
@@ -113,7 +114,10 @@ def check_cluster(settings: Settings) -> None:
         return
     wanted, workers = per_worker(settings), settings.cluster.train.workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(min(int(node.get(kind, 0) // each) for kind, each in wanted.items() if each) for node in nodes)
+    needs = {kind: each for kind, each in wanted.items() if each}
+    places = sum(
+        min((int(node.get(kind, 0) // each) for kind, each in needs.items()), default=workers) for node in nodes
+    )
     if places >= workers:
         return
     has = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))

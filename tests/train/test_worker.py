@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 from tiny_cache import tiny_settings, write_cache
@@ -15,7 +14,7 @@ from pipeline.models.build import load_model, load_prior
 from pipeline.train.history import HISTORY, read_history
 from pipeline.train.run import Run, prepare
 from pipeline.train.tasks import replicated_error
-from pipeline.train.worker import check_cluster, explained, run_training
+from pipeline.train.worker import check_cluster, run_training
 
 pytestmark = pytest.mark.ray
 
@@ -112,9 +111,14 @@ def test_a_cluster_that_is_too_small_is_told_beforehand(ray_cluster: None, tmp_p
             check_cluster(tiny_settings(tmp_path, *change))
 
 
-def test_what_a_worker_raised_is_what_the_user_reads(storage: Path) -> None:
-    run = prepare("prior", tiny_settings(storage))
-    told = explained(run, ray.train.WorkerGroupError("...", {0: UserError("train.init is gone")}))
-    assert isinstance(told, UserError) and str(told) == "train.init is gone"
-    told = explained(run, ray.train.WorkerGroupError("...", {1: FloatingPointError("step 3: the loss is nan")}))
-    assert isinstance(told, JobFailed) and "nan" in str(told)
+def test_a_corrupt_shard_ends_the_run_and_names_the_clip(ray_cluster: None, tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, "--cluster.train.workers=1", "--cluster.train.max_failures=0")
+    row = write_cache(settings).select("train")[0]
+    shard = Path(settings.cache_path, "shards", row["shard"])
+    content = bytearray(shard.read_bytes())
+    content[row["offset"] + 200] ^= 1
+    shard.write_bytes(content)
+    run = prepare("finetune", settings)
+    with pytest.raises(JobFailed, match=rf"clip {row['key']}: .*not those that were written"):
+        run_training(run)
+    assert not Path(run.export).exists()
