@@ -3,12 +3,15 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL
 
 from pipeline.config import LATENT_CHANNELS, VAE_DOWNSAMPLING, UserError
 from pipeline.models.build import shipped_path
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -17,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Vae:
     """Frames in and out are uint8 RGB (N, H, W, 3); latents are (N, C, h, w) with h = H / 8, w = W / 8."""
 
-    module: AutoencoderKL
+    module: "AutoencoderKL"
     scaling_factor: float
     weights_hash: str  # SHA-256 of the weights file
 
@@ -41,6 +44,8 @@ class Vae:
 
 def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cpu") -> Vae:
     """The VAE of a local diffusers folder, a hub name, or "shipped:vae". Raises UserError."""
+    from diffusers import AutoencoderKL  # seconds of import, which training does without
+
     folder = shipped_path(path)
     try:
         module = AutoencoderKL.from_pretrained(
@@ -69,7 +74,7 @@ def sample_posterior(
     return scaling_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise)
 
 
-def _weights_hash(folder: str, module: AutoencoderKL) -> str:
+def _weights_hash(folder: str, module: "AutoencoderKL") -> str:
     local = Path(folder) / "diffusion_pytorch_model.safetensors"
     if local.is_file():
         with open(local, "rb") as stream:
