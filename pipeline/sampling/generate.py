@@ -6,9 +6,8 @@ The export decides how it is sampled (process, schedule, SAF, kind of prior); se
 """
 
 import hashlib
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +24,8 @@ from pipeline.models.image_to_video import ImageToVideo
 from pipeline.models.prior import NeuralPrior, replicate
 from pipeline.models.vae import Vae, load_vae
 from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE
-from pipeline.storage import is_remote, read_bytes, read_json, resolve, write_bytes
+from pipeline.storage import read_json, resolve
+from pipeline.train.initial import local_copy
 
 
 class Exports(NamedTuple):
@@ -146,25 +146,13 @@ def weights_sha256(export: str) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def local_export(path: str) -> Iterator[str]:
-    """A local folder with the export's files; from s3:// they are fetched, and removed afterwards."""
-    if not is_remote(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            write_bytes(f"{folder}/{name}", read_bytes(f"{path}/{name}"))
-        yield folder
-
-
 def load_networks(exports: Exports) -> tuple[ImageToVideo, NeuralPrior | None, list[str]]:
     """Model, prior and the prior's classes, on the CPU. Raises UserError or WeightsMismatch."""
     with ExitStack() as stack:
-        model, _ = load_model(stack.enter_context(local_export(exports.model_path)))
+        model, _ = load_model(stack.enter_context(local_copy(exports.model_path)))
         if exports.prior_path is None:
             return model, None, []
-        prior, config = load_prior(stack.enter_context(local_export(exports.prior_path)))
+        prior, config = load_prior(stack.enter_context(local_copy(exports.prior_path)))
         return model, prior, config["classes"]
 
 
