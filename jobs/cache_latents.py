@@ -12,8 +12,9 @@ what is missing.
 import sys
 
 from pipeline.cli import run_job
-from pipeline.config import Options, Settings
+from pipeline.config import Options
 from pipeline.data.cache import build_cache, plan_cache
+from pipeline.settings import Settings
 
 
 def job(settings: Settings, options: Options) -> None:

@@ -20,10 +20,11 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.config import ROOT, UserError, load
+from pipeline.config import ROOT, load
 from pipeline.data.sources import plan_clips
 from pipeline.data.synthetic import make_dataset
 from pipeline.local_cluster import local_cluster
+from pipeline.settings import UserError
 
 # what Ray's submission client, its packing and its own actors say of themselves
 CHATTER = re.compile(

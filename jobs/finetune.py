@@ -13,7 +13,8 @@ again; a finished one says that there is nothing to do.
 import sys
 
 from pipeline.cli import run_job
-from pipeline.config import Options, Settings
+from pipeline.config import Options
+from pipeline.settings import Settings
 from pipeline.train.run import plan_training, prepare
 
 

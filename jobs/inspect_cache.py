@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli import run_job
-from pipeline.config import Options, Settings
+from pipeline.config import Options
 from pipeline.data.cache import open_cache, print_rejects, tally
 from pipeline.data.encode import vae_identity
 from pipeline.data.manifest import Cache
@@ -24,6 +24,7 @@ from pipeline.data.shards import read_latent
 from pipeline.models.vae import load_vae
 from pipeline.report.contact_sheet import contact_sheet, shown_frames
 from pipeline.schema import ManifestRow
+from pipeline.settings import Settings
 from pipeline.storage import write_bytes
 
 STATISTICS_CLIPS, SHEET_CLIPS = 256, 24

@@ -9,8 +9,8 @@ train/test lists, captions.json and motion.json. Run again with the same argumen
 import argparse
 import sys
 
-from pipeline.config import UserError
 from pipeline.data.synthetic import make_dataset
+from pipeline.settings import UserError
 
 
 def main() -> int:

@@ -11,8 +11,9 @@ and STORAGE/NAME/summary.json.
 import sys
 
 from pipeline.cli import run_job
-from pipeline.config import Options, Settings
+from pipeline.config import Options
 from pipeline.report.page import STAGES, read_stages, write_report
+from pipeline.settings import Settings
 
 
 def job(settings: Settings, options: Options) -> None:

@@ -13,8 +13,9 @@ summary.json gives the medians. Run again it says that there is nothing to do; c
 import sys
 
 from pipeline.cli import run_job
-from pipeline.config import Options, Settings
+from pipeline.config import Options
 from pipeline.sampling.distributed import plan_sampling, run_sampling
+from pipeline.settings import Settings
 
 
 def job(settings: Settings, options: Options) -> None:

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from pipeline.cli import run_job
-from pipeline.config import Options, Settings, UserError
+from pipeline.config import Options
 from pipeline.data.decode import DecodeFailure, decode_clip
 from pipeline.data.sources import plan_clips
 from pipeline.schema import TEST, TRAIN
+from pipeline.settings import Settings, UserError
 from pipeline.storage import write_json
 from pipeline.train.vae import VaeTraining, latent_scaling, reconstruction_psnr, train
 

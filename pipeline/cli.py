@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pipeline.config import JobFailed, Options, Settings, UserError, load, to_yaml
+from pipeline.config import Options, load, to_yaml
+from pipeline.settings import JobFailed, Settings, UserError
 from pipeline.storage import check_writable_place
 
 Job = Callable[[Settings, Options], None]

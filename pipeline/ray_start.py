@@ -7,7 +7,7 @@ import socket
 import sys
 import warnings
 
-from pipeline.config import Settings, UserError
+from pipeline.settings import Settings, UserError
 
 
 def start_ray(settings: Settings) -> None:

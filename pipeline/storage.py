@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline.config import UserError
+from pipeline.settings import UserError
 
 
 def is_remote(path: str) -> bool:

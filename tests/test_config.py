@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import RECIPES, ROOT, UserError, build, load, read_yaml, recipes, to_yaml
+from pipeline.config import RECIPES, ROOT, build, load, read_yaml, recipes, to_yaml
+from pipeline.settings import UserError
 
 BASE = read_yaml(ROOT / "ray_config.yaml")
 

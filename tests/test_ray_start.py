@@ -4,8 +4,9 @@ import socket
 
 import pytest
 
-from pipeline.config import UserError, load
+from pipeline.config import load
 from pipeline.ray_start import start_ray
+from pipeline.settings import UserError
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

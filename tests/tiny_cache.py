@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Settings, load
+from pipeline.config import load
 from pipeline.data.manifest import Cache, commit, describe, open_cache, write_info
 from pipeline.schema import ENCODED_SCHEMA
+from pipeline.settings import Settings
 
 CLASSES = ["bounce", "slide"]
 MODEL = {"size": "null", "hidden_size": 16, "depth": 2, "num_heads": 2}

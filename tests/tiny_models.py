@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config import ROOT, ModelSettings, Settings, build, read_yaml
+from pipeline.config import ROOT, build, read_yaml
 from pipeline.data.decode import decode_clip
 from pipeline.data.encode import EncodeClips, npy_bytes, vae_identity
 from pipeline.data.manifest import commit, describe, write_info
@@ -13,6 +13,7 @@ from pipeline.data.sources import plan_clips
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.weights import save_export
 from pipeline.schema import ENCODED_SCHEMA
+from pipeline.settings import ModelSettings, Settings
 
 FRAMES, SIDE = 4, 32
 CLASSES = ["bounce", "slide left"]

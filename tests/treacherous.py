@@ -6,9 +6,9 @@ import signal
 import time
 from typing import Any
 
-from pipeline.config import DataSettings
 from pipeline.data.decode import DecodeFailure, decode_clip
 from pipeline.schema import PlannedClip
+from pipeline.settings import DataSettings
 
 
 def decode(planned: PlannedClip, data: DataSettings) -> Any:

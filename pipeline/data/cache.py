@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import DataSettings, JobFailed, Settings
 from pipeline.data.isolation import decode_clips
 from pipeline.data.manifest import (
     IDENTITY,
@@ -36,6 +35,7 @@ from pipeline.data.manifest import (
 from pipeline.data.sources import plan_clips
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.schema import PLAN_SCHEMA
+from pipeline.settings import DataSettings, JobFailed, Settings
 from pipeline.storage import exists, read_json, write_json
 
 if TYPE_CHECKING:

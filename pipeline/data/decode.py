@@ -30,8 +30,8 @@ from pipeline.data.clips import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.config import DataSettings
     from pipeline.schema import ClipSpan, PlannedClip
+    from pipeline.settings import DataSettings
 
 # Where decord's frames equal a sequential decode, measured file by file (tests/data/test_decode.py).
 DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.config import DataSettings, VaeSettings
 from pipeline.models.build import shipped_path
 from pipeline.schema import ENCODED_SCHEMA
+from pipeline.settings import DataSettings, VaeSettings
 
 SD_SCALING_FACTOR = 0.18215  # AutoencoderKL's default, where config.json names none
 

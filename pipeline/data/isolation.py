@@ -28,8 +28,8 @@ from pipeline.data.decode import DecodeFailure, decode_clip
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipeline.config import DataSettings
     from pipeline.schema import ClipSpan, PlannedClip
+    from pipeline.settings import DataSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 120  # to start a child on a busy machine

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import LATENT_CHANNELS, VAE_DOWNSAMPLING, Settings, UserError
 from pipeline.data.shards import SHARDS, build_shard, shard_name
 from pipeline.schema import MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo, ManifestRow
+from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, Settings, UserError
 from pipeline.storage import list_files, read_bytes, read_json, write_bytes, write_json
 
 VERSION = 1

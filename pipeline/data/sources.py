@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import PurePosixPath
 
-from pipeline.config import DataSettings, UserError
 from pipeline.schema import TEST, TRAIN, PlannedClip
+from pipeline.settings import DataSettings, UserError
 from pipeline.storage import exists, list_files, read_bytes, read_json, walk
 
 log = logging.getLogger("sources")

@@ -21,7 +21,7 @@ from typing import Any
 import av
 import numpy as np
 
-from pipeline.config import UserError
+from pipeline.settings import UserError
 
 FPS = 25
 HEIGHT, WIDTH = 96, 128  # 4:3 as UCF-101; world units: frame height 1, origin in the centre, y down
@@ -46,7 +46,7 @@ BACKGROUNDS = {
     "night": ((18, 24, 48), (45, 55, 90)),
 }
 SHAPES = ("disc", "square", "triangle", "star", "ring")
-TEXTURES = ("plain", "striped", "checked", "dotted")
+TEXTURES = ("plain", "striped", "checked", "spotted")
 GROUNDS = ("smooth", "wavy", "tiled", "hazy")
 
 
@@ -117,8 +117,9 @@ def _spin(scene: Scene, random: np.random.Generator) -> Scene:
     body = replace(
         body,
         shape=shape,
-        radius=random.uniform(0.24, 0.32),
-        position=(random.uniform(-0.1, 0.1), random.uniform(-0.1, 0.1)),
+        radius=random.uniform(0.28, 0.36),
+        position=(random.uniform(-0.08, 0.08), random.uniform(-0.08, 0.08)),
+        angle=random.uniform(0, 2 * np.pi),
         spin=random.uniform(1.3, 1.7),
     )
     return replace(scene, bodies=(body,))
@@ -127,7 +128,7 @@ def _spin(scene: Scene, random: np.random.Generator) -> Scene:
 def _grow(scene: Scene, random: np.random.Generator) -> Scene:
     body = replace(
         scene.bodies[0],
-        radius=random.uniform(0.11, 0.14),
+        radius=random.uniform(0.14, 0.17),
         position=(random.uniform(-0.15, 0.15), random.uniform(-0.12, 0.12)),
         growth=random.uniform(0.4, 0.5),
     )
@@ -142,7 +143,7 @@ def _camera_pan(scene: Scene, random: np.random.Generator) -> Scene:
 def _camera_zoom(scene: Scene, random: np.random.Generator) -> Scene:
     body = replace(
         scene.bodies[0],
-        radius=random.uniform(0.14, 0.18),
+        radius=random.uniform(0.17, 0.21),
         position=(random.uniform(-0.15, 0.15), random.uniform(-0.12, 0.12)),
     )
     return replace(scene, bodies=(body,), zoom=random.uniform(0.28, 0.36))
@@ -181,9 +182,9 @@ def random_scene(motion: str, random: np.random.Generator) -> Scene:
             texture=TEXTURES[random.integers(len(TEXTURES))],
             colour=names[first],
             second=names[second],
-            radius=random.uniform(0.17, 0.24),
+            radius=random.uniform(0.21, 0.27),
             position=(0.0, 0.0),
-            angle=random.uniform(0, 2 * np.pi),
+            angle=random.uniform(-0.3, 0.3),
         )
 
     post = random.uniform(-0.45, 0.45) if random.random() < 0.25 else None
@@ -274,14 +275,14 @@ def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _texture(texture: str, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
-    """0: first colour, 1: second."""
+    """0: first colour, 1: second. Coarse: at 64 pixels a latent cell covers a third of a radius or more."""
     soft = max(pixel * 4, 0.15)
     if texture == "striped":
-        return np.clip(np.sin(5.2 * u) / soft + 0.5, 0, 1)
+        return np.clip((0.33 - np.abs(u)) / soft + 0.5, 0, 1)
     if texture == "checked":
-        return np.clip(np.sin(4 * u) * np.sin(4 * v) / soft + 0.5, 0, 1)
-    if texture == "dotted":
-        return np.clip((0.3 - np.hypot((u + 0.35) % 0.7 - 0.35, (v + 0.35) % 0.7 - 0.35) * 1.4) / soft + 0.5, 0, 1)
+        return np.clip(np.sin(3 * u) * np.sin(3 * v) / soft + 0.5, 0, 1)
+    if texture == "spotted":
+        return np.clip((0.42 - np.hypot(u, v)) / soft + 0.5, 0, 1)
     return np.zeros_like(u)
 
 
@@ -291,7 +292,7 @@ def make_dataset(folder: str, videos: int, seed: int, frames: int = 52, test_sha
     Returns {"videos": written or found, "made": written now}. Raises UserError if the folder holds something else.
     """
     root = Path(folder).expanduser()
-    stamp = {"videos": videos, "seed": seed, "frames": frames, "test_share": test_share, "version": 1}
+    stamp = {"videos": videos, "seed": seed, "frames": frames, "test_share": test_share, "version": 2}
     mark = root / "synthetic.json"
     if mark.is_file():
         if json.loads(mark.read_text()) == stamp:

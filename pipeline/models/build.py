@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from pipeline.config import ModelSettings, UserError
 from pipeline.models.image_to_video import ImageToVideo
 from pipeline.models.latte import LATTE_SIZES, Latte
 from pipeline.models.prior import NeuralPrior
 from pipeline.models.weights import load_export, load_strict
+from pipeline.settings import ModelSettings, UserError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "shipped"
 

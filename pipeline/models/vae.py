@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.config import LATENT_CHANNELS, VAE_DOWNSAMPLING, UserError
 from pipeline.models.build import shipped_path
+from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

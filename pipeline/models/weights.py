@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.config import UserError
 from pipeline.models.latte import Latte
+from pipeline.settings import UserError
 
 State = dict[str, Tensor]
 

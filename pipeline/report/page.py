@@ -11,9 +11,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.config import ROOT, Settings, UserError, to_yaml
+from pipeline.config import ROOT, to_yaml
 from pipeline.report.plots import column, loss_curve
 from pipeline.report.videos import SHOWN, data_address, read_items
+from pipeline.settings import Settings, UserError
 from pipeline.storage import read_json, write_bytes, write_json
 from pipeline.train.history import duration, read_history
 

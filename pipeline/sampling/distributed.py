@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.config import Settings, UserError
 from pipeline.data.encode import vae_identity
 from pipeline.data.manifest import Cache, open_cache
 from pipeline.metrics.statistics import summarise_columns
@@ -22,6 +21,7 @@ from pipeline.sampling.items import Item, Refused, held_out_items, image_items
 from pipeline.sampling.outputs import decode_mp4, encode_mp4, tile
 from pipeline.sampling.work import sample_batch
 from pipeline.schema import CacheInfo
+from pipeline.settings import Settings, UserError
 from pipeline.storage import exists, list_files, read_bytes, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.config import UserError
 from pipeline.data.clips import resize_and_crop
 from pipeline.data.manifest import Cache
 from pipeline.schema import TEST, ManifestRow
+from pipeline.settings import UserError
 from pipeline.storage import exists, read_bytes, walk
 
 log = logging.getLogger("sample")

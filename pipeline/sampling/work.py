@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline.config import VAE_DOWNSAMPLING, DataSettings, Settings
 from pipeline.data.decode import DecodeFailure
 from pipeline.data.isolation import IsolatedDecoder
 from pipeline.data.shards import read_latent
@@ -23,6 +22,7 @@ from pipeline.sampling.generate import Sampler, decode_clips, encode_images, gen
 from pipeline.sampling.items import BadImage, Item, Refused, open_image
 from pipeline.sampling.outputs import encode_mp4, encode_png
 from pipeline.schema import CacheInfo, ManifestRow
+from pipeline.settings import VAE_DOWNSAMPLING, DataSettings, Settings
 from pipeline.storage import read_bytes, write_bytes, write_json
 
 _decoder = IsolatedDecoder()  # one child process for each sampling actor, started when a video is read

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import TrainSettings
+from pipeline.settings import TrainSettings
 from pipeline.train.optimisation import adamw
 
 BUCKET = 50_000_000  # elements gathered or reduced at once; small models then need one call a step

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.config import Settings, UserError
 from pipeline.models.build import load_prior, shipped_path
 from pipeline.models.latte import Latte
 from pipeline.models.prior import NeuralPrior
@@ -24,6 +23,7 @@ from pipeline.models.weights import (
     remap_classes,
 )
 from pipeline.schema import CacheInfo
+from pipeline.settings import Settings, UserError
 from pipeline.storage import exists, is_remote, read_bytes, read_json, write_bytes
 from pipeline.train.tasks import Job, sections
 

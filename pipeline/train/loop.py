@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 
-from pipeline.config import TrainSettings
 from pipeline.data.batches import TrainingBatch
+from pipeline.settings import TrainSettings
 from pipeline.train.history import History
 from pipeline.train.optimisation import learning_rate, set_learning_rate
 from pipeline.train.tasks import Loss, Task

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import TrainSettings
+from pipeline.settings import TrainSettings
 
 NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.GroupNorm)
 

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import Settings, UserError, to_yaml
+from pipeline.config import to_yaml
 from pipeline.data.manifest import Cache, check_same, describe, open_cache
 from pipeline.models.build import shipped_path
 from pipeline.models.latte import Latte
 from pipeline.models.weights import WEIGHTS_FILE
 from pipeline.schema import TEST, TRAIN, CacheInfo
+from pipeline.settings import Settings, UserError
 from pipeline.storage import exists, read_json, resolve, write_bytes, write_json
 from pipeline.train.initial import VAE_HASH, check_prior, is_export, load_initial
 from pipeline.train.tasks import Job, sections, untrained

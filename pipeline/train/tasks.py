@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from pipeline.bridge.alignment import aligned_timesteps
 from pipeline.bridge.loss import bridge_loss, diffusion_loss, per_sample_mse
 from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
-from pipeline.config import BridgeSettings, ModelSettings, Settings, TrainSettings
 from pipeline.data.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior, class_indices
 from pipeline.models.image_to_video import ImageToVideo
 from pipeline.models.prior import NeuralPrior, replicate
 from pipeline.schema import CacheInfo
+from pipeline.settings import BridgeSettings, ModelSettings, Settings, TrainSettings
 
 Job = Literal["finetune", "prior"]
 Network = Callable[..., Tensor]  # the model, or an engine around it

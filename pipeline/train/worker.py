@@ -10,7 +10,6 @@ import ray.train
 import ray.train.torch
 import torch
 
-from pipeline.config import JobFailed, Settings, UserError
 from pipeline.data.batches import training_batches, training_source, validation_batches, validation_source
 from pipeline.data.manifest import open_cache
 from pipeline.models.image_to_video import ImageToVideo
@@ -18,6 +17,7 @@ from pipeline.models.latte import Latte
 from pipeline.models.prior import NeuralPrior
 from pipeline.ray_start import start_ray
 from pipeline.schema import CacheInfo
+from pipeline.settings import JobFailed, Settings, UserError
 from pipeline.storage import read_json, resolve, write_json
 from pipeline.train import checkpoint
 from pipeline.train.engine import full_state, start_engine

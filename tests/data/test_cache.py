@@ -15,12 +15,13 @@ from PIL import Image
 from tiny_vae import save_tiny_vae
 from video_files import write_video
 
-from pipeline.config import ROOT, JobFailed, Settings, UserError, load
+from pipeline.config import ROOT, load
 from pipeline.data.cache import build_cache, chain, open_cache, plan_cache, plan_table
 from pipeline.data.decode import decode_clip
 from pipeline.data.encode import vae_identity
 from pipeline.data.shards import read_latent
 from pipeline.models.vae import load_vae
+from pipeline.settings import JobFailed, Settings, UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from video_files import number, sequential, write_video
 
-from pipeline.config import DataSettings, load
+from pipeline.config import load
 from pipeline.data.clips import resize_and_crop
 from pipeline.data.decode import DecodeFailure, decode_clip
 from pipeline.schema import ClipSpan, PlannedClip
+from pipeline.settings import DataSettings
 
 
 def settings(**changes: Any) -> DataSettings:

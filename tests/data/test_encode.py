@@ -8,9 +8,9 @@ import pytest
 from diffusers import AutoencoderKL
 from tiny_vae import save_tiny_vae
 
-from pipeline.config import DataSettings, VaeSettings
 from pipeline.data.encode import EncodeClips
 from pipeline.schema import DECODED_SCHEMA
+from pipeline.settings import DataSettings, VaeSettings
 
 
 def decoded(*clips: int | None) -> pa.Table:

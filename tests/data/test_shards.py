@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from pipeline.config import UserError
 from pipeline.data.encode import npy_bytes
 from pipeline.data.manifest import (
     Cache,
@@ -26,6 +25,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.shards import CorruptShard, read_latent
 from pipeline.schema import ENCODED_SCHEMA, CacheInfo
+from pipeline.settings import UserError
 
 
 def latent(index: int) -> np.ndarray:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import DataSettings, UserError, load
+from pipeline.config import load
 from pipeline.data.sources import plan_clips
 from pipeline.schema import PlannedClip
+from pipeline.settings import DataSettings, UserError
 
 
 def settings(path: Path, source: str, **changes: Any) -> DataSettings:

@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.config import UserError
 from pipeline.data.synthetic import CLASSES, make_dataset, random_scene, render
+from pipeline.settings import UserError
 
 
 @pytest.fixture(scope="module")

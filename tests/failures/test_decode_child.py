@@ -13,10 +13,11 @@ import pytest
 import treacherous
 from video_files import number, write_video
 
-from pipeline.config import ROOT, DataSettings, load
+from pipeline.config import ROOT, load
 from pipeline.data.decode import DecodeFailure
 from pipeline.data.isolation import IsolatedDecoder
 from pipeline.schema import PlannedClip
+from pipeline.settings import DataSettings
 
 
 def data(**changes: Any) -> DataSettings:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny_cache import tiny_settings, write_cache
 
-from pipeline.config import JobFailed, Settings
+from pipeline.settings import JobFailed, Settings
 from pipeline.train.history import HISTORY, read_history
 from pipeline.train.run import CHECKPOINTS, prepare, standing
 from pipeline.train.worker import run_training

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from pipeline.config import UserError
 from pipeline.models.vae import load_vae, sample_posterior
+from pipeline.settings import UserError
 
 
 def tiny(folder: Path, levels: int = 4, channels: int = 4) -> str:

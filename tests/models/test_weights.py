@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.config import UserError
 from pipeline.models import weights
 from pipeline.models.latte import Latte
 from pipeline.models.weights import (
@@ -24,6 +23,7 @@ from pipeline.models.weights import (
     remap_classes,
     save_export,
 )
+from pipeline.settings import UserError
 
 SMALL: dict[str, Any] = dict(
     input_size=4,

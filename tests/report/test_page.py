@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import ROOT, Settings, UserError, build, read_yaml
+from pipeline.config import ROOT, build, read_yaml
 from pipeline.report.page import write_report
 from pipeline.sampling.outputs import encode_mp4, encode_png
+from pipeline.settings import Settings, UserError
 
 EVIL = "<script>alert('x')</script> \"quoted\" & <img src=http://evil.example/x>"
 

@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderKL
 from tiny_models import save_model, tiny_model, tiny_settings, write_cache
 
-from pipeline.config import Settings
 from pipeline.data.synthetic import make_dataset
+from pipeline.settings import Settings
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from tiny_models import SIDE, save_model, tiny_model, tiny_settings
 
-from pipeline.config import Settings, UserError
 from pipeline.sampling.distributed import make_plan, plan_sampling, run_sampling
 from pipeline.sampling.generate import load_sampler
 from pipeline.sampling.outputs import decode_mp4
 from pipeline.sampling.work import sample_batch
+from pipeline.settings import Settings, UserError
 
 pytestmark = pytest.mark.ray
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_models import SHAPE, save_model, tiny_model, tiny_settings
 
-from pipeline.config import Settings, UserError
 from pipeline.models.weights import WeightsMismatch
 from pipeline.sampling.generate import Sampler, find_exports, generate, load_networks, load_sampler, make_prior
+from pipeline.settings import Settings, UserError
 
 KEYS = ["a", "b", "c", "d"]
 LABELS = ["bounce", "", "slide left", "never heard of"]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Settings
 from pipeline.data.manifest import open_cache
 from pipeline.metrics.psnr import psnr
 from pipeline.sampling.generate import Sampler, load_sampler
 from pipeline.sampling.items import Item, held_out_items
 from pipeline.sampling.work import load_source, sample_batch
+from pipeline.settings import Settings
 
 
 @pytest.fixture(scope="module")

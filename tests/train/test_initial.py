@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from tiny_cache import CLASSES, tiny_settings, write_cache
 
-from pipeline.config import Settings, UserError
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.weights import WeightsMismatch, save_export
 from pipeline.schema import CacheInfo
+from pipeline.settings import Settings, UserError
 from pipeline.train.initial import check_prior, load_initial
 from pipeline.train.run import export_config, prepare
 from pipeline.train.tasks import untrained

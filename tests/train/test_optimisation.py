@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_cache import tiny_settings
 
-from pipeline.config import TrainSettings
 from pipeline.models.build import build_image_to_video
+from pipeline.settings import TrainSettings
 from pipeline.train.optimisation import learning_rate, parameter_groups
 
 

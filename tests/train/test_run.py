@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny_cache import tiny_settings, write_cache
 
-from pipeline.config import ModelSettings, UserError
 from pipeline.models.build import build_image_to_video
+from pipeline.settings import ModelSettings, UserError
 from pipeline.train.run import (
     CHECKPOINTS,
     export_config,

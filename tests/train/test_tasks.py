@@ -11,11 +11,11 @@ from torch import Tensor
 from pipeline.bridge.alignment import aligned_timesteps, network_input
 from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
 from pipeline.bridge.targets import eps_psi, q_sample
-from pipeline.config import BridgeSettings
 from pipeline.data.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.prior import replicate
 from pipeline.schema import LatentBatch
+from pipeline.settings import BridgeSettings
 from pipeline.train.tasks import Task, class_map, finetune_task, prior_task, replicated_error
 
 SHAPE = [4, 4, 4, 4]

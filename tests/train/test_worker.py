@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from tiny_cache import tiny_settings, write_cache
 
-from pipeline.config import JobFailed, UserError
 from pipeline.data.batches import make_batch, training_source
 from pipeline.models.build import load_model, load_prior
+from pipeline.settings import JobFailed, UserError
 from pipeline.train.history import HISTORY, read_history
 from pipeline.train.run import Run, prepare
 from pipeline.train.tasks import replicated_error

@@ -1,0 +1,258 @@
+"""Typed settings: names, types, and the arithmetic that a combination must satisfy. No defaults: ray_config.yaml has them.
+
+Everything that a user can get wrong raises `UserError`: one line that names the key, the value, what was expected and
+the remedy. pipeline/config.py reads them from YAML and the command line.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+VAE_DOWNSAMPLING = 8
+LATENT_CHANNELS = 4
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class UserError(ValueError):
+    """Wrong settings or input. The message is one line: what is wrong, what was expected, what to do."""
+
+
+class JobFailed(RuntimeError):
+    """A job did its work and the outcome is not acceptable. The message says why and what to do; exit status 1."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunSettings(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    storage: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+    @property
+    def folder(self) -> str:
+        """STORAGE/NAME, with ~ expanded."""
+        storage = self.storage
+        if storage.startswith("~"):
+            storage = str(Path(storage).expanduser())
+        return f"{storage.rstrip('/')}/{self.name}"
+
+
+class DataSettings(Section):
+    source: Literal["ucf101", "webvid", "folder"]
+    path: str
+    annotations: str | None
+    split_list: Literal[1, 2, 3]
+    holdout_fraction: Fraction
+    max_videos: PositiveInt | None
+    frames: PositiveInt
+    stride: PositiveInt
+    clips_per_video: PositiveInt
+    short_video: Literal["reject", "reduce_stride"]
+    height: PositiveInt
+    width: PositiveInt
+    decoder: Literal["auto", "decord", "pyav"]
+    decode_timeout_s: PositiveFloat
+    max_pixels: PositiveInt
+
+    @model_validator(mode="after")
+    def _whole_latents(self) -> Self:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value % VAE_DOWNSAMPLING:
+                down = value - value % VAE_DOWNSAMPLING
+                raise ValueError(
+                    f"data.{name} = {value} is not a multiple of {VAE_DOWNSAMPLING}, the VAE's downsampling; "
+                    f"use {max(down, VAE_DOWNSAMPLING)} or {down + VAE_DOWNSAMPLING}"
+                )
+        return self
+
+
+class CacheSettings(Section):
+    path: str | None
+    shard_clips: PositiveInt
+    max_reject_fraction: Fraction
+
+
+class VaeSettings(Section):
+    path: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    batch_frames: PositiveInt
+
+
+class ModelSettings(Section):
+    size: Literal["S", "B", "L", "XL"] | None
+    hidden_size: PositiveInt | None
+    depth: PositiveInt | None
+    num_heads: PositiveInt | None
+    patch_size: PositiveInt
+    image_condition: Literal["frame", "none"]
+    prior_condition: bool
+
+    @model_validator(mode="after")
+    def _dimensions(self) -> Self:
+        given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.num_heads}
+        named = [k for k, v in given.items() if v is not None]
+        if self.size is not None and named:
+            raise ValueError(
+                f"model.size = {self.size} already fixes {', '.join(named)}; set model.size null to choose them"
+            )
+        if self.size is None:
+            missing = [k for k, v in given.items() if v is None]
+            if missing:
+                raise ValueError(f"model.size is null, so {', '.join('model.' + k for k in missing)} must be set")
+            assert self.hidden_size and self.num_heads and self.depth
+            if self.hidden_size % self.num_heads:
+                raise ValueError(
+                    f"model.hidden_size = {self.hidden_size} does not divide into model.num_heads = {self.num_heads}"
+                )
+            if self.depth % 2:
+                raise ValueError(
+                    f"model.depth = {self.depth} is odd, but spatial and temporal blocks come in pairs; use {self.depth + 1}"
+                )
+        return self
+
+
+class BridgeSettings(Section):
+    process: Literal["bridge", "diffusion"]
+    prior: Literal["replicated", "neural"]
+    prior_path: str | None
+    beta0: PositiveFloat
+    beta1: PositiveFloat
+    saf: bool
+    pretrained_beta_start: PositiveFloat
+    pretrained_beta_end: PositiveFloat
+
+
+class TrainSettings(Section):
+    init: str | None
+    steps: PositiveInt
+    global_batch: PositiveInt
+    micro_batch: PositiveInt
+    learning_rate: PositiveFloat
+    warmup_steps: Annotated[int, Field(ge=0)]
+    lr_schedule: Literal["constant", "cosine"]
+    weight_decay: NonNegative
+    adam_betas: tuple[Beta, Beta]
+    clip_norm: PositiveFloat | None
+    precision: Literal["bfloat16", "float32"]
+    zero_stage: Literal[0, 1, 2, 3]
+    activation_checkpointing: bool
+    label_dropout: Fraction
+    checkpoint_every: PositiveInt
+    keep_checkpoints: PositiveInt
+    log_every: PositiveInt
+    validate_every: PositiveInt
+    validate_clips: PositiveInt
+
+
+class PriorSettings(Section):
+    model: ModelSettings
+    train: TrainSettings
+
+
+class SampleSettings(Section):
+    model_path: str | None
+    images: str | None
+    count: PositiveInt | None
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance: NonNegative
+    batch: PositiveInt
+    fps: PositiveInt
+
+
+class DecodeResources(Section):
+    num_cpus: PositiveFloat
+    max_tasks: PositiveInt | None
+
+
+class ActorResources(Section):
+    actors: PositiveInt
+    num_cpus: NonNegative
+    num_gpus: NonNegative
+
+
+class TrainResources(Section):
+    workers: PositiveInt
+    num_cpus: NonNegative
+    num_gpus: NonNegative
+    start_timeout_s: PositiveInt
+    max_failures: Annotated[int, Field(ge=-1)]
+
+
+class ClusterSettings(Section):
+    decode: DecodeResources
+    encode: ActorResources
+    train: TrainResources
+    sample: ActorResources
+
+
+class Settings(Section):
+    """Every setting of the pipeline; the comments beside the keys in ray_config.yaml say what each means."""
+
+    run: RunSettings
+    data: DataSettings
+    cache: CacheSettings
+    vae: VaeSettings
+    model: ModelSettings
+    bridge: BridgeSettings
+    train: TrainSettings
+    prior: PriorSettings
+    sample: SampleSettings
+    cluster: ClusterSettings
+
+    @property
+    def cache_path(self) -> str:
+        return self.cache.path or f"{self.run.folder}/cache"
+
+    @property
+    def prior_export(self) -> str:
+        return self.bridge.prior_path or f"{self.run.folder}/prior/export"
+
+    @property
+    def model_export(self) -> str:
+        return self.sample.model_path or f"{self.run.folder}/finetune/export"
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        for key, model in (("model", self.model), ("prior.model", self.prior.model)):
+            for side in ("height", "width"):
+                latent = getattr(self.data, side) // VAE_DOWNSAMPLING
+                if latent % model.patch_size:
+                    raise ValueError(
+                        f"{key}.patch_size = {model.patch_size} does not divide the latent {side} "
+                        f"{getattr(self.data, side)} / {VAE_DOWNSAMPLING} = {latent}; choose another data.{side} or patch size"
+                    )
+        for key, train in (("train", self.train), ("prior.train", self.prior.train)):
+            _check_batch(key, train, self.cluster.train.workers)
+        if self.bridge.saf and self.bridge.process == "diffusion":
+            raise ValueError("bridge.saf = true aligns a bridge; with bridge.process = diffusion set bridge.saf false")
+        if self.bridge.saf and self.train.init is None:
+            raise ValueError(
+                "bridge.saf = true aligns the bridge to a pre-trained diffusion model, but train.init is null; "
+                "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
+            )
+        if self.bridge.process == "bridge" and self.model.image_condition == "none":
+            raise ValueError("model.image_condition = none leaves a bridge without its image; set frame")
+        return self
+
+
+def _check_batch(key: str, train: TrainSettings, workers: int) -> None:
+    if train.global_batch % workers:
+        raise ValueError(
+            f"{key}.global_batch = {train.global_batch} does not divide over cluster.train.workers = {workers}: "
+            f"use {train.global_batch // workers * workers or workers} or another number of workers"
+        )
+    share = train.global_batch // workers
+    if share % min(train.micro_batch, share):
+        raise ValueError(
+            f"{key}.micro_batch = {train.micro_batch} does not divide a worker's share of the batch "
+            f"{key}.global_batch / cluster.train.workers = {train.global_batch} / {workers} = {share}; use a divisor of {share}"
+        )
+    if train.warmup_steps > train.steps:
+        raise ValueError(f"{key}.warmup_steps = {train.warmup_steps} exceeds {key}.steps = {train.steps}")
