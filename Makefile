@@ -7,13 +7,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
+# Two processes share the test files: most tests wait more than they compute. The files that take longest come first.
+LONGEST := tests/test_road.py tests/failures tests/train/test_worker.py
+
 .PHONY: demo test check format clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py $(if $(VIDEOS),--videos "$(VIDEOS)") $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(LONGEST) tests)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -134,6 +134,7 @@ class TrainSettings(Section):
     steps: PositiveInt
     global_batch: PositiveInt
     micro_batch: PositiveInt
+    optimizer: Literal["adamw", "muon"]
     learning_rate: PositiveFloat
     warmup_steps: Annotated[int, Field(ge=0)]
     lr_schedule: Literal["constant", "cosine"]
@@ -253,6 +254,11 @@ def _check_batch(key: str, train: TrainSettings, workers: int) -> None:
         raise ValueError(
             f"{key}.micro_batch = {train.micro_batch} does not divide a worker's share of the batch "
             f"{key}.global_batch / cluster.train.workers = {train.global_batch} / {workers} = {share}; use a divisor of {share}"
+        )
+    if train.optimizer == "muon" and train.zero_stage:
+        raise ValueError(
+            f"{key}.optimizer = muon with {key}.zero_stage = {train.zero_stage}: ZeRO cuts the matrices that Muon takes "
+            f"whole; set {key}.zero_stage 0, or {key}.optimizer adamw"
         )
     if train.warmup_steps > train.steps:
         raise ValueError(f"{key}.warmup_steps = {train.warmup_steps} exceeds {key}.steps = {train.steps}")

@@ -1,11 +1,16 @@
 """Fixtures that several folders share."""
 
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 
 import pytest
 
+# A folder of its own for every Ray cluster that this process starts: the tests find no other cluster of this machine,
+# whether of a person or of a second process of tests. Short, because the path of a socket may have 107 characters.
+RAY_FOLDER = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)
+os.environ["RAY_TMPDIR"] = RAY_FOLDER.name
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 

@@ -57,6 +57,7 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
         (["--data.source", "youtube"], "'ucf101', 'webvid' or 'folder'"),
         (["--train.global_batch", "10"], "does not divide over cluster.train.workers = 8: use 8"),
         (["--train.micro_batch", "3"], "64 / 8 = 8; use a divisor of 8"),
+        (["--train.optimizer", "muon"], "set train.zero_stage 0, or train.optimizer adamw"),
         (["--bridge.saf", "true"], "set train.init"),
         (["--model.image_condition", "none"], "leaves a bridge without its image"),
         (["--model.size", "null"], "model.hidden_size, model.depth, model.num_heads must be set"),

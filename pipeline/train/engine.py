@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.settings import TrainSettings
-from pipeline.train.optimisation import adamw
+from pipeline.train.optimisation import make_optimizer
 
 BUCKET = 50_000_000  # elements gathered or reduced at once; small models then need one call a step
 
@@ -38,9 +38,9 @@ def deepspeed_config(train: TrainSettings, workers: int) -> dict[str, Any]:
 
 
 def start_engine(model: nn.Module, train: TrainSettings, workers: int, device: torch.device) -> Any:
-    """`model` under a DeepSpeed engine, with AdamW; torch.distributed must be up. Every rank calls it."""
+    """`model` under a DeepSpeed engine; torch.distributed must be up. Every rank calls it."""
     deepspeed = import_deepspeed(device)
-    optimizer = adamw(model.to(device), train)
+    optimizer = make_optimizer(model.to(device), train)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's own use of older torch calls
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(train, workers))

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from pipeline.train.optimisation import Muon, set_learning_rate
+
 
 @dataclass(frozen=True)
 class VaeTraining:
@@ -51,11 +53,10 @@ def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, Au
     torch.manual_seed(training.seed)  # diffusers initialises its modules from the global generator
     generator = torch.Generator().manual_seed(training.seed)
     module = build(training).to(memory_format=torch.channels_last).train()
-    optimizers = [
-        Muon([p for p in module.parameters() if p.ndim > 1], training.muon_rate),
-        torch.optim.AdamW([p for p in module.parameters() if p.ndim == 1], training.adam_rate, betas=(0.9, 0.95)),
-    ]
-    rates = [training.muon_rate, training.adam_rate]
+    kernels, vectors = ([p for p in module.parameters() if (p.ndim > 1) == many] for many in (True, False))
+    # on this VAE Muon needs a third of the steps of AdamW
+    factor = training.muon_rate / training.adam_rate
+    optimizer = Muon([{"params": kernels, "orthogonal": True, "factor": factor}, {"params": vectors}], lr=0.0)
     sums, started = torch.zeros(3), time.monotonic()
     for step in range(1, training.steps + 1):
         x = augment(frames[torch.randint(len(frames), (training.batch,), generator=generator)], generator)
@@ -65,12 +66,10 @@ def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, Au
         pixel, edge = F.l1_loss(y, x), edge_error(y, x)
         kl = posterior.kl().mean()
         loss = pixel + training.square_weight * F.mse_loss(y, x) + training.edge_weight * edge + training.kl_weight * kl
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * decay(step, training.steps)
-            optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(optimizer.param_groups, training.adam_rate * decay(step, training.steps))
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        optimizer.step()
         sums += torch.stack([pixel, edge, kl]).detach()
         if step % 500 == 0 or step == training.steps:
             count = (step - 1) % 500 + 1
@@ -82,36 +81,6 @@ def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, Au
 def decay(step: int, steps: int) -> float:
     """Linear warm-up over 100 steps, constant, linear to zero over the last 60 %."""
     return min(1.0, step / 100, (steps - step) / (0.6 * steps) + 0.01)
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised updates (Jordan et al. 2024); torch.optim.Muon takes matrices only, these are kernels.
-
-    On this VAE it needs a third of the steps of AdamW.
-    """
-
-    def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
-                average.lerp_(parameter.grad, 1 - group["momentum"])
-                update = orthogonalise(parameter.grad.lerp(average, group["momentum"]).flatten(1))
-                parameter.sub_(update.view_as(parameter), alpha=group["lr"])
-
-
-def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-    """About the nearest semi-orthogonal matrix, by five quintic Newton-Schulz steps; tall ones are scaled up."""
-    rows, columns = matrix.shape
-    x = matrix.T if rows > columns else matrix
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.T if rows > columns else x) * max(1.0, rows / columns) ** 0.5
 
 
 def augment(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

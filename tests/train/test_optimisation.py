@@ -8,7 +8,7 @@ from tiny_cache import tiny_settings
 
 from pipeline.models.build import build_image_to_video
 from pipeline.settings import TrainSettings
-from pipeline.train.optimisation import learning_rate, parameter_groups
+from pipeline.train.optimisation import learning_rate, muon, orthogonalise, parameter_groups
 
 
 def train_settings(**changes: object) -> TrainSettings:
@@ -45,3 +45,42 @@ def test_frozen_parameters_are_not_given_to_the_optimizer() -> None:
     model = torch.nn.Linear(2, 2)
     model.bias.requires_grad_(False)
     assert [len(group["params"]) for group in parameter_groups(model, 0.0)] == [1]
+
+
+def test_orthogonalised_updates_have_singular_values_near_one() -> None:
+    for shape in ((16, 144), (64, 27)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(orthogonalise(matrix)) / max(1.0, shape[0] / shape[1]) ** 0.5
+        assert values.min() > 0.4
+        assert values.max() < 1.3
+
+
+def test_muon_takes_the_blocks_matrices_and_is_adamw_on_the_rest() -> None:
+    model = build_image_to_video(tiny_settings("/tmp").model, [4, 4, 4, 4], 2)
+    train = train_settings(learning_rate=0.01, weight_decay=0.1)
+    optimizer = muon(model, train)
+    taken = {id(p) for group in optimizer.param_groups if group["orthogonal"] for p in group["params"]}
+    assert taken == {id(p) for p in model.backbone.blocks.parameters() if p.ndim > 1}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(taken) + len(rest)
+    twins = [p.detach().clone().requires_grad_() for p in rest]
+    decay = [
+        {"params": [t], "weight_decay": 0.1 * (p.ndim > 1 and "Embedding" not in name)}
+        for p, t, name in zip(rest, twins, owners(model, rest), strict=True)
+    ]
+    adamw = torch.optim.AdamW(decay, lr=0.01, betas=(0.9, 0.95))
+    random = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for parameter, twin in zip(rest, twins, strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=random)
+            twin.grad = parameter.grad.clone()
+        optimizer.step()
+        adamw.step()
+    for parameter, twin in zip(rest, twins, strict=True):
+        torch.testing.assert_close(parameter, twin)
+
+
+def owners(model: torch.nn.Module, parameters: list[torch.nn.Parameter]) -> list[str]:
+    """The kind of module that each parameter belongs to."""
+    kinds = {id(p): type(module).__name__ for module in model.modules() for p in module.parameters(recurse=False)}
+    return [kinds[id(p)] for p in parameters]

@@ -4,15 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.data.synthetic import CLASSES, random_scene, render
-from pipeline.train.vae import VaeTraining, build, latent_scaling, orthogonalise, reconstruction_psnr, train
-
-
-def test_orthogonalised_updates_have_singular_values_near_one() -> None:
-    for shape in ((16, 144), (64, 27)):
-        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        values = torch.linalg.svdvals(orthogonalise(matrix)) / max(1.0, shape[0] / shape[1]) ** 0.5
-        assert values.min() > 0.4
-        assert values.max() < 1.3
+from pipeline.train.vae import VaeTraining, build, latent_scaling, reconstruction_psnr, train
 
 
 def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights() -> None:
