@@ -18,10 +18,10 @@ from rich.table import Table
 from pipeline.cli import run_job
 from pipeline.config import Options
 from pipeline.data.cache import open_cache, print_rejects, tally
-from pipeline.data.encode import vae_identity
 from pipeline.data.manifest import Cache
 from pipeline.data.shards import read_latent
 from pipeline.models.vae import load_vae
+from pipeline.models.vae_files import vae_identity
 from pipeline.report.contact_sheet import contact_sheet, shown_frames
 from pipeline.schema import ManifestRow
 from pipeline.settings import Settings
@@ -37,7 +37,7 @@ def job(settings: Settings, options: Options) -> None:
     if cache.rejects.num_rows:
         print_rejects(tally(cache.rejects["reason"]), f"{cache.rejects.num_rows} rejects")
     print_statistics(cache, console)
-    if vae_identity(settings.vae)[0] != cache.info["settings"]["vae.path (hash of its weights)"]:
+    if vae_identity(settings.vae.path)[0] != cache.info["settings"]["vae.path (hash of its weights)"]:
         console.print(f"no contact sheet: vae.path = {settings.vae.path} is not the VAE that this cache was made with")
         return
     sheet = f"{cache.path}/contact_sheet.png"

@@ -7,10 +7,11 @@ import torch
 
 from pipeline.config import ROOT, build, read_yaml
 from pipeline.data.decode import decode_clip
-from pipeline.data.encode import EncodeClips, npy_bytes, vae_identity
+from pipeline.data.encode import EncodeClips, npy_bytes
 from pipeline.data.manifest import commit, describe, write_info
 from pipeline.data.sources import plan_clips
 from pipeline.models.build import build_image_to_video, build_prior
+from pipeline.models.vae_files import vae_identity
 from pipeline.models.weights import save_export
 from pipeline.schema import ENCODED_SCHEMA
 from pipeline.settings import ModelSettings, Settings
@@ -43,7 +44,7 @@ def save_model(settings: Settings, folder: Path, kind: str, built: ModelSettings
     make = build_image_to_video if kind == "image_to_video" else build_prior
     module = make(built, SHAPE, len(CLASSES))
     randomise(module.backbone, seed)
-    weights_hash, scaling_factor = vae_identity(settings.vae)
+    weights_hash, scaling_factor = vae_identity(settings.vae.path)
     described = {
         "kind": kind,
         "model": built.model_dump(),

@@ -1,16 +1,11 @@
 """FRAMES -> LATENTS: the VAE actor of the cache. It holds one VAE and keeps it full across clips."""
 
-import hashlib
 import io
-import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.models.build import shipped_path
 from pipeline.schema import ENCODED_SCHEMA
 from pipeline.settings import DataSettings, VaeSettings
 
@@ -62,18 +57,3 @@ def npy_bytes(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return stream.getvalue()
-
-
-def vae_identity(vae: VaeSettings) -> tuple[str, float]:
-    """(weights hash, scaling factor) of the VAE, from its files where they are local. Raises UserError."""
-    folder = Path(shipped_path(vae.path)).expanduser()
-    weights, config = folder / "diffusion_pytorch_model.safetensors", folder / "config.json"
-    if weights.is_file() and config.is_file():
-        described: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
-        with open(weights, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return digest, float(described.get("scaling_factor", SD_SCALING_FACTOR))
-    from pipeline.models.vae import load_vae
-
-    loaded = load_vae(vae.path)
-    return loaded.weights_hash, loaded.scaling_factor

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.shards import SHARDS, build_shard, shard_name
+from pipeline.models.vae_files import vae_identity
 from pipeline.schema import MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo, ManifestRow
 from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, Settings, UserError
 from pipeline.storage import list_files, read_bytes, read_json, write_bytes, write_json
@@ -82,9 +83,7 @@ def read_info(path: str) -> CacheInfo | None:
 
 def describe(settings: Settings, classes: list[str]) -> CacheInfo:
     """What cache.json says of a cache made with `settings`. Raises UserError if the VAE cannot be found."""
-    from pipeline.data.encode import vae_identity  # torch, which committing does without
-
-    weights_hash, scaling_factor = vae_identity(settings.vae)
+    weights_hash, scaling_factor = vae_identity(settings.vae.path)
     data = settings.data
     decisive: dict[str, Any] = {
         "data.frames": data.frames,

@@ -1,28 +1,15 @@
 """Settings -> modules, and exports -> modules: the one place where a network's shape is decided."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.models.image_to_video import ImageToVideo
 from pipeline.models.latte import LATTE_SIZES, Latte
+from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
 from pipeline.models.weights import load_export, load_strict
 from pipeline.settings import ModelSettings, UserError
-
-SHIPPED = Path(__file__).resolve().parent.parent / "shipped"
-
-
-def shipped_path(path: str) -> str:
-    """The folder behind "shipped:NAME", a model that comes with the package; other paths are returned as they are."""
-    if not path.startswith("shipped:"):
-        return path
-    folder = SHIPPED / path.removeprefix("shipped:")
-    if not folder.is_dir():
-        names = ", ".join(f"shipped:{child.name}" for child in sorted(SHIPPED.iterdir()))
-        raise UserError(f"{path}: no such shipped model; there are {names}")
-    return str(folder)
 
 
 def dimensions(model: ModelSettings) -> tuple[int, int, int]:

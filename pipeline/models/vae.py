@@ -1,13 +1,12 @@
 """The image VAE, frame by frame: a diffusers AutoencoderKL with its scaling factor and the hash of its weights."""
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.models.build import shipped_path
+from pipeline.models.vae_files import derive_config, find_vae, read_state, unloadable, vae_identity
+from pipeline.models.weights import load_strict
 from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, UserError
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ class Vae:
 
     module: "AutoencoderKL"
     scaling_factor: float
-    weights_hash: str  # SHA-256 of the weights file
+    weights_hash: str  # of the weights' values, see vae_files.hash_arrays
 
     @property
     def device(self) -> torch.device:
@@ -30,9 +29,13 @@ class Vae:
 
     @torch.inference_mode()
     def encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Posterior mean and log-variance of the frames, each (N, C, h, w) float32, unscaled."""
-        pixels = frames.to(self.device).permute(0, 3, 1, 2).to(self.module.dtype) / 127.5 - 1
-        posterior = self.module.encode(pixels.contiguous(memory_format=torch.channels_last)).latent_dist
+        """Posterior mean and log-variance of the frames, each (N, C, h, w) float32, unscaled; log-variances lie in -30..20.
+
+        Frames are uploaded as bytes, from pinned memory without waiting, and the result is not waited for.
+        """
+        pixels = frames.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+        pixels = pixels.to(self.module.dtype, memory_format=torch.channels_last)
+        posterior = self.module.encode(pixels).latent_dist
         return posterior.mean.float(), posterior.logvar.float()
 
     @torch.inference_mode()
@@ -43,28 +46,32 @@ class Vae:
 
 
 def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cpu") -> Vae:
-    """The VAE of a local diffusers folder, a hub name, or "shipped:vae". Raises UserError."""
-    from diffusers import AutoencoderKL  # seconds of import, which training does without
-
-    folder = shipped_path(path)
-    try:
-        module = AutoencoderKL.from_pretrained(
-            folder, torch_dtype=DTYPES[dtype], use_safetensors=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"vae.path = {path}: no AutoencoderKL could be loaded ({reason}); give a diffusers folder with config.json and "
-            "diffusion_pytorch_model.safetensors, a hub name, or shipped:vae"
-        ) from error
+    """The VAE of a diffusers folder, a latent diffusion checkpoint, a hub name, or "shipped:vae". Raises UserError."""
+    files = find_vae(path)
+    state, _ = read_state(files)
+    module = _empty_module(path, files.config or derive_config(state))
     down = 2 ** (len(module.config.block_out_channels) - 1)
     if down != VAE_DOWNSAMPLING or module.config.latent_channels != LATENT_CHANNELS:
         raise UserError(
             f"vae.path = {path}: {down}x downsampling to {module.config.latent_channels} channels; the pipeline expects "
             f"{VAE_DOWNSAMPLING}x and {LATENT_CHANNELS}, as the Stable Diffusion VAE has"
         )
-    module = module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return Vae(module, float(module.config.scaling_factor), _weights_hash(folder, module))
+    load_strict(module, state, f"vae.path = {path}")
+    module = module.eval().requires_grad_(False).to(device, DTYPES[dtype], memory_format=torch.channels_last)
+    digest, scaling_factor = vae_identity(path)
+    return Vae(module, scaling_factor, digest)
+
+
+def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL":
+    """An AutoencoderKL with memory for its weights, none of them set: random initialisation would take a second."""
+    from diffusers import AutoencoderKL  # seconds of import, which training does without
+
+    try:
+        with torch.device("meta"):
+            module = AutoencoderKL.from_config(config)
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise unloadable(path, f"diffusers refuses its configuration: {error}") from error
+    return module.to_empty(device="cpu")
 
 
 def sample_posterior(
@@ -72,15 +79,3 @@ def sample_posterior(
 ) -> torch.Tensor:
     """Scaled sample of the posterior, of the shape of `mean`; log-variances are clamped as in AutoencoderKL."""
     return scaling_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise)
-
-
-def _weights_hash(folder: str, module: "AutoencoderKL") -> str:
-    local = Path(folder) / "diffusion_pytorch_model.safetensors"
-    if local.is_file():
-        with open(local, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def load_published(path: str | Path) -> State:
     try:
         # trainers of the DiT family keep their argparse.Namespace beside the weights; it is plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            # mapped, not read: of a whole text-to-video model only the VAE may be wanted
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(

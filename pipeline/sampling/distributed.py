@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.data.encode import vae_identity
 from pipeline.data.manifest import Cache, open_cache
 from pipeline.metrics.statistics import summarise_columns
+from pipeline.models.vae_files import vae_identity
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.sampling.generate import Exports, check_vae, find_exports, load_networks, load_sampler, weights_sha256
 from pipeline.sampling.items import Item, Refused, held_out_items, image_items
@@ -83,7 +83,7 @@ class SampleBatches:
 def make_plan(settings: Settings) -> Plan:
     """Read exports, items and what was sampled before. Writes nothing. Raises UserError."""
     exports = find_exports(settings)
-    weights_hash, _ = vae_identity(settings.vae)
+    weights_hash, _ = vae_identity(settings.vae.path)
     check_vae(exports, settings.vae.path, weights_hash)
     cache = None
     refused: list[Refused] = []

@@ -17,9 +17,10 @@ from torch import Tensor
 from pipeline.bridge.alignment import aligned_timesteps
 from pipeline.bridge.samplers import ddim, sde_first_order
 from pipeline.bridge.schedule import BridgeTable, gmax_table, linear_alphas_cumprod, sampling_indices
-from pipeline.models.build import class_indices, load_model, load_prior, shipped_path
+from pipeline.models.build import class_indices, load_model, load_prior
 from pipeline.models.conditioning import guided
 from pipeline.models.image_to_video import ImageToVideo
+from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior, replicate
 from pipeline.models.vae import Vae, load_vae
 from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE

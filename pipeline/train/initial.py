@@ -7,8 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.models.build import load_prior, shipped_path
+from pipeline.models.build import load_prior
 from pipeline.models.latte import Latte
+from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
 from pipeline.models.weights import (
     CLASS_TABLE,

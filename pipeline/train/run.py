@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import to_yaml
 from pipeline.data.manifest import Cache, check_same, describe, open_cache
-from pipeline.models.build import shipped_path
 from pipeline.models.latte import Latte
+from pipeline.models.paths import shipped_path
 from pipeline.models.weights import WEIGHTS_FILE
 from pipeline.schema import TEST, TRAIN, CacheInfo
 from pipeline.settings import Settings, UserError

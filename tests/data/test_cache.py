@@ -18,9 +18,9 @@ from video_files import write_video
 from pipeline.config import ROOT, load
 from pipeline.data.cache import build_cache, chain, open_cache, plan_cache, plan_table
 from pipeline.data.decode import decode_clip
-from pipeline.data.encode import vae_identity
 from pipeline.data.shards import read_latent
 from pipeline.models.vae import load_vae
+from pipeline.models.vae_files import vae_identity
 from pipeline.settings import JobFailed, Settings, UserError
 
 
@@ -185,4 +185,4 @@ def test_new_videos_are_the_only_ones_made(built: Settings, vae: str, tmp_path: 
 
 def test_identity_from_the_files_is_that_of_the_loaded_vae(vae: str, videos: Path, tmp_path: Path) -> None:
     loaded = load_vae(vae)
-    assert vae_identity(settings(videos, vae, tmp_path).vae) == (loaded.weights_hash, loaded.scaling_factor)
+    assert vae_identity(vae) == (loaded.weights_hash, loaded.scaling_factor)

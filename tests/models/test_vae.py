@@ -71,7 +71,7 @@ def test_the_shipped_vae_is_small_and_reconstructs_synthetic_frames() -> None:
 
     from pipeline.data.synthetic import CLASSES, random_scene, render
     from pipeline.metrics.psnr import psnr
-    from pipeline.models.build import shipped_path
+    from pipeline.models.paths import shipped_path
 
     folder = Path(shipped_path("shipped:vae"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6
