@@ -58,6 +58,7 @@ class DataSettings(Section):
     width: PositiveInt
     decoder: Literal["auto", "decord", "pyav"]
     decode_timeout_s: PositiveFloat
+    decode_memory_mb: Annotated[int, Field(ge=64)]
     max_pixels: PositiveInt
 
     @model_validator(mode="after")

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import treacherous
 from video_files import number, write_video
 
 from pipeline.config import ROOT, load
+from pipeline.data import isolation
 from pipeline.data.decode import DecodeFailure
 from pipeline.data.isolation import IsolatedDecoder
-from pipeline.schema import PlannedClip
+from pipeline.schema import PLAN_SCHEMA, PlannedClip
 from pipeline.settings import DataSettings
 
 
@@ -44,15 +47,18 @@ def test_a_crash_an_exit_and_a_hang_cost_their_video_only(decoder: IsolatedDecod
         ("exit", "crashed", "status 0"),
         ("hang", "timeout", "data.decode_timeout_s = 2 s"),
         ("bug", "crashed", "status 1"),
-        ("memory", "too_large", "on purpose"),
+        ("too_large", "too_large", "on purpose"),
+        ("eats", "out_of_memory", "data.decode_memory_mb = 256"),
+        ("eats_in_a_library", "out_of_memory", "data.decode_memory_mb = 256"),
+        ("killed 9", "killed", "SIGKILL"),
     ]:
         with pytest.raises(DecodeFailure, match=detail) as failure:
-            decoder.decode(planned(Path(name)), data(decode_timeout_s=2))
+            decoder.decode(planned(tmp_path / name), data(decode_timeout_s=2, decode_memory_mb=256))
         assert failure.value.reason == reason
         frames, _ = decoder.decode(good, data())
         assert [number(frame) for frame in frames] == list(range(2, 48, 3))
         children.add(decoder.pid)
-    assert len(children) == 4, "a typed failure keeps its child"
+    assert len(children) == 6, "a typed failure keeps its child, and so does memory that was given back"
     decoder.close()
     assert not any(alive(child) for child in children)
 
@@ -64,6 +70,48 @@ def test_a_child_killed_between_two_clips_costs_none(decoder: IsolatedDecoder, t
     os.kill(decoder.pid, signal.SIGKILL)
     time.sleep(0.2)
     decoder.decode(good, data())
+
+
+def test_a_child_that_leaks_is_replaced_before_it_costs_a_clip(decoder: IsolatedDecoder, tmp_path: Path) -> None:
+    children = set()
+    for index in range(3):
+        decoder.decode(
+            planned(write_video(tmp_path / f"leaks {index}", 50, container="mp4")), data(decode_memory_mb=256)
+        )
+        children.add(decoder.pid)
+    assert children == {None}
+
+
+def test_clips_come_in_order_with_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+    isolated = IsolatedDecoder(treacherous.decode)
+    monkeypatch.setattr(isolation, "_decoder", isolated)
+    names = ["good", "segfault", "killed 2", "exit", "hang", "killed 3", "good again"]
+    videos = [planned(write_video(tmp_path / name, 50, container="mp4")) for name in names]
+    chosen = data(decode_timeout_s=1, decoder="pyav")
+    rows = pa.concat_tables(
+        isolation.decode_clips(pa.Table.from_pylist(videos, schema=PLAN_SCHEMA), chosen)
+    ).to_pylist()
+    assert [row["video"] for row in rows] == names
+    assert [row["reason"] for row in rows] == [None, "crashed", None, "crashed", "timeout", "killed", None]
+    assert [row["attempts"] for row in rows] == [1, 1, 3, 1, 1, 3, 1]
+    good = [np.frombuffer(row["frames"], np.uint8) for row in rows if row["frames"]]
+    assert len(good) == 3 and all(np.array_equal(frames, good[0]) for frames in good)
+    assert [number(frame) for frame in good[0].reshape(16, 72, 96, 3)] == list(range(2, 48, 3))
+    isolated.close()
+
+
+def test_a_batch_that_is_given_up_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolated = IsolatedDecoder()
+    monkeypatch.setattr(isolation, "_decoder", isolated)
+    videos = [planned(write_video(tmp_path / f"{length}.mp4", length)) for length in (50, 60, 70)]
+    batch = pa.Table.from_pylist(videos, schema=PLAN_SCHEMA)
+    given_up = isolation.decode_clips(batch, data())
+    next(given_up)
+    given_up.close()
+    rows = pa.concat_tables(isolation.decode_clips(batch, data())).to_pylist()
+    assert [row["source_frames"] for row in rows] == [50, 60, 70]
+    isolated.close()
 
 
 @pytest.mark.parametrize("video", ["idle", "hang"])
