@@ -10,7 +10,6 @@ from pipeline.data.decode import DecodeFailure, decode_clip
 from pipeline.schema import PlannedClip
 from pipeline.settings import DataSettings
 
-
 hoard: list[Any] = []
 
 

@@ -10,6 +10,7 @@ parent dies, and a timer of the kernel's ends a decode that hangs while no paren
 """
 
 import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -66,10 +67,8 @@ class IsolatedDecoder:
         self.drop()
         pipe = self._start()
         self._asked = (time.monotonic(), data.decode_timeout_s)
-        try:
+        with contextlib.suppress(OSError):  # a dead child: `result` says how it ended
             pipe.send((self._decode, planned, data))
-        except OSError:
-            pass  # the child is dead: `result` says how it ended
 
     def result(self) -> tuple[np.ndarray, "ClipSpan"]:
         """What became of the submitted clip, as `decode`."""
@@ -289,7 +288,7 @@ def _limit_heap(limit: int) -> None:
     """Let allocations fail beyond `limit` bytes: a MemoryError here, an error code or an abort in a library."""
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or limit < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
