@@ -84,6 +84,7 @@ class VaeSettings(Section):
     path: str
     dtype: Literal["float32", "bfloat16", "float16"]
     batch_frames: PositiveInt
+    compile: bool
 
 
 class ModelSettings(Section):

@@ -112,7 +112,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
     import ray.data
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    from pipeline.data.encode import EncodeClips  # torch: not for a job that finds nothing to do
+    from pipeline.data.encode import EncodeClips, clips_a_call  # torch: not for a job that finds nothing to do
 
     bars_for_people_only()
     data, decode, encode = settings.data, settings.cluster.decode, settings.cluster.encode
@@ -133,14 +133,16 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
             num_cpus=decode.num_cpus,
             memory=512 * MIB,
         )
-        # An actor loads the VAE once. As many clips a call as fill `vae.batch_frames`. The pool starts with
-        # one actor and grows to the number set as GPUs come, so that a smaller machine or a growing cluster
-        # works too.
+        # An actor loads the VAE once. The pool starts with one actor and grows to the number set as GPUs come,
+        # so that a smaller machine or a growing cluster works too. While a GPU computes, a second thread of
+        # its actor gets the next clips ready.
         .map_batches(
             EncodeClips,
-            batch_size=max(1, settings.vae.batch_frames // data.frames),
+            batch_size=clips_a_call(settings.vae, data.frames, encode.num_gpus),
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=1, max_size=encode.actors),
+            compute=ActorPoolStrategy(
+                min_size=1, max_size=encode.actors, max_concurrent_calls_per_actor=2 if encode.num_gpus else 1
+            ),
             fn_constructor_kwargs={
                 "vae": settings.vae,
                 "data": data,

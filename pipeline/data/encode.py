@@ -1,15 +1,28 @@
-"""FRAMES -> LATENTS: the VAE actor of the cache. It holds one VAE and keeps it full across clips."""
+"""FRAMES -> LATENTS: the VAE actor of the cache. It holds one VAE and keeps the device full across clips.
+
+A latent does not depend on the clips that it was encoded with. On a CPU, where the rounding of a convolution depends on
+the size of its batch, no batch reaches over the end of a clip; on a GPU all batches are of one size, the last filled up.
+"""
 
 import io
+import logging
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from pipeline.schema import ENCODED_SCHEMA
-from pipeline.settings import DataSettings, VaeSettings
+from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, VaeSettings
 
-SD_SCALING_FACTOR = 0.18215  # AutoencoderKL's default, where config.json names none
+log = logging.getLogger("encode")
+
+CPU_PIXELS = 8 * 64 * 64  # a batch on a CPU: as many frames as stay in its caches (docs/results.md)
+GPU_BATCHES = 4  # a call on a GPU: enough that what happens between two calls hardly counts
+
+
+def clips_a_call(vae: VaeSettings, frames: int, num_gpus: float) -> int:
+    """How many clips of so many frames an actor should be handed at once."""
+    return max(1, vae.batch_frames * (GPU_BATCHES if num_gpus else 1) // frames)
 
 
 class EncodeClips:
@@ -20,13 +33,21 @@ class EncodeClips:
     """
 
     def __init__(self, vae: VaeSettings, data: DataSettings, num_cpus: float, num_gpus: float) -> None:
-        from pipeline.models.vae import load_vae  # diffusers takes seconds to import
+        from pipeline.models.vae import compile_encoder, load_vae
 
-        if num_gpus == 0:
+        self._clip_frames, self._frame = data.frames, (data.height, data.width, 3)
+        self._latent = (LATENT_CHANNELS, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING)
+        self._on_gpu = self._fill_batches = num_gpus > 0
+        self._batch = vae.batch_frames
+        if self._on_gpu:
+            torch.backends.cudnn.benchmark = True  # all batches are of one shape
+        else:
             torch.set_num_threads(max(1, round(num_cpus)))
-        self._vae = load_vae(vae.path, vae.dtype, "cuda" if num_gpus > 0 else "cpu")
-        self._batch_frames = vae.batch_frames
-        self._clip_shape = (data.frames, data.height, data.width, 3)
+            self._batch = min(self._batch, max(1, CPU_PIXELS // (data.height * data.width)))
+        self._vae = load_vae(vae.path, vae.dtype, "cuda" if self._on_gpu else "cpu")
+        if self._on_gpu and vae.compile:
+            compile_encoder(self._vae, torch.zeros(self._batch, *self._frame, dtype=torch.uint8))
+        self._host = torch.empty(0, *self._frame, dtype=torch.uint8)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         frames = [value.as_buffer() for value in batch["frames"] if value.is_valid]
@@ -44,12 +65,55 @@ class EncodeClips:
         return pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA)
 
     def encode(self, clips: list[np.ndarray]) -> np.ndarray:
-        """Posteriors float16 (N, 2, F, C, h, w) of N clips of uint8 frames."""
-        frames = torch.from_numpy(np.concatenate(clips).reshape(-1, *self._clip_shape[1:]))
-        parts = [torch.stack(self._vae.encode(part)) for part in frames.split(self._batch_frames)]
-        posterior = torch.cat(parts, dim=1).half().cpu().numpy()  # (2, N * F, C, h, w)
-        posterior = posterior.reshape(2, len(clips), self._clip_shape[0], *posterior.shape[2:])
-        return posterior.swapaxes(0, 1)
+        """Posteriors float16 (N, 2, F, C, h, w) of N clips of uint8 frames.
+
+        On a GPU nothing is waited for until all batches are under way: while one is computed, the frames of the next
+        are copied to pinned memory, and go from there behind it. Raises torch.OutOfMemoryError where the GPU has no
+        room for a single frame.
+        """
+        count = len(clips) * self._clip_frames
+        host = self._host_frames(count)
+        out = torch.empty(2, count, *self._latent, dtype=torch.float16, pin_memory=self._on_gpu)
+        start = copied = 0
+        while start < count:
+            clip_end = (start // self._clip_frames + 1) * self._clip_frames
+            stop = min(start + self._batch, count if self._fill_batches else clip_end)
+            while copied * self._clip_frames < stop:
+                own = slice(copied * self._clip_frames, (copied + 1) * self._clip_frames)
+                np.copyto(host[own].numpy(), clips[copied].reshape(-1, *self._frame))
+                copied += 1
+            # beyond the last clip lie frames of earlier calls, which fill the batch up
+            frames = host[start : start + self._batch if self._fill_batches else stop]
+            try:
+                for part, values in zip(out, self._vae.encode(frames), strict=True):
+                    part[start:stop].copy_(values[: stop - start].half(), non_blocking=True)
+            except torch.OutOfMemoryError:
+                self._halve()
+                continue
+            start = stop
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        posteriors = out.numpy().reshape(2, len(clips), self._clip_frames, *self._latent)
+        return posteriors.swapaxes(0, 1)
+
+    def _host_frames(self, count: int) -> torch.Tensor:
+        """Memory for `count` frames and a batch to fill up with, pinned on a GPU's host; kept from call to call."""
+        if len(self._host) < count + self._batch:
+            shape = (count + self._batch, *self._frame)
+            self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._on_gpu)
+        return self._host
+
+    def _halve(self) -> None:
+        """Go on with batches of half the size after the GPU ran out of memory."""
+        if self._batch == 1:
+            raise torch.OutOfMemoryError("no room for a single frame on the GPU; give the actor one of its own")
+        self._batch //= 2
+        torch.cuda.empty_cache()
+        log.warning(
+            "out of GPU memory with %d frames at once; going on with %d (set vae.batch_frames to spare the try)",
+            self._batch * 2,
+            self._batch,
+        )
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

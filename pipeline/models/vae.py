@@ -1,7 +1,9 @@
 """The image VAE, frame by frame: a diffusers AutoencoderKL with its scaling factor and the hash of its weights."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,6 +13,8 @@ from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+log = logging.getLogger("vae")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,7 +61,9 @@ def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cp
             f"{VAE_DOWNSAMPLING}x and {LATENT_CHANNELS}, as the Stable Diffusion VAE has"
         )
     load_strict(module, state, f"vae.path = {path}")
-    module = module.eval().requires_grad_(False).to(device, DTYPES[dtype], memory_format=torch.channels_last)
+    module.eval().requires_grad_(False)
+    # not module.to(), which diffusers wraps in a warning about layers to be kept in float32, of which there are none
+    torch.nn.Module.to(module, device, DTYPES[dtype], memory_format=torch.channels_last)
     digest, scaling_factor = vae_identity(path)
     return Vae(module, scaling_factor, digest)
 
@@ -72,6 +78,22 @@ def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL":
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise unloadable(path, f"diffusers refuses its configuration: {error}") from error
     return module.to_empty(device="cpu")
+
+
+def compile_encoder(vae: Vae, frames: torch.Tensor, backend: "str | Callable[..., Any]" = "inductor") -> bool:
+    """Compile the encoder for batches of the shape of `frames`; False, with a warning, where that is not possible."""
+    encoder = vae.module.encoder
+    vae.module.encoder = torch.compile(encoder, dynamic=False, backend=backend)
+    try:
+        vae.encode(frames)
+    except torch.OutOfMemoryError:
+        pass  # not for the compiler's sake; whoever encodes deals with it
+    except RuntimeError as error:  # all that Dynamo, Inductor and Triton raise
+        vae.module.encoder = encoder
+        reason = " ".join(str(error).split("\n")[:2])
+        log.warning("torch.compile failed (%s): encoding goes on without it; vae.compile false spares the try", reason)
+        return False
+    return True
 
 
 def sample_posterior(
