@@ -61,9 +61,9 @@ def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cp
             f"{VAE_DOWNSAMPLING}x and {LATENT_CHANNELS}, as the Stable Diffusion VAE has"
         )
     load_strict(module, state, f"vae.path = {path}")
-    module.eval().requires_grad_(False)
+    module = module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     # not module.to(), which diffusers wraps in a warning about layers to be kept in float32, of which there are none
-    torch.nn.Module.to(module, device, DTYPES[dtype], memory_format=torch.channels_last)
+    torch.nn.Module.to(module, DTYPES[dtype])
     digest, scaling_factor = vae_identity(path)
     return Vae(module, scaling_factor, digest)
 
