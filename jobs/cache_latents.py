@@ -6,7 +6,8 @@
 Add --dry-run to see the plan. Expect clips/s and an estimate of the time left as shards are committed, a
 table of the clips that could not be used, and CACHE/summary.json with the counts: cached + rejected =
 planned. Run it again and it says that there is nothing to do; after a crash, or with new videos, it makes
-what is missing.
+what is missing. Rejected clips are not tried again, unless with --retry-rejects, or for some reasons with
+--cache.retry_rejects "[timeout, crashed]". A second job on the same cache stops with a line that says so.
 """
 
 import sys
@@ -18,12 +19,18 @@ from pipeline.settings import Settings
 
 
 def job(settings: Settings, options: Options) -> None:
-    build_cache(settings)
+    build_cache(_with_flags(settings, options))
 
 
 def plan(settings: Settings, options: Options) -> str:
-    return plan_cache(settings)
+    return plan_cache(_with_flags(settings, options))
+
+
+def _with_flags(settings: Settings, options: Options) -> Settings:
+    if not options.flags["retry-rejects"]:
+        return settings
+    return settings.model_copy(update={"cache": settings.cache.model_copy(update={"retry_rejects": "all"})})
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    sys.exit(run_job(job, plan, __doc__, flags=["retry-rejects"]))

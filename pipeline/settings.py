@@ -78,6 +78,7 @@ class CacheSettings(Section):
     path: str | None
     shard_clips: PositiveInt
     max_reject_fraction: Fraction
+    retry_rejects: Literal["all"] | list[str]
 
 
 class VaeSettings(Section):

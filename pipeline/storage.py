@@ -1,5 +1,6 @@
 """Folders and files, local or s3://: the one place that decides credentials, endpoint, retries and atomic writes."""
 
+import contextlib
 import json
 import os
 import uuid
@@ -71,6 +72,13 @@ def write_bytes(path: str, content: bytes) -> None:
 
 def write_json(path: str, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def remove(path: str) -> None:
+    """Delete a file; one that is not there is no error."""
+    filesystem, inner = resolve(path)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_file(inner)
 
 
 def list_files(folder: str, suffix: str = "") -> list[str]:

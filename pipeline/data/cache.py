@@ -1,13 +1,14 @@
 """VIDEOS -> LATENT CACHE: the one page that chains the stages over Ray Data.
 
-    plan, less what is known -> decode tasks -> VAE actors -> blocks of a shard's size -> commit
+    plan, less what is known -> decode tasks -> VAE actors -> commit, a shard at a time
 
 A clip that fails travels on as a row with a reason, so that whatever happens cached + rejected = planned. A
 shard counts once its manifest part is written; a job that is cut off loses its open shards, and the next one
-makes them.
+makes them. One job at a time works on a cache.
 """
 
 import logging
+import math
 import time
 from collections import Counter
 from functools import partial
@@ -20,12 +21,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.data.isolation import decode_clips
+from pipeline.data.lock import Held, only_writer
 from pipeline.data.manifest import (
     IDENTITY,
     Cache,
     check_same,
     commit_clips,
+    committed_parts,
     describe,
+    latent_shape,
+    next_round,
     open_cache,
     read_info,
     read_manifest,
@@ -69,42 +74,66 @@ def build_cache(settings: Settings) -> dict[str, Any]:
     other settings; JobFailed, when all is committed, if more than cache.max_reject_fraction of the clips were
     rejected.
     """
-    started = time.monotonic()
     path = settings.cache_path
     plan, before = _survey(settings)
-    summary_path = f"{path}/summary.json"
-    if not before.pending.num_rows:
+    before = _with_retries(before, settings)
+    if before.pending.num_rows:
+        parts = committed_parts(path)
+        with only_writer(path) as lock:
+            if committed_parts(path) != parts:  # by a job that ended since
+                before = _with_retries(_standing(plan, path), settings)
+            summary = _make(plan, before, settings, lock)
+    else:
         log.info("nothing to do: %d clips already cached in %s", before.cached.num_rows, path)
+        summary_path = f"{path}/summary.json"
         summary = read_json(summary_path) if exists(summary_path) else {}
         counts = _counts(settings, before)
         if any(summary.get(name) != value for name, value in counts.items()):
             summary |= counts
             write_json(summary_path, summary)
-    else:
-        write_info(path, describe(settings, _classes(plan)))
-        log.info("%d clips to cache into %s (%s)", before.pending.num_rows, path, _known(before))
-        start_ray(settings)
-        _consume(chain(before.pending, settings), before.pending.num_rows)
-        after = _standing(plan, path)
-        assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"
-        seconds = time.monotonic() - started
-        made = before.pending.num_rows
-        summary = {
-            **_counts(settings, after),
-            "clips_this_run": made,
-            "seconds": seconds,
-            "clips_per_second": made / seconds,
-        }
-        write_json(summary_path, summary)
-        log.info(
-            "%d clips cached in %s, %d rejected, %.0f s",
-            after.cached.num_rows,
-            path,
-            after.rejected.num_rows,
-            seconds,
-        )
     _judge(summary, settings)
     return {**summary, "clips_this_run": before.pending.num_rows}
+
+
+def _make(plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> dict[str, Any]:
+    """Cache the pending clips; returns the summary, which is also written."""
+    started = time.monotonic()
+    path, made = settings.cache_path, before.pending.num_rows
+    write_info(path, describe(settings, _classes(plan)))
+    log.info("%d clips to cache into %s (%s)", made, path, _known(before))
+    start_ray(settings)
+    _consume(chain(before.pending, settings), made, settings.data.frames, lock)
+    after = _standing(plan, path)
+    assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"
+    seconds = time.monotonic() - started
+    summary = {
+        **_counts(settings, after),
+        "clips_this_run": made,
+        "seconds": seconds,
+        "clips_per_second": made / seconds,
+        "frames_per_second": made * settings.data.frames / seconds,
+    }
+    write_json(f"{path}/summary.json", summary)
+    cached, rejected = after.cached.num_rows, after.rejected.num_rows
+    log.info("%d clips cached in %s, %d rejected, %.0f s", cached, path, rejected, seconds)
+    return summary
+
+
+def _with_retries(standing: Standing, settings: Settings) -> Standing:
+    """Clips whose reject cache.retry_rejects asks to try again count as pending."""
+    wanted = settings.cache.retry_rejects
+    reasons = standing.rejected["reason"]
+    if not wanted:
+        return standing
+    if wanted == "all":
+        again = pc.is_valid(reasons)
+    else:
+        again = pc.is_in(reasons, value_set=pa.array(wanted, pa.string()))
+        if unknown := set(wanted) - set(reasons.unique().to_pylist()):
+            log.warning("cache.retry_rejects: no clip was rejected as %s", " or ".join(sorted(unknown)))
+    rejected, retried = standing.rejected.filter(pc.invert(again)), standing.rejected.filter(again)
+    pending = pa.concat_tables([standing.pending, retried.select(standing.pending.column_names)])
+    return standing._replace(rejected=rejected, pending=pending)
 
 
 def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
@@ -120,7 +149,9 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
     # small, and at most 4096 blocks, which is what the driver has to keep track of.
     block = max(8, -(-pending.num_rows // 4096))
     blocks = [pending.slice(start, block) for start in range(0, pending.num_rows, block)]
-    return (
+    # A commit holds its rows, the tar and what is being uploaded.
+    commit = {"num_cpus": 0, "memory": 256 * MIB + 3 * settings.cache.shard_clips * _clip_bytes(settings)}
+    commits = (
         ray.data.from_arrow(blocks)
         # num_cpus: a decode keeps one thread of its child process busy while the Ray worker waits. memory:
         # the worker, its child, one clip and two full-size frames; as the only stage that asks for memory, it
@@ -152,51 +183,67 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
             num_cpus=encode.num_cpus,
             num_gpus=encode.num_gpus,
         )
-        # Whatever blocks come, shards hold exactly `cache.shard_clips` clips, but for the last and for
-        # rejects. Ray Data gives each of its tasks one CPU, and no way to ask for less.
-        .repartition(target_num_rows_per_block=settings.cache.shard_clips, strict=True)
-        # Input and output, hardly any computation: a tenth of a CPU lets it run beside the stages that feed
-        # it.
+        # Input and output, hardly any computation: no CPU of its own, so that it never waits for decodes to end.
         .map_batches(
-            partial(commit_clips, path=settings.cache_path),
+            partial(commit_clips, path=settings.cache_path, round_number=next_round(settings.cache_path)),
             batch_size=settings.cache.shard_clips,
             batch_format="pyarrow",
             compute=TaskPoolStrategy(),
-            num_cpus=0.1,
+            **commit,
         )
+        # Whatever blocks come, a commit gets exactly `cache.shard_clips` rows, but for the last: Ray Data fuses
+        # a strict repartition into the call before it, and then cuts that call's input into whole batches.
+        .repartition(target_num_rows_per_block=1, strict=True)
     )
+    # It fuses what asks for the same resources, and gives a repartition one CPU without a way to say otherwise.
+    commits._logical_plan.dag.ray_remote_args.update(commit)
+    return commits
 
 
-def _consume(commits: "ray.data.Dataset", clips: int) -> None:
+def _consume(commits: "ray.data.Dataset", clips: int, frames: int, lock: Held) -> None:
     """Run the chain, and say every few seconds how far it is."""
     started = said = time.monotonic()
-    done = rejects = size = 0
+    done = size = 0
+    reasons: Counter[str] = Counter()
     for row in commits.iter_rows():
-        done += row["clips"] + row["rejects"]
-        rejects += row["rejects"]
+        lock.check()
+        done += row["clips"] + len(row["reasons"])
+        reasons.update(row["reasons"])
         size += row["bytes"]
         now = time.monotonic()
         if now - said >= PROGRESS_S or done == clips:
             rate = done / (now - started)
             log.info(
-                "%d of %d clips, %.1f clips/s, %d rejected, %.1f MiB, %.0f s to go",
+                "%d of %d clips, %.1f clips/s, %.0f frames/s, %.1f MiB, %s, %.0f s to go",
                 done,
                 clips,
                 rate,
-                rejects,
+                rate * frames,
                 size / MIB,
+                _named(reasons),
                 (clips - done) / rate,
             )
             said = now
 
 
+def _clip_bytes(settings: Settings) -> int:
+    """Bytes of a clip's latent: float16 mean and log-variance."""
+    return 2 * 2 * math.prod(latent_shape(settings.data))
+
+
+def _named(reasons: Counter[str]) -> str:
+    """ "3 rejected (2 timeout, 1 crashed)"."""
+    each = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return f"{reasons.total()} rejected ({each})" if each else "0 rejected"
+
+
 def plan_cache(settings: Settings) -> str:
     """What build_cache would do, in words. Reads source and cache, writes nothing. Raises UserError."""
     plan, standing = _survey(settings)
+    standing = _with_retries(standing, settings)
     splits = ", ".join(f"{count} {split}" for split, count in tally(plan["split"]).items())
     shape = describe(settings, [])["latent_shape"]
-    clip_bytes = 2 * 2 * shape[0] * shape[1] * shape[2] * shape[3]
-    size = clip_bytes * standing.pending.num_rows / MIB
+    size = _clip_bytes(settings) * standing.pending.num_rows / MIB
     return (
         f"Plan: {standing.planned} clips ({splits}) in {len(_classes(plan))} classes "
         f"from {settings.data.path}\n"

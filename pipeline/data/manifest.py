@@ -1,32 +1,39 @@
 """What a cache says of itself: cache.json, the manifest parts that commit shards, and the rejects.
 
 CACHE/cache.json             settings that decide a latent's value, their hash, classes (schema.CacheInfo)
-CACHE/shards/NAME.tar        latents
-CACHE/manifest/NAME.parquet  one row a clip of that shard; written last, its presence commits the shard
-CACHE/rejects/NAME.parquet   clips that could not be used
+CACHE/shards/CLIPS-BYTES.tar        latents; CLIPS and BYTES: hashes of the set of clips and of the tar
+CACHE/manifest/CLIPS.parquet        one row a clip of that shard; written last, its presence commits the shard
+CACHE/rejects/rROUND-CLIPS.parquet  clips that could not be used; a later round counts where one was tried again
+CACHE/lock.json                     who writes here, while somebody does (lock.py)
+
+Commits are safe whoever makes them, however often, at the same time or half: a tar's name holds its hash, so no
+file that a manifest part points to is ever overwritten by another, and a reader takes every clip once.
 """
 
 import hashlib
 import io
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.shards import SHARDS, build_shard, shard_name
+from pipeline.data.shards import SHARDS, build_shard, set_name, shard_name
 from pipeline.models.vae_files import vae_identity
 from pipeline.schema import MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo, ManifestRow
-from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, Settings, UserError
-from pipeline.storage import list_files, read_bytes, read_json, write_bytes, write_json
+from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, Settings, UserError
+from pipeline.storage import exists, list_files, read_bytes, read_json, write_bytes, write_json
 
 VERSION = 1
 INFO, MANIFEST, REJECTS = "cache.json", "manifest", "rejects"
 IDENTITY = ["video", "size", "ordinal"]  # of a planned clip, before and after it is made
 
 
+_BY_IDENTITY = [(name, "ascending") for name in IDENTITY]
 VAE_HASH = "vae.path (hash of its weights)"  # a key of CacheInfo.settings
 
 
@@ -58,7 +65,9 @@ def open_cache(path: str) -> Cache:
     info = read_info(path)
     if info is None:
         raise UserError(f"{path}: no cache there; make one with jobs/cache_latents.py, or give another --cache.path")
-    cache = Cache(path, info, read_manifest(path), read_rejects(path))
+    table = read_manifest(path)
+    rejects = read_rejects(path).join(table.select(IDENTITY), IDENTITY, join_type="left anti")  # some came right later
+    cache = Cache(path, info, table, rejects.sort_by(_BY_IDENTITY))
     if not cache.table.num_rows:
         raise UserError(f"{path}: the cache holds no clips yet; run jobs/cache_latents.py to its end")
     return cache
@@ -101,14 +110,14 @@ def describe(settings: Settings, classes: list[str]) -> CacheInfo:
         fingerprint=digest,
         settings=decisive,
         scaling_factor=scaling_factor,
-        latent_shape=[
-            data.frames,
-            LATENT_CHANNELS,
-            data.height // VAE_DOWNSAMPLING,
-            data.width // VAE_DOWNSAMPLING,
-        ],
+        latent_shape=latent_shape(data),
         classes=classes,
     )
+
+
+def latent_shape(data: DataSettings) -> list[int]:
+    """F, C, h, w of a clip's latent."""
+    return [data.frames, LATENT_CHANNELS, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING]
 
 
 def check_same(path: str, found: CacheInfo, wanted: CacheInfo) -> None:
@@ -133,8 +142,10 @@ def _short(value: Any) -> str:
 
 
 def write_info(path: str, info: CacheInfo) -> None:
-    """Write cache.json; classes that an earlier run found stay."""
+    """Write cache.json; classes that an earlier run found stay. Raises UserError if that had other settings."""
     earlier = read_info(path)
+    if earlier is not None:
+        check_same(path, earlier, info)
     classes = sorted({*info["classes"], *(earlier["classes"] if earlier else [])})
     if earlier is None or earlier["classes"] != classes:
         write_json(f"{path}/{INFO}", {**info, "classes": classes})
@@ -142,61 +153,87 @@ def write_info(path: str, info: CacheInfo) -> None:
 
 def read_manifest(path: str) -> pa.Table:
     """Every committed clip once, sorted by key. A task that Ray ran again may have committed one twice."""
-    table = _read_parts(path, MANIFEST, MANIFEST_SCHEMA).sort_by([("key", "ascending"), ("shard", "ascending")])
-    return _without_repeats(table, "key")
+    parts = list_files(f"{path}/{MANIFEST}", ".parquet")
+    table = _read_parts(parts, MANIFEST_SCHEMA).sort_by([("key", "ascending"), ("shard", "ascending")])
+    return _first_of_each(table, ["key"])
 
 
 def read_rejects(path: str) -> pa.Table:
-    """Every reject, once."""
-    table = _read_parts(path, REJECTS, REJECT_SCHEMA)
-    order = [(name, "ascending") for name in IDENTITY]
-    rows = table.sort_by(order).to_pylist()
-    kept = {tuple(row[name] for name in IDENTITY): row for row in rows}
-    return pa.Table.from_pylist(list(kept.values()), schema=REJECT_SCHEMA)
+    """Every reject once, as it was found in the latest round that tried it, sorted by identity."""
+    parts = list_files(f"{path}/{REJECTS}", ".parquet")
+    table = _read_parts(parts, REJECT_SCHEMA, number="part").sort_by([*_BY_IDENTITY, ("part", "descending")])
+    return _first_of_each(table, IDENTITY).drop_columns(["part"])
 
 
-def _without_repeats(table: pa.Table, column: str) -> pa.Table:
-    """Rows of a table sorted by `column` whose value differs from the row before."""
-    values = table[column].to_numpy()
-    keep = pa.array([True, *(values[1:] != values[:-1])][: len(values)], pa.bool_())
-    return table.filter(keep)
+def committed_parts(path: str) -> list[str]:
+    """What commits left so far: a fingerprint of the cache's contents that is read without opening a file."""
+    return [part for folder in (MANIFEST, REJECTS) for part in list_files(f"{path}/{folder}", ".parquet")]
 
 
-def _read_parts(path: str, folder: str, schema: pa.Schema) -> pa.Table:
-    parts = [pq.read_table(io.BytesIO(read_bytes(part))) for part in list_files(f"{path}/{folder}", ".parquet")]
-    return pa.concat_tables([part.cast(schema) for part in parts]) if parts else schema.empty_table()
+def next_round(path: str) -> int:
+    """The number of the next run that may add rejects, from 1."""
+    names = (part.rsplit("/", 1)[-1] for part in list_files(f"{path}/{REJECTS}", ".parquet"))
+    return 1 + max((int(found[1]) for name in names if (found := re.match(r"r(\d+)-", name))), default=0)
 
 
-def commit_clips(batch: pa.Table, path: str) -> pa.Table:
-    """map_batches over tasks, a shard of ENCODED_SCHEMA rows in, one row out: clips, rejects, bytes."""
-    clips, rejects, size = commit(path, batch)
-    return pa.table({"clips": [clips], "rejects": [rejects], "bytes": [size]})
+def _first_of_each(table: pa.Table, columns: list[str]) -> pa.Table:
+    """Rows of a table sorted by `columns` that differ there from the row before."""
+    if table.num_rows < 2:
+        return table
+    differs = pa.array([False] * (table.num_rows - 1))
+    for column in columns:
+        values = table[column].combine_chunks()
+        differs = pc.or_(differs, pc.not_equal(values[1:], values[:-1]))
+    return table.filter(pa.concat_arrays([pa.array([True]), differs]))
 
 
-def commit(path: str, rows: pa.Table) -> tuple[int, int, int]:
+def _read_parts(parts: list[str], schema: pa.Schema, number: str | None = None) -> pa.Table:
+    """The rows of the files `parts`; `number`: a further column for the index of the file."""
+    wanted = schema if number is None else schema.append(pa.field(number, pa.int32()))
+    tables = []
+    for index, part in enumerate(parts):
+        table = pq.read_table(io.BytesIO(read_bytes(part))).cast(schema)
+        if number is not None:
+            table = table.append_column(number, pa.repeat(pa.scalar(index, pa.int32()), table.num_rows))
+        tables.append(table)
+    return pa.concat_tables(tables) if tables else wanted.empty_table()
+
+
+def commit_clips(batch: pa.Table, path: str, round_number: int) -> pa.Table:
+    """map_batches over tasks, a shard of ENCODED_SCHEMA rows in, one row out: clips, reasons of rejects, bytes."""
+    clips, reasons, size = commit(path, batch, round_number)
+    return pa.table({"clips": [clips], "reasons": pa.array([reasons], pa.list_(pa.string())), "bytes": [size]})
+
+
+def commit(path: str, rows: pa.Table, round_number: int = 1) -> tuple[int, list[str], int]:
     """Write a shard of the ENCODED_SCHEMA rows that have a latent, then its manifest part; rejects of the
     others.
 
-    The same rows give the same files, so that Ray may run this again. Returns (clips, rejects, bytes of the
-    tar).
+    Done again with the same clips, as Ray may, it changes nothing. Returns (clips, reasons of the rejects,
+    bytes of the latents).
     """
     good = rows.filter(rows["reason"].is_null()).sort_by("key")
     bad = rows.filter(rows["reason"].is_valid())
     if bad.num_rows:
-        rejects = bad.select(REJECT_SCHEMA.names).sort_by([(name, "ascending") for name in IDENTITY])
+        rejects = bad.select(REJECT_SCHEMA.names).sort_by(_BY_IDENTITY)
         named = [json.dumps([row[name] for name in IDENTITY]) for row in rejects.select(IDENTITY).to_pylist()]
-        write_bytes(f"{path}/{REJECTS}/{shard_name(named).removesuffix('.tar')}.parquet", _parquet(rejects))
-    if not good.num_rows:
-        return 0, bad.num_rows, 0
+        write_bytes(f"{path}/{REJECTS}/r{round_number:04d}-{set_name(named)}.parquet", _parquet(rejects))
+    size = pc.sum(pc.binary_length(good["latent"])).as_py() or 0
+    keys = good["key"].to_pylist()
+    part = f"{path}/{MANIFEST}/{set_name(keys)}.parquet"
+    if keys and not exists(part):
+        _write_shard(path, part, good, keys)
+    return len(keys), bad["reason"].to_pylist(), size
+
+
+def _write_shard(path: str, part: str, good: pa.Table, keys: list[str]) -> None:
     latents = [value.as_buffer() for value in good["latent"]]
     described = good.select([name for name in MANIFEST_SCHEMA.names if name in good.column_names]).to_pylist()
-    name = shard_name(row["key"] for row in described)
     tar, placed = build_shard(list(zip(described, latents, strict=True)))
+    name = shard_name(keys, tar)
     write_bytes(f"{path}/{SHARDS}/{name}", tar)
     manifest = [{**row, **place, "shard": name} for row, place in zip(described, placed, strict=True)]
-    part = _parquet(pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA))
-    write_bytes(f"{path}/{MANIFEST}/{name.removesuffix('.tar')}.parquet", part)
-    return good.num_rows, bad.num_rows, len(tar)
+    write_bytes(part, _parquet(pa.Table.from_pylist(manifest, schema=MANIFEST_SCHEMA)))
 
 
 def _parquet(table: pa.Table) -> bytes:

@@ -38,9 +38,14 @@ class Placed(TypedDict):
     checksum: str
 
 
-def shard_name(keys: Iterable[str]) -> str:
-    """File name of the shard that holds the clips `keys`."""
-    return hashlib.blake2b("\n".join(sorted(keys)).encode(), digest_size=12).hexdigest() + ".tar"
+def set_name(keys: Iterable[str]) -> str:
+    """Name of a set of clips, in whatever order they come."""
+    return hashlib.blake2b("\n".join(sorted(keys)).encode(), digest_size=12).hexdigest()
+
+
+def shard_name(keys: Iterable[str], tar: bytes) -> str:
+    """File name of the shard `tar` that holds the clips `keys`: other bytes have another name."""
+    return f"{set_name(keys)}-{hashlib.blake2b(tar, digest_size=6).hexdigest()}.tar"
 
 
 def build_shard(samples: list[tuple[dict[str, Any], bytes]]) -> tuple[bytes, list[Placed]]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -103,6 +104,22 @@ def test_decoding_is_not_fused_into_the_vae_actors(built: Settings, capsys: pyte
     assert "ActorPoolMapOperator[MapBatches(EncodeClips)]" in stages
 
 
+@pytest.mark.ray
+def test_shards_are_cut_by_the_commits_and_not_by_tasks_of_their_own(
+    built: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fusion that Ray Data does, and that `chain` relies on; the sizes of the shards show that it cuts."""
+    chain(plan_table(built.data), built).explain()
+    stages = capsys.readouterr().out.rsplit("Physical Plan (Optimized)")[-1]
+    assert "TaskPoolMapOperator[MapBatches(commit_clips)->StreamingRepartition[" in stages
+    assert stages.count("StreamingRepartition") == 1
+    parts = [
+        pq.read_table(part) for folder in ("manifest", "rejects") for part in (Path(built.cache_path, folder)).iterdir()
+    ]
+    shards = [part.num_rows for part in parts if "shard" in part.column_names]
+    assert sum(part.num_rows for part in parts) == 13 and max(shards) <= 4 and len(shards) <= 4
+
+
 def test_a_second_run_does_nothing_and_says_so(built: Settings, caplog: pytest.LogCaptureFixture) -> None:
     before = contents(Path(built.cache_path))
     with caplog.at_level(logging.INFO):
@@ -166,6 +183,26 @@ def test_inspect_cache_tells_and_draws_what_is_there(built: Settings, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert "10 clips" in done.stdout and "too_short" in done.stdout
     assert min(Image.open(tmp_path / "cache" / "contact_sheet.png").size) > 64
+
+
+@pytest.mark.ray
+def test_rejects_are_tried_again_only_when_asked(built: Settings, vae: str, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(built.data.path, videos)
+    shutil.copytree(built.cache_path, tmp_path / "storage" / "demo" / "cache")
+    short = settings(videos, vae, tmp_path / "storage", "--cache.retry_rejects", "[too_short, crashed]")
+    assert "2 rejected before, 1 to do" in plan_cache(short)
+    summary = build_cache(short)
+    assert (summary["clips_this_run"], summary["cached"], summary["rejects"]) == (
+        1,
+        10,
+        {"unreadable": 2, "too_short": 1},
+    )
+    again = settings(videos, vae, tmp_path / "storage", "--cache.retry_rejects", "all")
+    shutil.copyfile(videos / "3.mp4", videos / "text.mkv")  # its size is part of what it is: a new video
+    summary = build_cache(again)
+    assert (summary["clips_this_run"], summary["cached"], summary["rejected"]) == (3, 11, 2)
+    assert build_cache(settings(videos, vae, tmp_path / "storage"))["clips_this_run"] == 0
 
 
 @pytest.mark.ray

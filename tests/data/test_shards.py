@@ -17,6 +17,7 @@ from pipeline.data.manifest import (
     Cache,
     check_same,
     commit,
+    next_round,
     open_cache,
     read_info,
     read_manifest,
@@ -32,16 +33,21 @@ def latent(index: int) -> np.ndarray:
     return np.random.default_rng(index).normal(size=(2, 16, 4, 2, 2)).astype(np.float16)
 
 
-def encoded(*indices: int, bad: tuple[int, ...] = ()) -> pa.Table:
-    """Rows of clips `indices`, of which those in `bad` could not be used."""
+def encoded(*indices: int, bad: tuple[int, ...] = (), reason: str = "too_short", shift: float = 0) -> pa.Table:
+    """Rows of clips `indices`, of which those in `bad` could not be used; `shift`: what is added to latents."""
     rows: list[dict[str, Any]] = []
     for index in indices:
         row: dict[str, Any] = {"uri": f"/videos/{index}.mp4", "video": f"{index}.mp4", "size": 9, "split": "train"}
         row |= {"label": "A", "caption": "ein Bär", "ordinal": 0, "clips": 1, "attempts": 1}
         if index in bad:
-            row |= {"stage": "decode", "reason": "too_short", "detail": "9 frames"}
+            row |= {"stage": "decode", "reason": reason, "detail": "9 frames"}
         else:
-            row |= {"key": f"{index:032x}", "start": 0, "stride": 3, "latent": npy_bytes(latent(index))}
+            row |= {
+                "key": f"{index:032x}",
+                "start": 0,
+                "stride": 3,
+                "latent": npy_bytes(latent(index) + np.float16(shift)),
+            }
             row |= {"source_fps": 25.0, "source_frames": 50, "source_height": 72, "source_width": 96, "decoder": "pyav"}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA)
@@ -63,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_clips_give_the_same_files_in_any_order(tmp_path: Path) -> None:
-    assert commit(str(tmp_path / "a"), encoded(1, 2, 3, 4, bad=(2,)))[:2] == (3, 1)
+    assert commit(str(tmp_path / "a"), encoded(1, 2, 3, 4, bad=(2,)))[:2] == (3, ["too_short"])
     commit(str(tmp_path / "b"), encoded(4, 3, 2, 1, bad=(2,)))
     commit(str(tmp_path / "b"), encoded(2, 1, 3, 4, bad=(2,)))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -118,6 +124,41 @@ def test_a_clip_committed_twice_counts_once(tmp_path: Path) -> None:
     commit(str(tmp_path), encoded(2, 3, 9, bad=(9,)))
     assert [int(key, 16) for key in read_manifest(str(tmp_path))["key"].to_pylist()] == [1, 2, 3]
     assert read_rejects(str(tmp_path))["video"].to_pylist() == ["9.mp4"]
+
+
+def test_other_latents_of_the_same_clips_never_replace_those_that_a_manifest_names(tmp_path: Path) -> None:
+    """As when a GPU rounds a clip otherwise in another batch, and the commit before was, or was not, completed."""
+    cache = str(tmp_path)
+    commit(cache, encoded(1, 2))
+    (first,) = (tmp_path / "shards").iterdir()
+    before = contents(tmp_path)
+    commit(cache, encoded(1, 2, shift=0.5))
+    assert contents(tmp_path) == before, "committed is committed"
+    (part,) = (tmp_path / "manifest").iterdir()
+    part.unlink()
+    commit(cache, encoded(1, 2, shift=0.5))
+    assert first.exists() and len(list((tmp_path / "shards").iterdir())) == 2
+    rows = read_manifest(cache).to_pylist()
+    assert len(rows) == 2 and all(row["shard"] != first.name for row in rows)
+    assert np.array_equal(read_latent(cache, rows[0]), latent(1) + np.float16(0.5))
+
+
+def test_a_reject_that_was_tried_again_counts_once_as_what_it_became(tmp_path: Path) -> None:
+    cache = str(tmp_path)
+    assert next_round(cache) == 1
+    commit(cache, encoded(1, 7, 8, 9, bad=(7, 8, 9), reason="timeout"), next_round(cache))
+    commit(cache, encoded(6, bad=(6,), reason="corrupt"), next_round(cache))
+    assert next_round(cache) == 3
+    for round_number in range(3, 12):  # as many as make ten come after nine
+        commit(cache, encoded(8, bad=(8,), reason=f"round {round_number}"), round_number)
+    commit(cache, encoded(9), next_round(cache))
+    write_info(cache, info())
+    rejects = open_cache(cache).rejects.to_pylist()
+    assert [(row["video"], row["reason"]) for row in rejects] == [
+        ("6.mp4", "corrupt"),
+        ("7.mp4", "timeout"),
+        ("8.mp4", "round 11"),
+    ]
 
 
 def test_other_settings_are_refused_with_each_difference() -> None:
