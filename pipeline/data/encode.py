@@ -38,15 +38,15 @@ class EncodeClips:
         self._clip_frames, self._frame = data.frames, (data.height, data.width, 3)
         self._latent = (LATENT_CHANNELS, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING)
         self._on_gpu = self._fill_batches = num_gpus > 0
-        self._batch = vae.batch_frames
+        self.batch_frames = vae.batch_frames
         if self._on_gpu:
             torch.backends.cudnn.benchmark = True  # all batches are of one shape
         else:
             torch.set_num_threads(max(1, round(num_cpus)))
-            self._batch = min(self._batch, max(1, CPU_PIXELS // (data.height * data.width)))
-        self._vae = load_vae(vae.path, vae.dtype, "cuda" if self._on_gpu else "cpu")
+            self.batch_frames = min(self.batch_frames, max(1, CPU_PIXELS // (data.height * data.width)))
+        self.vae = load_vae(vae.path, vae.dtype, "cuda" if self._on_gpu else "cpu")
         if self._on_gpu and vae.compile:
-            compile_encoder(self._vae, torch.zeros(self._batch, *self._frame, dtype=torch.uint8))
+            compile_encoder(self.vae, torch.zeros(self.batch_frames, *self._frame, dtype=torch.uint8))
         self._host = torch.empty(0, *self._frame, dtype=torch.uint8)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -77,15 +77,15 @@ class EncodeClips:
         start = copied = 0
         while start < count:
             clip_end = (start // self._clip_frames + 1) * self._clip_frames
-            stop = min(start + self._batch, count if self._fill_batches else clip_end)
+            stop = min(start + self.batch_frames, count if self._fill_batches else clip_end)
             while copied * self._clip_frames < stop:
                 own = slice(copied * self._clip_frames, (copied + 1) * self._clip_frames)
                 np.copyto(host[own].numpy(), clips[copied].reshape(-1, *self._frame))
                 copied += 1
             # beyond the last clip lie frames of earlier calls, which fill the batch up
-            frames = host[start : start + self._batch if self._fill_batches else stop]
+            frames = host[start : start + self.batch_frames if self._fill_batches else stop]
             try:
-                for part, values in zip(out, self._vae.encode(frames), strict=True):
+                for part, values in zip(out, self.vae.encode(frames), strict=True):
                     part[start:stop].copy_(values[: stop - start].half(), non_blocking=True)
             except torch.OutOfMemoryError:
                 self._halve()
@@ -98,21 +98,21 @@ class EncodeClips:
 
     def _host_frames(self, count: int) -> torch.Tensor:
         """Memory for `count` frames and a batch to fill up with, pinned on a GPU's host; kept from call to call."""
-        if len(self._host) < count + self._batch:
-            shape = (count + self._batch, *self._frame)
+        if len(self._host) < count + self.batch_frames:
+            shape = (count + self.batch_frames, *self._frame)
             self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._on_gpu)
         return self._host
 
     def _halve(self) -> None:
         """Go on with batches of half the size after the GPU ran out of memory."""
-        if self._batch == 1:
+        if self.batch_frames == 1:
             raise torch.OutOfMemoryError("no room for a single frame on the GPU; give the actor one of its own")
-        self._batch //= 2
+        self.batch_frames //= 2
         torch.cuda.empty_cache()
         log.warning(
             "out of GPU memory with %d frames at once; going on with %d (set vae.batch_frames to spare the try)",
-            self._batch * 2,
-            self._batch,
+            self.batch_frames * 2,
+            self.batch_frames,
         )
 
 

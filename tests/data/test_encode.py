@@ -79,7 +79,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(tmp_path: Path, capl
         if len(inputs[0]) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    small._vae.module.encoder.register_forward_pre_hook(refuse)
+    small.vae.module.encoder.register_forward_pre_hook(refuse)
     room = 5
     assert np.allclose(small.encode(clips), expected, atol=2e-3)
     assert np.allclose(small.encode(clips), expected, atol=2e-3)
