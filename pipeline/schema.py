@@ -66,6 +66,9 @@ class ManifestRow(PlannedClip, ClipSpan):
     offset: int  # first byte of the latent's .npy in the tar
     length: int  # bytes of the .npy
     checksum: str  # CRC-32 of those bytes, hex
+    text_offset: int | None  # the same of the caption's embedding; null without one
+    text_length: int | None
+    text_checksum: str | None
 
 
 _PLANNED_FIELDS = [
@@ -105,9 +108,10 @@ ENCODED_SCHEMA = pa.schema(
     [
         *_PLANNED_FIELDS,
         *_SPAN_FIELDS,
-        ("latent", pa.large_binary()),
+        ("latent", pa.large_binary()),  # a .npy file, see LATENT_MEMBER
+        ("text", pa.large_binary()),  # a .npy file, see TEXT_MEMBER; null without a text encoder
         *_FAILURE_FIELDS,
-    ]  # a .npy file, see LATENT_MEMBER
+    ]
 )
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -117,6 +121,9 @@ MANIFEST_SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("length", pa.int64()),
         ("checksum", pa.string()),
+        ("text_offset", pa.int64()),
+        ("text_length", pa.int64()),
+        ("text_checksum", pa.string()),
     ]
 )
 REJECT_SCHEMA = pa.schema(
@@ -133,8 +140,9 @@ REJECT_SCHEMA = pa.schema(
     ]
 )
 
-# Members of one sample in a shard: KEY.latent.npy and KEY.json
+# Members of one sample in a shard: KEY.latent.npy, KEY.text.npy where captions are embedded, and KEY.json
 LATENT_MEMBER = "latent.npy"  # float16 (2, F, C, h, w): posterior mean and log-variance, unscaled
+TEXT_MEMBER = "text.npy"  # float16 (tokens, width): the caption's embedding
 META_MEMBER = "json"
 
 
@@ -146,6 +154,7 @@ class CacheInfo(TypedDict):
     settings: dict[str, Any]  # clip window, size, short-video policy, VAE path, weights hash, dtype
     scaling_factor: float  # z = scaling_factor * posterior sample
     latent_shape: list[int]  # F, C, h, w
+    text_shape: list[int] | None  # tokens, width; null without text
     classes: list[str]  # sorted names; [] if the source has none
 
 

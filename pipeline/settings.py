@@ -88,6 +88,13 @@ class VaeSettings(Section):
     compile: bool
 
 
+class TextSettings(Section):
+    path: str | None
+    layer: Literal[-1, -2]
+    max_length: PositiveInt
+    dtype: Literal["float32", "bfloat16", "float16"]
+
+
 class ModelSettings(Section):
     size: Literal["S", "B", "L", "XL"] | None
     hidden_size: PositiveInt | None
@@ -203,6 +210,7 @@ class Settings(Section):
     data: DataSettings
     cache: CacheSettings
     vae: VaeSettings
+    text: TextSettings
     model: ModelSettings
     bridge: BridgeSettings
     train: TrainSettings

@@ -177,6 +177,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
             fn_constructor_kwargs={
                 "vae": settings.vae,
                 "data": data,
+                "text": settings.text,
                 "num_cpus": encode.num_cpus,
                 "num_gpus": encode.num_gpus,
             },

@@ -1,4 +1,5 @@
-"""FRAMES -> LATENTS: the VAE actor of the cache. It holds one VAE and keeps the device full across clips.
+"""FRAMES -> LATENTS, CAPTIONS -> EMBEDDINGS: the actor of the cache that holds the VAE and, where one is wanted, the text
+encoder, and keeps the device full across clips.
 
 A latent does not depend on the clips that it was encoded with. On a CPU, where the rounding of a convolution depends on
 the size of its batch, no batch reaches over the end of a clip; on a GPU all batches are of one size, the last filled up.
@@ -6,13 +7,14 @@ the size of its batch, no batch reaches over the end of a clip; on a GPU all bat
 
 import io
 import logging
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from pipeline.schema import ENCODED_SCHEMA
-from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, VaeSettings
+from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, TextSettings, VaeSettings
 
 log = logging.getLogger("encode")
 
@@ -29,10 +31,17 @@ class EncodeClips:
     """map_batches over actors, one row in, one row out: DECODED_SCHEMA -> ENCODED_SCHEMA.
 
     A clip's frames become a .npy of its VAE posterior: float16 (2, F, C, h, w), mean and log-variance,
-    unscaled.
+    unscaled. With text.path, its caption, or its class where it has none, becomes one of float16 (tokens, width).
     """
 
-    def __init__(self, vae: VaeSettings, data: DataSettings, num_cpus: float, num_gpus: float) -> None:
+    def __init__(
+        self,
+        vae: VaeSettings,
+        data: DataSettings,
+        num_cpus: float,
+        num_gpus: float,
+        text: TextSettings | None = None,
+    ) -> None:
         from pipeline.models.vae import compile_encoder, load_vae
 
         self._clip_frames, self._frame = data.frames, (data.height, data.width, 3)
@@ -44,7 +53,13 @@ class EncodeClips:
         else:
             torch.set_num_threads(max(1, round(num_cpus)))
             self.batch_frames = min(self.batch_frames, max(1, CPU_PIXELS // (data.height * data.width)))
-        self.vae = load_vae(vae.path, vae.dtype, "cuda" if self._on_gpu else "cpu")
+        device = "cuda" if self._on_gpu else "cpu"
+        self.vae = load_vae(vae.path, vae.dtype, device)
+        self._text_encoder = None
+        if text is not None and text.path is not None:
+            from pipeline.models.text import load_text_encoder
+
+            self._text_encoder = load_text_encoder(text, device)
         if self._on_gpu and vae.compile:
             compile_encoder(self.vae, torch.zeros(self.batch_frames, *self._frame, dtype=torch.uint8))
         self._host = torch.empty(0, *self._frame, dtype=torch.uint8)
@@ -53,16 +68,19 @@ class EncodeClips:
         frames = [value.as_buffer() for value in batch["frames"] if value.is_valid]
         latents = iter(self.encode([np.frombuffer(buffer, np.uint8) for buffer in frames]) if frames else ())
         rows = batch.drop_columns(["frames"]).to_pylist()
+        texts = self.embed([row["caption"] or row["label"] for row in rows if row["reason"] is None])
         for row in rows:
-            row["latent"] = None
+            row["latent"] = row["text"] = None
             if row["reason"] is None:
-                latent = next(latents)
-                if np.isfinite(latent).all():
-                    row["latent"] = npy_bytes(latent)
-                else:
-                    row |= {"stage": "encode", "reason": "not_finite", "attempts": 1}
-                    row["detail"] = "the VAE gave infinite or undefined values; try --vae.dtype float32"
+                row |= _payload(next(latents), texts.get(row["caption"] or row["label"]))
         return pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA)
+
+    def embed(self, captions: list[str]) -> dict[str, np.ndarray]:
+        """Embeddings float16 (tokens, width) of the captions; {} without a text encoder."""
+        different = sorted(set(captions))
+        if self._text_encoder is None or not different:
+            return {}
+        return dict(zip(different, self._text_encoder.encode(different).half().cpu().numpy(), strict=True))
 
     def encode(self, clips: list[np.ndarray]) -> np.ndarray:
         """Posteriors float16 (N, 2, F, C, h, w) of N clips of uint8 frames.
@@ -114,6 +132,15 @@ class EncodeClips:
             self.batch_frames * 2,
             self.batch_frames,
         )
+
+
+def _payload(latent: np.ndarray, text: np.ndarray | None) -> dict[str, Any]:
+    """The columns of ENCODED_SCHEMA that say how encoding a clip went."""
+    for values, section in ((latent, "vae"), (text, "text")):
+        if values is not None and not np.isfinite(values).all():
+            detail = f"the encoder of {section}.path gave infinite or undefined values; try --{section}.dtype float32"
+            return {"stage": "encode", "reason": "not_finite", "attempts": 1, "detail": detail}
+    return {"latent": npy_bytes(latent), "text": None if text is None else npy_bytes(text)}
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

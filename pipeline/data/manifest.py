@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.shards import SHARDS, build_shard, set_name, shard_name
+from pipeline.models.text_files import find_text_encoder, text_identity
 from pipeline.models.vae_files import vae_identity
 from pipeline.schema import MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo, ManifestRow
 from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, Settings, UserError
@@ -104,6 +105,16 @@ def describe(settings: Settings, classes: list[str]) -> CacheInfo:
         "vae.dtype": settings.vae.dtype,
         VAE_HASH: weights_hash,
     }
+    text_shape = None
+    if settings.text.path is not None:
+        files = find_text_encoder(settings.text.path)
+        text_shape = [settings.text.max_length, files.width]
+        decisive |= {
+            "text.path (hash of its files)": text_identity(files),
+            "text.layer": settings.text.layer,
+            "text.max_length": settings.text.max_length,
+            "text.dtype": settings.text.dtype,
+        }
     digest = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16).hexdigest()
     return CacheInfo(
         version=VERSION,
@@ -111,6 +122,7 @@ def describe(settings: Settings, classes: list[str]) -> CacheInfo:
         settings=decisive,
         scaling_factor=scaling_factor,
         latent_shape=latent_shape(data),
+        text_shape=text_shape,
         classes=classes,
     )
 
@@ -229,7 +241,8 @@ def commit(path: str, rows: pa.Table, round_number: int = 1) -> tuple[int, list[
 def _write_shard(path: str, part: str, good: pa.Table, keys: list[str]) -> None:
     latents = [value.as_buffer() for value in good["latent"]]
     described = good.select([name for name in MANIFEST_SCHEMA.names if name in good.column_names]).to_pylist()
-    tar, placed = build_shard(list(zip(described, latents, strict=True)))
+    texts = [value.as_buffer() if value.is_valid else None for value in good["text"]]
+    tar, placed = build_shard(list(zip(described, latents, strict=True)), texts)
     name = shard_name(keys, tar)
     write_bytes(f"{path}/{SHARDS}/{name}", tar)
     manifest = [{**row, **place, "shard": name} for row, place in zip(described, placed, strict=True)]

@@ -10,20 +10,20 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow.fs as pafs
 
-from pipeline.schema import LATENT_MEMBER, META_MEMBER, ManifestRow
+from pipeline.schema import LATENT_MEMBER, META_MEMBER, TEXT_MEMBER, ManifestRow
 from pipeline.storage import is_remote, resolve
 
 SHARDS = "shards"
 # what a sample's .json holds: what is true of the clip wherever the video and the shard lie
-_NOT_IN_META = {"uri", "shard", "offset", "length", "checksum"}
+_NOT_IN_META = {"uri", "shard"} | {f"{of}{what}" for of in ("", "text_") for what in ("offset", "length", "checksum")}
 
 
 class CorruptShard(ValueError):
@@ -31,11 +31,14 @@ class CorruptShard(ValueError):
 
 
 class Placed(TypedDict):
-    """Where a latent lies in a tar."""
+    """Where a latent lies in a tar, and the caption's embedding where there is one."""
 
     offset: int
     length: int
     checksum: str
+    text_offset: NotRequired[int]
+    text_length: NotRequired[int]
+    text_checksum: NotRequired[str]
 
 
 def set_name(keys: Iterable[str]) -> str:
@@ -48,17 +51,30 @@ def shard_name(keys: Iterable[str], tar: bytes) -> str:
     return f"{set_name(keys)}-{hashlib.blake2b(tar, digest_size=6).hexdigest()}.tar"
 
 
-def build_shard(samples: list[tuple[dict[str, Any], bytes]]) -> tuple[bytes, list[Placed]]:
-    """A tar of (row, latent .npy) samples in the given order, and where each latent lies in it."""
+def build_shard(
+    samples: list[tuple[dict[str, Any], bytes]], texts: Sequence[bytes | None] | None = None
+) -> tuple[bytes, list[Placed]]:
+    """A tar of (row, latent .npy) samples in the given order, and where each latent lies in it.
+
+    texts: for each sample the .npy of its caption's embedding, or None.
+    """
     stream = io.BytesIO()
     placed: list[Placed] = []
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for row, latent in samples:
+        for (row, latent), text in zip(samples, texts or [None] * len(samples), strict=True):
             offset = _add(tar, f"{row['key']}.{LATENT_MEMBER}", latent)
-            placed.append({"offset": offset, "length": len(latent), "checksum": f"{zlib.crc32(latent):08x}"})
+            place: Placed = {"offset": offset, "length": len(latent), "checksum": _checksum(latent)}
+            if text is not None:
+                place["text_offset"] = _add(tar, f"{row['key']}.{TEXT_MEMBER}", text)
+                place["text_length"], place["text_checksum"] = len(text), _checksum(text)
+            placed.append(place)
             meta = {name: value for name, value in row.items() if name not in _NOT_IN_META}
             _add(tar, f"{row['key']}.{META_MEMBER}", json.dumps(meta, sort_keys=True).encode())
     return stream.getvalue(), placed
+
+
+def _checksum(content: bytes) -> str:
+    return f"{zlib.crc32(content):08x}"
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
@@ -72,14 +88,26 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 
 def read_latent(cache_path: str, row: ManifestRow) -> np.ndarray:
     """float16 (2, F, C, h, w): mean and log-variance of a clip, unscaled. Raises CorruptShard."""
+    return _read_array(cache_path, row, row["offset"], row["length"], row["checksum"])
+
+
+def read_text(cache_path: str, row: ManifestRow) -> np.ndarray | None:
+    """float16 (tokens, width): the embedding of a clip's caption; None in a cache without. Raises CorruptShard."""
+    offset, length, checksum = row["text_offset"], row["text_length"], row["text_checksum"]
+    if offset is None or length is None or checksum is None:
+        return None
+    return _read_array(cache_path, row, offset, length, checksum)
+
+
+def _read_array(cache_path: str, row: ManifestRow, offset: int, length: int, checksum: str) -> np.ndarray:
     name = f"{SHARDS}/{row['shard']}"
     try:
-        content = _read_range(cache_path, name, row["offset"], row["length"])
+        content = _read_range(cache_path, name, offset, length)
     except FileNotFoundError as error:
         raise CorruptShard(f"clip {row['key']}: its shard {name} is not in {cache_path}") from error
-    if len(content) != row["length"] or f"{zlib.crc32(content):08x}" != row["checksum"]:
+    if len(content) != length or _checksum(content) != checksum:
         raise CorruptShard(
-            f"clip {row['key']}: {row['length']} bytes at {row['offset']} of {cache_path}/{name} "
+            f"clip {row['key']}: {length} bytes at {offset} of {cache_path}/{name} "
             "are not those that were written; delete the shard's manifest part and cache again"
         )
     return np.load(io.BytesIO(content), allow_pickle=False)

@@ -41,3 +41,19 @@ def hub_file(path: str, name: str) -> Path | None:
         return Path(huggingface_hub.hf_hub_download(match[1], name, subfolder=match[2]))
     except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError):
         return None
+
+
+def hub_folder(path: str, patterns: list[str]) -> Path | None:
+    """As hub_file, for the files of a repository that match `patterns`."""
+    match = HUB_NAME.fullmatch(path)
+    if match is None:
+        return None
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    inside = f"{match[2].strip('/')}/" if match[2] else ""
+    wanted = [inside + pattern for pattern in patterns]
+    try:
+        return Path(huggingface_hub.snapshot_download(match[1], allow_patterns=wanted)) / inside
+    except (LocalEntryNotFoundError, RepositoryNotFoundError):
+        return None

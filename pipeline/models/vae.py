@@ -1,9 +1,8 @@
 """The image VAE, frame by frame: a diffusers AutoencoderKL with its scaling factor and the hash of its weights."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -80,10 +79,10 @@ def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL":
     return module.to_empty(device="cpu")
 
 
-def compile_encoder(vae: Vae, frames: torch.Tensor, backend: "str | Callable[..., Any]" = "inductor") -> bool:
+def compile_encoder(vae: Vae, frames: torch.Tensor) -> bool:
     """Compile the encoder for batches of the shape of `frames`; False, with a warning, where that is not possible."""
     encoder = vae.module.encoder
-    vae.module.encoder = torch.compile(encoder, dynamic=False, backend=backend)
+    vae.module.encoder = torch.compile(encoder, dynamic=False)
     try:
         vae.encode(frames)
     except torch.OutOfMemoryError:

@@ -1,5 +1,6 @@
 """Frames to posteriors, whatever the batch; and what the VAE cannot encode is a reject."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -8,12 +9,14 @@ import pyarrow as pa
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from tiny_text import save_tiny_clip
 from tiny_vae import save_tiny_vae
 
 from pipeline.data.encode import EncodeClips, clips_a_call
+from pipeline.models.text import load_text_encoder
 from pipeline.models.vae import compile_encoder, load_vae
 from pipeline.schema import DECODED_SCHEMA
-from pipeline.settings import DataSettings, VaeSettings
+from pipeline.settings import DataSettings, TextSettings, VaeSettings
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -33,15 +36,15 @@ def decoded(*clips: int | None) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
 
 
-def encoder(folder: Path, batch_frames: int = 64, dtype: Dtype = "float32") -> EncodeClips:
+def encoder(
+    folder: Path, batch_frames: int = 64, dtype: Dtype = "float32", text: TextSettings | None = None
+) -> EncodeClips:
     vae = VaeSettings(path=str(folder), dtype=dtype, batch_frames=batch_frames, compile=False)
     data = DataSettings.model_construct(frames=4, height=16, width=24)
-    return EncodeClips(vae, data, num_cpus=1, num_gpus=0)
+    return EncodeClips(vae, data, num_cpus=1, num_gpus=0, text=text)
 
 
 def latents(table: pa.Table) -> list[np.ndarray | None]:
-    from io import BytesIO
-
     return [None if value is None else np.load(BytesIO(value)) for value in table["latent"].to_pylist()]
 
 
@@ -122,23 +125,52 @@ def test_means_beyond_float16_are_a_reject_in_every_precision(tmp_path: Path) ->
     assert latent is not None and (latent[1] == 20).all()
 
 
+def test_captions_or_else_classes_are_embedded_beside_the_latents(tmp_path: Path) -> None:
+    save_tiny_vae(tmp_path / "vae")
+    text = TextSettings(path=save_tiny_clip(tmp_path / "clip"), layer=-2, max_length=8, dtype="float32")
+    batch = decoded(1, None, 2, 3)
+    for column, values in {"caption": ["a dog", "x", "", "a dog"], "label": ["Run", "", "Jump", ""]}.items():
+        batch = batch.set_column(batch.schema.get_field_index(column), column, pa.array(values))
+    table = encoder(tmp_path / "vae", text=text)(batch)
+    first, failed, second, third = (value and np.load(BytesIO(value)) for value in table["text"].to_pylist())
+    expected = load_text_encoder(text).encode(["a dog", "Jump"]).half().numpy()
+    assert failed is None and first.shape == (8, 16) and first.dtype == np.float16
+    assert np.array_equal(first, expected[0]) and np.array_equal(third, first) and np.array_equal(second, expected[1])
+    without = encoder(tmp_path / "vae")(batch)
+    assert without["text"].null_count == 4 and without["latent"] == table["latent"]
+
+
+def test_an_embedding_that_overflows_is_a_reject(tmp_path: Path) -> None:
+    from transformers import CLIPTextModel
+
+    save_tiny_vae(tmp_path / "vae")
+    text = TextSettings(path=save_tiny_clip(tmp_path / "clip"), layer=-1, max_length=8, dtype="float32")
+    model = CLIPTextModel.from_pretrained(tmp_path / "clip")
+    model.final_layer_norm.bias.data[:] = 1e6
+    model.save_pretrained(tmp_path / "clip")
+    (row,) = encoder(tmp_path / "vae", text=text)(decoded(1)).to_pylist()
+    assert (row["reason"], row["latent"], row["text"]) == ("not_finite", None, None)
+    assert "text.path" in row["detail"]
+
+
 def test_an_actor_on_a_gpu_gets_several_batches_a_call() -> None:
     vae = VaeSettings(path="", dtype="bfloat16", batch_frames=64, compile=True)
     assert clips_a_call(vae, 16, num_gpus=0) == 4 < clips_a_call(vae, 16, num_gpus=0.5)
     assert clips_a_call(vae, 100, num_gpus=0) == 1
 
 
-def test_an_encoder_that_does_not_compile_runs_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_encoder_that_does_not_compile_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Uncompiled(torch.nn.Module):
+        def forward(self, sample: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("backend='inductor' raised:\nFound no C compiler\n\nand a long story")
+
     vae = load_vae(save_tiny_vae(tmp_path))
     frames = torch.zeros(1, 16, 24, 3, dtype=torch.uint8)
     before = torch.stack(vae.encode(frames))
-
-    def no_compiler(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
-        raise RuntimeError("no C++ compiler")
-
-    with caplog.at_level("WARNING"):
-        assert not compile_encoder(vae, frames, no_compiler)
-    assert "no C++ compiler" in caplog.text and "vae.compile false" in caplog.text
-    assert torch.equal(torch.stack(vae.encode(frames)), before)
-    assert compile_encoder(vae, frames, "eager")  # traced, not compiled
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: Uncompiled())  # the compiler takes half a minute
+    assert not compile_encoder(vae, frames)
+    (record,) = caplog.records
+    assert "Found no C compiler)" in record.message and "vae.compile false" in record.message
     assert torch.equal(torch.stack(vae.encode(frames)), before)

@@ -11,12 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from tiny_text import save_tiny_clip
 
+from pipeline.config import load
 from pipeline.data.encode import npy_bytes
 from pipeline.data.manifest import (
     Cache,
     check_same,
     commit,
+    describe,
     next_round,
     open_cache,
     read_info,
@@ -24,7 +27,7 @@ from pipeline.data.manifest import (
     read_rejects,
     write_info,
 )
-from pipeline.data.shards import CorruptShard, read_latent
+from pipeline.data.shards import CorruptShard, read_latent, read_text
 from pipeline.schema import ENCODED_SCHEMA, CacheInfo
 from pipeline.settings import UserError
 
@@ -60,6 +63,7 @@ def info(**settings: Any) -> CacheInfo:
         settings=settings,
         scaling_factor=0.18215,
         latent_shape=[16, 4, 2, 2],
+        text_shape=None,
         classes=["A"],
     )
 
@@ -90,6 +94,51 @@ def test_offsets_agree_with_the_tar_and_webdataset_reads_it(tmp_path: Path) -> N
     assert [sample["__key__"] for sample in samples] == table["key"].to_pylist()
     assert np.array_equal(np.load(io.BytesIO(samples[0]["latent.npy"])), latent(1))
     assert b"uri" not in samples[0]["json"] and b"/videos" not in samples[0]["json"]
+
+
+def test_embeddings_lie_beside_latents_and_are_checked(tmp_path: Path) -> None:
+    rows = encoded(1, 2, 3)
+    texts = [np.random.default_rng(index).normal(size=(7, 5)).astype(np.float16) for index in range(3)]
+    column = pa.array([npy_bytes(text) for text in texts], pa.large_binary())
+    commit(str(tmp_path), rows.set_column(rows.schema.get_field_index("text"), "text", column))
+    manifest = read_manifest(str(tmp_path)).to_pylist()
+    (shard,) = (tmp_path / "shards").iterdir()
+    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False))
+    for row, text, sample in zip(manifest, texts, samples, strict=True):
+        assert np.array_equal(read_text(str(tmp_path), row), text)
+        assert np.array_equal(np.load(io.BytesIO(sample["text.npy"])), text)
+        assert np.array_equal(read_latent(str(tmp_path), row), latent(int(row["key"], 16)))
+    content = bytearray(shard.read_bytes())
+    content[manifest[1]["text_offset"] + 140] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CorruptShard, match=manifest[1]["key"]):
+        read_text(str(tmp_path), manifest[1])
+    assert np.array_equal(read_latent(str(tmp_path), manifest[1]), latent(2))
+
+
+def test_a_cache_without_text_says_so(tmp_path: Path) -> None:
+    commit(str(tmp_path), encoded(1))
+    (row,) = read_manifest(str(tmp_path)).to_pylist()
+    assert read_text(str(tmp_path), row) is None
+
+
+def test_the_text_encoder_is_part_of_what_a_cache_is_made_with(tmp_path: Path) -> None:
+    first, other = (save_tiny_clip(tmp_path / str(seed), seed) for seed in range(2))
+
+    def described(*more: str) -> CacheInfo:
+        return describe(load(["--recipe", "demo", *more])[0], [])
+
+    without, clip = described(), described("--text.path", first, "--text.max_length", "8")
+    assert (without["text_shape"], clip["text_shape"]) == (None, [8, 16])
+    assert without["fingerprint"] == described("--text.max_length", "5")["fingerprint"], "nothing is embedded"
+    for changed, expected in [
+        (["--text.path", other, "--text.max_length", "8"], "text.path .hash of its files"),
+        (["--text.path", first, "--text.max_length", "9"], "text.max_length: cache has 8, settings say 9"),
+        (["--text.path", first, "--text.max_length", "8", "--text.layer", "-2"], "text.layer: cache has -1"),
+        ([], "text.path .hash of its files.: cache has .*, settings say None"),
+    ]:
+        with pytest.raises(UserError, match=expected):
+            check_same("cache", clip, described(*changed))
 
 
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:

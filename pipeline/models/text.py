@@ -1,0 +1,74 @@
+"""The text encoder of a recipe: captions -> embeddings of their tokens, by a CLIP or T5 of transformers."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipeline.models.text_files import find_text_encoder
+from pipeline.models.vae import DTYPES
+from pipeline.settings import TextSettings, UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """Captions in, (N, max_length, width) float32 out: padded and cut to max_length tokens, no token masked.
+
+    layer -1 is the last hidden state; -2 is the one before the last layer, as Stable Diffusion 2 and VideoCrafter take
+    it of OpenCLIP-H. Both are behind the encoder's final norm.
+    """
+
+    module: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    layer: int
+    max_length: int
+
+    @torch.inference_mode()
+    def encode(self, captions: list[str]) -> torch.Tensor:
+        """On a GPU all at once; on a CPU one by one, because the rounding there depends on the size of a batch."""
+        tokens = self.tokenizer(
+            captions, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
+        )["input_ids"].to(self.module.device)
+        parts = tokens.split(1) if self.module.device.type == "cpu" else [tokens]
+        return torch.cat([self._embed(part) for part in parts])
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.layer == -1:
+            return self.module(input_ids=tokens).last_hidden_state.float()
+        states = self.module(input_ids=tokens, output_hidden_states=True).hidden_states
+        # of T5 the last one is behind the norm already; those before it are not, neither of T5 nor of CLIP
+        return final_norm(self.module)(states[self.layer]).float()
+
+
+def final_norm(module: "PreTrainedModel") -> torch.nn.Module:
+    """The norm behind the last layer."""
+    found = [part for name, part in module.named_modules() if name.split(".")[-1] == "final_layer_norm"]
+    return found[-1]
+
+
+def load_text_encoder(text: TextSettings, device: str | torch.device = "cpu") -> TextEncoder:
+    """The encoder of `text.path`. Raises UserError."""
+    import transformers  # seconds of import
+
+    assert text.path is not None
+    files = find_text_encoder(text.path)
+    kind: Any = getattr(transformers, files.kind)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
+        module = kind.from_pretrained(
+            files.encoder, dtype=DTYPES[text.dtype], use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"text.path = {text.path}: {str(error).strip().splitlines()[0]}; get its files again"
+        ) from error
+    longest = getattr(module.config, "max_position_embeddings", None)
+    if longest is not None and text.max_length > longest:
+        raise UserError(
+            f"text.max_length = {text.max_length}: {text.path} reads at most {longest} tokens; set {longest}"
+        )
+    return TextEncoder(module.eval().requires_grad_(False).to(device), tokenizer, text.layer, text.max_length)
