@@ -66,6 +66,8 @@ def main() -> None:
             "alone": rate(alone, flops, peak, on_gpu, dtype) | {"clips_per_second": alone / data.frames},
             "actor": rate(in_actor, flops, peak, on_gpu, dtype) | {"busy_share": in_actor / alone},
         }
+        if not on_gpu:
+            result["frames_per_second_by_frames_at_once"] = sweep(actor.vae, arguments.size)
         if arguments.ray:
             fed = ray_rate(vae, data, arguments.calls, float(on_gpu))
             result["ray"] = rate(fed, flops, peak, on_gpu, dtype) | {"busy_share": fed / alone}
@@ -168,6 +170,19 @@ def measure(actor: EncodeClips, batch: pa.Table, data: DataSettings, calls: int)
             actor(batch)
         in_actor.append(each * frames / (time.perf_counter() - started))
     return statistics.median(alone), statistics.median(in_actor)
+
+
+def sweep(vae: Vae, size: int) -> dict[int, float]:
+    """Frames/s of the encoder alone by the size of a batch: the best of repetitions in turn, least disturbed by others."""
+    frames = torch.randint(0, 256, (64, size, size, 3), dtype=torch.uint8)
+    rates: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: [], 16: [], 32: [], 64: []}
+    for _ in range(3 * REPEATS):
+        for batch, found in rates.items():
+            started = time.perf_counter()
+            for part in frames.split(batch):
+                vae.encode(part)
+            found.append(len(frames) / (time.perf_counter() - started))
+    return {batch: max(found) for batch, found in rates.items()}
 
 
 def rate(frames_per_second: float, flops: float, peak: float, on_gpu: bool, dtype: str) -> dict[str, float]:

@@ -18,7 +18,9 @@ from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, T
 
 log = logging.getLogger("encode")
 
-CPU_PIXELS = 8 * 64 * 64  # a batch on a CPU: as many frames as stay in its caches (docs/results.md)
+CPU_PIXELS = (
+    8 * 64 * 64
+)  # a batch on a CPU: as many frames as stay in its caches (benchmarks/results/vae_encode_cpu.json)
 GPU_BATCHES = 4  # a call on a GPU: enough that what happens between two calls hardly counts
 
 

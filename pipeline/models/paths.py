@@ -35,11 +35,16 @@ def hub_file(path: str, name: str) -> Path | None:
     if match is None:
         return None
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(huggingface_hub.hf_hub_download(match[1], name, subfolder=match[2]))
-    except (EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError):
+    except (EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError):
         return None
 
 
@@ -49,11 +54,11 @@ def hub_folder(path: str, patterns: list[str]) -> Path | None:
     if match is None:
         return None
     import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     inside = f"{match[2].strip('/')}/" if match[2] else ""
     wanted = [inside + pattern for pattern in patterns]
     try:
         return Path(huggingface_hub.snapshot_download(match[1], allow_patterns=wanted)) / inside
-    except (LocalEntryNotFoundError, RepositoryNotFoundError):
+    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError):
         return None

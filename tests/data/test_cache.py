@@ -129,13 +129,13 @@ def test_a_second_run_does_nothing_and_says_so(built: Settings, caplog: pytest.L
     assert contents(Path(built.cache_path)) == before
 
 
-def test_finding_nothing_to_do_imports_no_ray_and_no_diffusers(built: Settings) -> None:
+def test_finding_nothing_to_do_imports_no_ray_and_no_torch(built: Settings) -> None:
     script = f"""
 import sys
 from pipeline.config import load
 from pipeline.data.cache import build_cache
 build_cache(load({_arguments(built)!r})[0])
-assert not {{"ray", "diffusers"}} & set(sys.modules), "too much was imported"
+assert not {{"ray", "torch", "diffusers", "transformers"}} & set(sys.modules), "too much was imported"
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, check=True, timeout=60)

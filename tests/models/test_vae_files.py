@@ -215,8 +215,9 @@ def test_a_hub_name_is_the_same_vae_as_its_folder(
     name = f"someone/sd-vae/{inside}".rstrip("/")
     assert vae_identity(name) == vae_identity(str(folder))
     assert torch.equal(posterior(name), posterior(folder))
-    with pytest.raises(UserError, match=r"vae.path = someone/other: no AutoencoderKL .*nor on the hub"):
-        vae_identity("someone/other")
+    for other in ("someone/other", "some--one/what..ever"):
+        with pytest.raises(UserError, match=rf"vae.path = {re.escape(other)}: no AutoencoderKL .*nor on the hub"):
+            vae_identity(other)
 
 
 class Trap:
