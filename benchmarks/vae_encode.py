@@ -6,8 +6,8 @@
 
 Three rates of the same encoder in one run: `alone`, one full batch after the other from memory that is at hand;
 `actor`, EncodeClips called with Arrow batches of clips one call after the other; and `ray`, in a Ray Data actor pool. An
-actor's busy share is its rate by that of the encoder alone. Without --vae the weights are random, in the SD VAE's shape.
-The result is benchmarks/results/vae_encode_{gpu,cpu}.json.
+actor's busy share is its rate by that of the encoder alone. Without a GPU, seconds are of processor time, but for `ray`.
+Without --vae the weights are random, in the SD VAE's shape. The result is benchmarks/results/vae_encode_{gpu,cpu}.json.
 """
 
 import argparse
@@ -127,6 +127,11 @@ def flops_per_frame(vae: Vae, size: int) -> float:
     return float(counter.get_total_flops())
 
 
+def clock() -> float:
+    """Seconds: of the wall where a GPU works, else of this process's one thread, which other programs do not lengthen."""
+    return time.perf_counter() if torch.cuda.is_initialized() else time.process_time()
+
+
 def matmul_rate(dtype: torch.dtype, device: str) -> float:
     """FLOP/s of a large matrix product of random numbers: the peak that a program can reach on this device."""
     side = 8192 if device == "cuda" else 1024
@@ -138,11 +143,11 @@ def best_seconds(work: Callable[[], object]) -> float:
     """Of `REPEATS` repetitions after one to warm up."""
     seconds = []
     for _ in range(REPEATS + 1):
-        started = time.perf_counter()
+        started = clock()
         work()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     return min(seconds[1:])
 
 
@@ -159,30 +164,30 @@ def measure(actor: EncodeClips, batch: pa.Table, data: DataSettings, calls: int)
     actor(batch)  # compiles, chooses algorithms, allocates
     each = max(1, calls // REPEATS)
     for _ in range(REPEATS):
-        started = time.perf_counter()
+        started = clock()
         for _ in range(each * batches):
             actor.vae.encode(resident)
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        alone.append(each * batches * actor.batch_frames / (time.perf_counter() - started))
-        started = time.perf_counter()
+        alone.append(each * batches * actor.batch_frames / (clock() - started))
+        started = clock()
         for _ in range(each):
             actor(batch)
-        in_actor.append(each * frames / (time.perf_counter() - started))
+        in_actor.append(each * frames / (clock() - started))
     return statistics.median(alone), statistics.median(in_actor)
 
 
 def sweep(vae: Vae, size: int) -> dict[int, float]:
-    """Frames/s of the encoder alone by the size of a batch: the best of repetitions in turn, least disturbed by others."""
+    """Frames/s of the encoder alone by the size of a batch: medians of repetitions in turn."""
     frames = torch.randint(0, 256, (64, size, size, 3), dtype=torch.uint8)
     rates: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: [], 16: [], 32: [], 64: []}
     for _ in range(3 * REPEATS):
         for batch, found in rates.items():
-            started = time.perf_counter()
+            started = clock()
             for part in frames.split(batch):
                 vae.encode(part)
-            found.append(len(frames) / (time.perf_counter() - started))
-    return {batch: max(found) for batch, found in rates.items()}
+            found.append(len(frames) / (clock() - started))
+    return {batch: statistics.median(found) for batch, found in rates.items()}
 
 
 def rate(frames_per_second: float, flops: float, peak: float, on_gpu: bool, dtype: str) -> dict[str, float]:
