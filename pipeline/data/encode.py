@@ -18,9 +18,8 @@ from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, T
 
 log = logging.getLogger("encode")
 
-CPU_PIXELS = (
-    8 * 64 * 64
-)  # a batch on a CPU: as many frames as stay in its caches (benchmarks/results/vae_encode_cpu.json)
+# a batch on a CPU: what its caches hold; 8 to 16 frames of 64 x 64 are best (benchmarks/results/vae_encode_cpu.json)
+CPU_PIXELS = 8 * 64 * 64
 GPU_BATCHES = 4  # a call on a GPU: enough that what happens between two calls hardly counts
 
 
