@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from pipeline.config import Options, load, to_yaml
 from pipeline.settings import JobFailed, Settings, UserError
-from pipeline.storage import check_writable_place
+from pipeline.storage import check_reachable, check_writable_place
 
 Job = Callable[[Settings, Options], None]
 Plan = Callable[[Settings, Options], str]
@@ -19,6 +19,8 @@ def run_job(job: Job, plan: Plan, description: str | None, flags: Sequence[str] 
     try:
         settings, options = load(sys.argv[1:], description or "", flags)
         check_writable_place(settings.run.storage)
+        for path in dict.fromkeys((settings.run.storage, settings.cache_path, settings.data.path)):
+            check_reachable(path)
         if options.dry_run:
             print(to_yaml(settings))
             print(plan(settings, options))

@@ -6,7 +6,9 @@ import re
 import socket
 import sys
 import warnings
+from typing import Any
 
+from pipeline import s3
 from pipeline.settings import Settings, UserError
 
 
@@ -35,7 +37,7 @@ def start_ray(settings: Settings) -> None:
         try:
             ray.init(
                 address=address,
-                runtime_env={"env_vars": new},
+                runtime_env={"env_vars": new, **_storage_access()},
                 logging_level=logging.WARNING,
                 **({"include_dashboard": False} if alone else {}),
             )
@@ -47,6 +49,17 @@ def start_ray(settings: Settings) -> None:
             f"{wanted} asks for GPUs and this machine has none; set it to 0 (--recipe demo does), or name a "
             "cluster that has some with RAY_ADDRESS"
         )
+
+
+def _storage_access() -> dict[str, Any]:
+    """A hook that gives every worker this process's S3 variables. Among `env_vars` Ray would show them: in its dashboard,
+    in `ray list jobs` and in its logs."""
+    variables = s3.environment()
+
+    def storage_access() -> None:
+        os.environ.update(variables)
+
+    return {"worker_process_setup_hook": storage_access} if variables else {}
 
 
 def bars_for_people_only() -> None:

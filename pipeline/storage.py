@@ -1,49 +1,75 @@
-"""Folders and files, local or s3://: the one place that decides credentials, endpoint, retries and atomic writes."""
+"""Folders and files, local or s3://: the one way to read and write them whole. pipeline/s3.py decides how S3 is spoken to."""
 
-import contextlib
 import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.fs as pafs
 
+from pipeline import s3
+from pipeline.s3 import Entry, StorageRefused, StorageUnavailable
 from pipeline.settings import UserError
+
+__all__ = ["Entry", "StorageRefused", "StorageUnavailable"]
 
 
 def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def resolve(path: str) -> tuple[pafs.FileSystem, str]:
-    """(filesystem, path within it) of a local path or s3:// address.
-
-    S3 credentials and region come from the usual AWS environment, the endpoint from AWS_ENDPOINT_URL. Raises UserError.
-    """
-    if path.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL")
-        return pafs.S3FileSystem(
-            endpoint_override=endpoint or "",
-            region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=8),
-        ), path.removeprefix("s3://").rstrip("/")
-    if is_remote(path):
+def is_s3(path: str) -> bool:
+    """Raises UserError for an address of another kind."""
+    if is_remote(path) and not path.startswith("s3://"):
         raise UserError(f"{path}: only local paths and s3:// are supported")
-    return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    return path.startswith("s3://")
+
+
+def local(path: str) -> Path:
+    """The absolute path of a local `path`, with ~ expanded."""
+    return Path(path).expanduser().absolute()
+
+
+def resolve(path: str) -> tuple[pafs.FileSystem, str]:
+    """(filesystem, path within it) for libraries that want one, such as Ray Train. Raises UserError.
+
+    Not for writing to S3 otherwise: leaving pyarrow's stream by an exception finishes the object as far as it is.
+    """
+    if not is_s3(path):
+        return pafs.LocalFileSystem(), str(local(path))
+    return pafs.S3FileSystem(
+        endpoint_override=s3.endpoint() or "",
+        region=s3.region(),
+        connect_timeout=s3.CONNECT_TIMEOUT_S,
+        request_timeout=s3.timeout_s(),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=s3.attempts_allowed()),
+    ), path.removeprefix("s3://").rstrip("/")
 
 
 def exists(path: str) -> bool:
-    filesystem, inner = resolve(path)
-    return filesystem.get_file_info(inner).type != pafs.FileType.NotFound
+    """Whether there is such a file or folder."""
+    return s3.exists(path) if is_s3(path) else local(path).exists()
 
 
 def read_bytes(path: str) -> bytes:
     """Raises FileNotFoundError."""
-    filesystem, inner = resolve(path)
-    with filesystem.open_input_stream(inner) as stream:
-        return stream.read()
+    return s3.read(path) if is_s3(path) else local(path).read_bytes()
+
+
+def read_range(path: str, offset: int, length: int) -> bytes:
+    """At most `length` bytes from `offset`; fewer where the file ends. Raises FileNotFoundError."""
+    if is_s3(path):
+        return s3.read_range(path, offset, length)
+    with open(local(path), "rb") as stream:
+        stream.seek(offset)
+        return stream.read(length)
+
+
+def download(path: str, stream: IO[bytes]) -> None:
+    """Write the content of a file on S3 to `stream`. Raises FileNotFoundError."""
+    s3.download(path, stream)
 
 
 def read_json(path: str) -> Any:
@@ -52,12 +78,10 @@ def read_json(path: str) -> Any:
 
 def write_bytes(path: str, content: bytes) -> None:
     """The file appears whole or not at all: local files are renamed into place, an S3 object is atomic by itself."""
-    filesystem, inner = resolve(path)
-    if is_remote(path):
-        with filesystem.open_output_stream(inner) as stream:
-            stream.write(content)
+    if is_s3(path):
+        s3.write(path, content)
         return
-    target = Path(inner)
+    target = local(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -76,30 +100,43 @@ def write_json(path: str, value: Any) -> None:
 
 def remove(path: str) -> None:
     """Delete a file; one that is not there is no error."""
-    filesystem, inner = resolve(path)
-    with contextlib.suppress(FileNotFoundError):
-        filesystem.delete_file(inner)
+    if is_s3(path):
+        s3.remove(path)
+    else:
+        local(path).unlink(missing_ok=True)
+
+
+def entries(folder: str, recursive: bool = False, hidden: bool = False) -> Iterator[Entry]:
+    """The files in `folder` (or below it), sorted by relative path; none if there is no such folder.
+
+    `hidden`: those whose name begins with a dot too, which is how a file is called while it is written.
+    """
+    if is_s3(folder):
+        found = s3.entries(folder, recursive)
+    else:
+        root = str(local(folder))
+        listed = pafs.LocalFileSystem().get_file_info(
+            pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
+        )
+        files = sorted((one for one in listed if one.type == pafs.FileType.File), key=lambda one: one.path)
+        found = (Entry(one.path, one.path[len(root) :].lstrip("/"), one.size, one.mtime_ns / 1e9) for one in files)
+    return (entry for entry in found if hidden or not entry.relative.rpartition("/")[2].startswith("."))
 
 
 def list_files(folder: str, suffix: str = "") -> list[str]:
     """Full addresses of the files in `folder` (not below it), sorted; [] if there is no such folder."""
-    filesystem, inner = resolve(folder)
-    entries = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    prefix = "s3://" if folder.startswith("s3://") else ""
-    return sorted(
-        prefix + entry.path
-        for entry in entries
-        if entry.type == pafs.FileType.File and entry.path.endswith(suffix) and not entry.base_name.startswith(".")
-    )
+    return [entry.address for entry in entries(folder) if entry.address.endswith(suffix)]
 
 
 def walk(folder: str) -> Iterator[tuple[str, str, int]]:
     """(address, path relative to `folder`, bytes) of every file below `folder`, sorted by relative path."""
-    filesystem, inner = resolve(folder)
-    prefix = "s3://" if folder.startswith("s3://") else ""
-    found = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True))
-    for entry in sorted((e for e in found if e.type == pafs.FileType.File), key=lambda e: e.path):
-        yield prefix + entry.path, entry.path[len(inner) :].lstrip("/"), entry.size
+    return ((entry.address, entry.relative, entry.size) for entry in entries(folder, recursive=True, hidden=True))
+
+
+def check_reachable(path: str) -> None:
+    """Raise, within half a minute or so, if `path` is on S3 and cannot be listed."""
+    if is_s3(path):
+        s3.check(path)
 
 
 def check_writable_place(storage: str) -> None:

@@ -11,6 +11,7 @@ from pipeline.config import ROOT
 ROAD = [
     {"settings"},
     {"config"},
+    {"s3"},
     {"schema", "storage", "cli", "local_cluster"},
     {"bridge"},
     {"models"},

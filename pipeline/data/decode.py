@@ -288,16 +288,15 @@ def local_file(uri: str) -> Iterator[Path]:
             raise DecodeFailure("missing", f"{uri}: no such file")
         yield Path(uri)
         return
-    from pipeline.storage import resolve
+    from pipeline.storage import StorageRefused, download
 
     with tempfile.NamedTemporaryFile(suffix=Path(uri).suffix) as copy:
-        filesystem, inner = resolve(uri)
         try:
-            with filesystem.open_input_stream(inner) as source:
-                while chunk := source.read(8 << 20):
-                    copy.write(chunk)
+            download(uri, copy)
         except FileNotFoundError as error:
             raise DecodeFailure("missing", _line(error)) from error
+        except StorageRefused as error:  # this object; that the bucket can be read, planning has shown
+            raise DecodeFailure("refused", str(error)) from error
         copy.flush()
         yield Path(copy.name)
 

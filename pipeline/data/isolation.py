@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.decode import DecodeFailure, decode_clip
+from pipeline.data.decode import DecodeFailure, decode_clip, local_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -183,27 +184,67 @@ atexit.register(_decoder.close)
 def decode_clips(batch: "pa.Table", data: "DataSettings") -> Iterator["pa.Table"]:
     """map_batches over tasks, one row in, one row out: PLAN_SCHEMA -> DECODED_SCHEMA.
 
-    While a clip becomes a table here, and while that moves on, the child decodes the next one.
+    While a clip becomes a table here, and while that moves on, the child decodes the next one. A video on S3 is
+    fetched here while the child decodes the one before: the time that S3 takes is not the decoder's.
     """
     planned = batch.to_pylist()
+    copies = _Copies()
     try:
-        if planned:
-            _decoder.submit(planned[0], data)
-        for row, following in zip(planned, [*planned[1:], None], strict=True):
-            frames, rest = _outcome(row, data)
-            if following is not None:
-                _decoder.submit(following, data)
+        here: PlannedClip | DecodeFailure
+        for index, row in enumerate(planned):
+            if index == 0:
+                here = copies.near(row)
+                _submit(here, data)
+            ahead = copies.near(planned[index + 1]) if index + 1 < len(planned) else None
+            frames, rest = _outcome(here, data)
+            if ahead is not None:
+                here = ahead
+                _submit(here, data)
             yield _one_row({**row, **rest}, frames)
     finally:
         _decoder.drop()
+        copies.close()
 
 
-def _outcome(planned: "PlannedClip", data: "DataSettings") -> tuple[np.ndarray | None, dict[str, Any]]:
+class _Copies:
+    """Local copies of the last two remote videos: the one that is decoded, and the one that is next."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[str, Path, contextlib.ExitStack]] = deque()
+
+    def near(self, planned: "PlannedClip") -> "PlannedClip | DecodeFailure":
+        """The clip as the child can reach it. Raises StorageUnavailable."""
+        uri = planned["uri"]
+        if "://" not in uri:
+            return planned
+        if not self._kept or self._kept[-1][0] != uri:  # the clips of one video come one after another
+            stack = contextlib.ExitStack()
+            try:
+                self._kept.append((uri, stack.enter_context(local_file(uri)), stack))
+            except DecodeFailure as failure:
+                return failure
+            if len(self._kept) > 2:
+                self._kept.popleft()[2].close()
+        return {**planned, "uri": str(self._kept[-1][1])}
+
+    def close(self) -> None:
+        while self._kept:
+            self._kept.pop()[2].close()
+
+
+def _submit(planned: "PlannedClip | DecodeFailure", data: "DataSettings") -> None:
+    if not isinstance(planned, DecodeFailure):
+        _decoder.submit(planned, data)
+
+
+def _outcome(planned: "PlannedClip | DecodeFailure", data: "DataSettings") -> tuple[np.ndarray | None, dict[str, Any]]:
     """(frames, or None; further fields of the row) of the submitted clip.
 
     A clip whose child was killed by somebody else is tried again, a few times. With data.decoder = auto a clip
     on which the child was lost otherwise gets a second try, with PyAV alone.
     """
+    if isinstance(planned, DecodeFailure):
+        return None, {"stage": "decode", "reason": planned.reason, "detail": planned.detail, "attempts": 1}
     attempts = 1
     while True:
         try:

@@ -11,15 +11,12 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
-import pyarrow.fs as pafs
 
 from pipeline.schema import LATENT_MEMBER, META_MEMBER, TEXT_MEMBER, ManifestRow
-from pipeline.storage import is_remote, resolve
+from pipeline.storage import read_range
 
 SHARDS = "shards"
 # what a sample's .json holds: what is true of the clip wherever the video and the shard lie
@@ -102,7 +99,7 @@ def read_text(cache_path: str, row: ManifestRow) -> np.ndarray | None:
 def _read_array(cache_path: str, row: ManifestRow, offset: int, length: int, checksum: str) -> np.ndarray:
     name = f"{SHARDS}/{row['shard']}"
     try:
-        content = _read_range(cache_path, name, offset, length)
+        content = read_range(f"{cache_path}/{name}", offset, length)
     except FileNotFoundError as error:
         raise CorruptShard(f"clip {row['key']}: its shard {name} is not in {cache_path}") from error
     if len(content) != length or _checksum(content) != checksum:
@@ -111,18 +108,3 @@ def _read_array(cache_path: str, row: ManifestRow, offset: int, length: int, che
             "are not those that were written; delete the shard's manifest part and cache again"
         )
     return np.load(io.BytesIO(content), allow_pickle=False)
-
-
-def _read_range(cache_path: str, name: str, offset: int, length: int) -> bytes:
-    if not is_remote(cache_path):
-        with open(Path(cache_path).expanduser() / name, "rb") as stream:
-            stream.seek(offset)
-            return stream.read(length)
-    filesystem, inner = _resolved(cache_path)
-    with filesystem.open_input_file(f"{inner}/{name}") as stream:
-        return stream.read_at(length, offset)
-
-
-@lru_cache(maxsize=8)
-def _resolved(cache_path: str) -> tuple[pafs.FileSystem, str]:
-    return resolve(cache_path)
