@@ -88,7 +88,7 @@ def test_clips_come_in_order_with_what_was_tried(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(isolation, "_decoder", isolated)
     names = ["good", "segfault", "killed 2", "exit", "hang", "killed 3", "good again"]
     videos = [planned(write_video(tmp_path / name, 50, container="mp4")) for name in names]
-    chosen = data(decode_timeout_s=1, decoder="pyav")
+    chosen = data(decode_timeout_s=3, decoder="pyav")
     rows = pa.concat_tables(
         isolation.decode_clips(pa.Table.from_pylist(videos, schema=PLAN_SCHEMA), chosen)
     ).to_pylist()
