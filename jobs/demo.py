@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from pipeline.config import ROOT, load
-from pipeline.data.sources import plan_clips
+from pipeline.data.plan import plan_clips
 from pipeline.data.synthetic import make_dataset
 from pipeline.local_cluster import local_cluster
 from pipeline.settings import UserError

@@ -17,7 +17,7 @@ import torch
 from pipeline.cli import run_job
 from pipeline.config import Options
 from pipeline.data.decode import DecodeFailure, decode_clip
-from pipeline.data.sources import plan_clips
+from pipeline.data.plan import plan_clips
 from pipeline.schema import TEST, TRAIN
 from pipeline.settings import Settings, UserError
 from pipeline.storage import write_json

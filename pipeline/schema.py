@@ -19,16 +19,17 @@ TRAIN, TEST = "train", "test"
 
 
 class PlannedClip(TypedDict):
-    """One clip to be made, known before its video is opened. (video, size, ordinal) identifies it on resume."""
+    """One clip to be made, known before its video is opened. IDENTITY says what identifies it on resume."""
 
-    uri: str  # absolute path or s3:// address
+    uri: str  # absolute path or s3:// address; of a video in a tar: TAR#MEMBER@OFFSET+SIZE
     video: str  # path relative to the source's root
-    size: int  # bytes of the file
+    size: int  # bytes of the file; 0: listed, but not there; -1: not known
     split: str  # train | test
     label: str  # class name, "" if the source has none
     caption: str  # "" if the source has none
-    ordinal: int  # which of the video's clips, 0 .. clips - 1
-    clips: int  # clips planned of this video
+    ordinal: int  # which of the video's windows, 0 .. clips - 1
+    clips: int  # windows planned of this video
+    flip: bool  # mirrored left to right
 
 
 class ClipSpan(TypedDict):
@@ -37,12 +38,13 @@ class ClipSpan(TypedDict):
     key: str  # from path, content and span; unique in a cache, stable over runs, safe as a file name
     source_hash: str  # BLAKE2b-128 of the file, hex
     start: int  # first source frame
-    stride: int  # source frames between clip frames
+    stride: int  # source frames from one clip frame to the next; rounded down where the window is not uniform
+    span: int  # source frames from the first to the last, both counted
     source_frames: int  # frames in the video
     source_fps: float
     source_height: int  # pixels, after rotation
     source_width: int
-    decoder: str  # decord | pyav
+    decoder: str  # decord | pyav | torchcodec
 
 
 class Reject(TypedDict):
@@ -53,6 +55,7 @@ class Reject(TypedDict):
     size: int
     split: str
     ordinal: int
+    flip: bool
     stage: str  # decode | encode
     reason: str  # short and typed: too_short, unreadable, timeout, crashed, too_large, truncated, ...
     detail: str  # one line of the underlying error
@@ -80,13 +83,16 @@ _PLANNED_FIELDS = [
     ("caption", pa.string()),
     ("ordinal", pa.int32()),
     ("clips", pa.int32()),
+    ("flip", pa.bool_()),
 ]
 PLAN_SCHEMA = pa.schema(_PLANNED_FIELDS)
+IDENTITY = ["video", "size", "ordinal", "flip"]  # of a planned clip, before and after it is made
 _SPAN_FIELDS = [
     ("key", pa.string()),
     ("source_hash", pa.string()),
     ("start", pa.int32()),
     ("stride", pa.int32()),
+    ("span", pa.int32()),
     ("source_frames", pa.int32()),
     ("source_fps", pa.float32()),
     ("source_height", pa.int32()),
@@ -133,6 +139,7 @@ REJECT_SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("split", pa.string()),
         ("ordinal", pa.int32()),
+        ("flip", pa.bool_()),
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),

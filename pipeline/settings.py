@@ -5,9 +5,9 @@ the remedy. pipeline/config.py reads them from YAML and the command line.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 VAE_DOWNSAMPLING = 8
 LATENT_CHANNELS = 4
@@ -44,22 +44,34 @@ class RunSettings(Section):
 
 
 class DataSettings(Section):
-    source: Literal["ucf101", "webvid", "folder"]
+    source: Literal["ucf101", "webvid", "msrvtt", "folder", "webdataset", "manifest"]
     path: str
     annotations: str | None
     split_list: Literal[1, 2, 3]
     holdout_fraction: Fraction
     max_videos: PositiveInt | None
     frames: PositiveInt
-    stride: PositiveInt
+    window: Literal["uniform", "ucf101_authors"]
+    stride: int | tuple[int, int]
     clips_per_video: PositiveInt
+    clip_starts: Literal["even", "random"]
+    clip_seed: Annotated[int, Field(ge=0)]
+    flip: bool
     short_video: Literal["reject", "reduce_stride"]
     height: PositiveInt
     width: PositiveInt
-    decoder: Literal["auto", "decord", "pyav"]
+    decoder: Literal["auto", "decord", "pyav", "torchcodec"]
     decode_timeout_s: PositiveFloat
     decode_memory_mb: Annotated[int, Field(ge=64)]
     max_pixels: PositiveInt
+
+    @field_validator("stride", mode="before")
+    @classmethod
+    def _stride(cls, value: Any) -> Any:
+        numbers = list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value, value]
+        if not all(type(number) is int and number >= 1 for number in numbers) or numbers[0] > numbers[1]:
+            raise ValueError(f"data.stride = {value!r}: expected a whole number from 1, or a range such as [1, 6]")
+        return value
 
     @model_validator(mode="after")
     def _whole_latents(self) -> Self:

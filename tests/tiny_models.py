@@ -9,7 +9,7 @@ from pipeline.config import ROOT, build, read_yaml
 from pipeline.data.decode import decode_clip
 from pipeline.data.encode import EncodeClips, npy_bytes
 from pipeline.data.manifest import commit, describe, write_info
-from pipeline.data.sources import plan_clips
+from pipeline.data.plan import plan_clips
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.vae_files import vae_identity
 from pipeline.models.weights import save_export

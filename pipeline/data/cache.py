@@ -12,7 +12,6 @@ import math
 import time
 from collections import Counter
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -20,10 +19,10 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.data.decode import check_decoder
 from pipeline.data.isolation import decode_clips
 from pipeline.data.lock import Held, only_writer
 from pipeline.data.manifest import (
-    IDENTITY,
     Cache,
     check_same,
     commit_clips,
@@ -37,10 +36,10 @@ from pipeline.data.manifest import (
     read_rejects,
     write_info,
 )
-from pipeline.data.sources import plan_clips
+from pipeline.data.plan import plan_table
 from pipeline.ray_start import bars_for_people_only, start_ray
-from pipeline.schema import PLAN_SCHEMA
-from pipeline.settings import DataSettings, JobFailed, Settings
+from pipeline.schema import IDENTITY
+from pipeline.settings import JobFailed, Settings
 from pipeline.storage import exists, read_json, write_json
 
 if TYPE_CHECKING:
@@ -257,21 +256,13 @@ def plan_cache(settings: Settings) -> str:
 def _survey(settings: Settings) -> tuple[pa.Table, Standing]:
     """The plan, and what an existing cache of the same settings already has of it. Raises UserError."""
     path = settings.cache_path
+    check_decoder(settings.data)
     plan = plan_table(settings.data)
     found = read_info(path)
     wanted = describe(settings, [])
     if found is not None:
         check_same(path, found, wanted)
     return plan, _standing(plan, path)
-
-
-def plan_table(data: DataSettings) -> pa.Table:
-    """The planned clips as an Arrow table of PLAN_SCHEMA. Raises UserError."""
-    clips = plan_clips(data)
-    parts = []
-    while part := list(islice(clips, 65536)):
-        parts.append(pa.Table.from_pylist(part, schema=PLAN_SCHEMA))
-    return pa.concat_tables(parts)
 
 
 def _standing(plan: pa.Table, path: str) -> Standing:

@@ -1,150 +1,147 @@
-"""CLIP -> FRAMES: decord and PyAV behind one function.
+"""CLIP -> FRAMES: decord, PyAV and torchcodec behind one function.
 
 Right frames come first: frame i of a video is the i-th picture that a sequential decode of the whole stream
-gives. PyAV, read in sequence, is that by definition. decord seeks, which is faster in long videos, but it is
-wrong where timestamps are missing or frames are dropped, so `auto` takes it only for files whose packets rule
-that out.
+gives. PyAV, read in sequence, is that by definition. decord and torchcodec seek, which is faster in long videos,
+but they are wrong where timestamps are missing or frames are dropped. So `auto` takes decord only for files whose
+packets rule that out, and with either set by name the other files are rejected, never decoded to wrong frames.
 
 Runs in a child process (isolation.py), so it imports little.
 """
 
 import hashlib
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 
-from pipeline.data.clips import (
-    clip_key,
-    fitting_stride,
-    frames_needed,
-    resize_and_crop,
-    window_indices,
-    window_starts,
-)
+from pipeline.data.clips import TooShort, Window, clip_key, place_window, resize_and_crop, window_indices
+from pipeline.data.fetch import DecodeFailure, local_file, one_line
+from pipeline.data.probe import AV_ERRORS, Probe, dropped, opened, probe_packets
 
 if TYPE_CHECKING:
     from pipeline.schema import ClipSpan, PlannedClip
     from pipeline.settings import DataSettings
 
-# Where decord's frames equal a sequential decode, measured file by file (tests/data/test_decode.py).
-DECORD_CODECS = {"h264", "hevc", "vp8", "vp9", "mpeg4"}
-DECORD_PIXELS = {
-    "yuv420p",
-    "yuvj420p",
-}  # more bits: other colours; 4:4:4: wrong after a seek past x264's version mark
-MIN_SIDE = 17  # decord cannot read frames of up to 16 pixels
-COMPLETE = 0.9  # a video with fewer of the frames that its header promises is truncated
-AV_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError, MemoryError)
+__all__ = ["DecodeFailure", "check_decoder", "decode_clip"]
+
+FrameAt = Callable[[int], np.ndarray]  # source index -> uint8 (H, W, channels)
 
 
-class DecodeFailure(ValueError):
-    """A clip that cannot be made: `reason`, a word that rejects are counted by, and `detail`, one line."""
+def check_decoder(data: "DataSettings") -> None:
+    """Raise UserError if data.decoder is not installed on this machine."""
+    if data.decoder != "torchcodec":
+        return
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        from pipeline.settings import UserError
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)  # both, so that it survives pickling
-        self.reason = reason
-        self.detail = " ".join(detail.split())[:300]
-        self.attempts = 1
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What the packets of a video's main stream tell without decoding."""
-
-    packets: int  # that carry a picture to be shown
-    counted: bool  # the header agrees with `packets`; where it does not, only a decode can tell
-    height: int  # as coded, before rotation
-    width: int
-    fps: float
-    seekable: bool  # timestamps, codec and container are such that decord's frames are right
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"data.decoder = torchcodec: cannot be imported ({why}); install torchcodec==0.13.0 and the system's FFmpeg "
+            "libraries on every node, or set data.decoder auto"
+        ) from error
 
 
 def decode_clip(planned: "PlannedClip", data: "DataSettings") -> tuple[np.ndarray, "ClipSpan"]:
     """Frames uint8 (F, H, W, 3) of a planned clip, and where they lie in its video. Raises DecodeFailure."""
-    with local_file(planned["uri"]) as path:
-        source_hash = _hash(str(path), planned["size"])
-        probe = _probe(str(path), planned["size"])
+    made = _made_once if data.flip else _make  # the mirrored clip comes right after the one that it mirrors
+    frames, window, described = made(
+        planned["uri"], planned["video"], planned["size"], planned["ordinal"], planned["clips"], data
+    )
+    digest = described["source_hash"]
+    key = clip_key(planned["video"], digest, window, data.frames, data.height, data.width, planned["flip"])
+    if planned["flip"]:
+        frames = np.ascontiguousarray(frames[:, :, ::-1])
+    return frames, {**described, "key": key}
+
+
+def _make(
+    uri: str, video: str, size: int, ordinal: int, clips: int, data: "DataSettings"
+) -> tuple[np.ndarray, Window, "ClipSpan"]:
+    """(frames as they are in the video, their window, the span without its key). Raises DecodeFailure."""
+    with local_file(uri) as path:
+        source_hash = _hash(str(path), uri, size)
+        probe = probe_packets(str(path), uri, size)
         if probe.height * probe.width > data.max_pixels:
             raise DecodeFailure(
-                "too_large",
-                f"frames of {probe.width} x {probe.height}, more than data.max_pixels = {data.max_pixels}",
+                "too_large", f"frames of {probe.width} x {probe.height}, more than data.max_pixels = {data.max_pixels}"
             )
-        window = _Window(path, probe, planned["ordinal"], planned["clips"], data)
-        use_decord = data.decoder == "decord" or (data.decoder == "auto" and probe.seekable)
-        frames = window.by_decord(fall_back=data.decoder == "auto") if use_decord else None
-        decoder = "pyav" if frames is None else "decord"
-        if frames is None:
-            frames = window.by_pyav()
+
+        def place(source_frames: int) -> Window:
+            try:
+                return place_window(source_frames, ordinal, clips, video, source_hash, data)
+            except TooShort as error:
+                raise DecodeFailure("too_short", str(error)) from error
+
+        clip = _Clip(path, probe, place, data)
+        frames, decoder = clip.decode()
     span: ClipSpan = {
-        "key": clip_key(
-            planned["video"], source_hash, window.start, window.stride, data.frames, data.height, data.width
-        ),
+        "key": "",
         "source_hash": source_hash,
-        "start": window.start,
-        "stride": window.stride,
-        "source_frames": window.source_frames,
+        "start": clip.window.start,
+        "stride": clip.window.stride,
+        "span": clip.window.span,
+        "source_frames": clip.source_frames,
         "source_fps": probe.fps,
-        "source_height": window.source_size[0],
-        "source_width": window.source_size[1],
+        "source_height": clip.source_size[0],
+        "source_width": clip.source_size[1],
         "decoder": decoder,
     }
-    return np.stack(frames), span
+    return np.stack(frames), clip.window, span
 
 
-class _Window:
-    """One clip of one video: its span, which depends on the number of frames, and its frames."""
+_made_once = lru_cache(maxsize=1)(_make)
 
-    def __init__(self, path: Path, probe: Probe, ordinal: int, clips: int, data: "DataSettings") -> None:
-        self.path, self.probe, self.ordinal, self.clips, self.data = path, probe, ordinal, clips, data
-        self.source_frames = self.start = self.stride = 0
+
+class _Clip:
+    """One clip of one video: its window, which depends on the number of frames, and its frames."""
+
+    def __init__(self, path: Path, probe: Probe, place: Callable[[int], Window], data: "DataSettings") -> None:
+        self.path, self.probe, self.place, self.data = path, probe, place, data
+        self.window, self.source_frames = Window(0, 0, 0), 0
         self.source_size = (probe.height, probe.width)
 
-    def place(self, source_frames: int) -> list[int]:
+    def decode(self) -> tuple[list[np.ndarray], str]:
+        """(frames, the decoder that gave them)."""
+        wanted = self.data.decoder
+        if wanted in SEEKING and wanted not in self.probe.right:
+            raise DecodeFailure("unsupported", f"{wanted} cannot be trusted with this file; data.decoder auto can")
+        if wanted in SEEKING:
+            return self.by_seeking(wanted), wanted
+        if wanted == "auto" and "decord" in self.probe.right:
+            try:
+                return self.by_seeking("decord"), "decord"
+            except DecodeFailure as failure:
+                if failure.reason not in ("unreadable", "miscounted"):
+                    raise
+        return self.by_pyav(), "pyav"
+
+    def indices(self, source_frames: int) -> list[int]:
         """Source indices of the clip in a video of so many frames. Raises DecodeFailure."""
-        data = self.data
-        stride = fitting_stride(source_frames, data.frames, data.stride, data.short_video)
-        if stride is None:
-            least = frames_needed(data.frames, 1 if data.short_video == "reduce_stride" else data.stride)
-            raise DecodeFailure("too_short", f"{source_frames} frames, {least} needed")
-        starts = window_starts(source_frames, frames_needed(data.frames, stride), self.clips)
-        if starts[self.ordinal] in starts[: self.ordinal]:
-            raise DecodeFailure(
-                "too_short", f"{source_frames} frames leave room for {len(set(starts))} of {self.clips} clips"
-            )
-        self.source_frames, self.start, self.stride = source_frames, starts[self.ordinal], stride
-        return window_indices(self.start, data.frames, stride)
+        self.window, self.source_frames = self.place(source_frames), source_frames
+        return window_indices(self.window.start, self.window.span, self.data.frames)
 
-    def by_decord(self, fall_back: bool) -> list[np.ndarray] | None:
-        """The frames; None if `fall_back` and decord fails or disagrees with the packets."""
-        import decord
-
-        decord.logging.set_level(decord.logging.QUIET)
+    def by_seeking(self, decoder: str) -> list[np.ndarray]:
+        """The frames. Raises DecodeFailure: unreadable, miscounted if it disagrees with the packets, ..."""
         try:
-            # one thread: two gain 2-7 %, two processes of one thread 42-58 %
-            reader = decord.VideoReader(str(self.path), num_threads=1)
-            if fall_back and len(reader) != self.probe.packets:
-                return None
+            count, frame_at = SEEKING[decoder](str(self.path))
+            if count != self.probe.packets:
+                raise DecodeFailure("miscounted", f"{decoder} finds {count} frames, of {self.probe.packets} packets")
             frames: list[np.ndarray] = []
-            for index in self.place(len(reader)):
-                frame = reader[index].asnumpy()
+            for index in self.indices(count):
+                frame = frame_at(index)
                 if frame.shape[2] != 3:  # decord takes the padding of some narrow frames (48, 72 wide) for a channel
-                    raise RuntimeError(f"frames of {frame.shape[2]} channels")
+                    raise DecodeFailure("unreadable", f"{decoder}: frames of {frame.shape[2]} channels")
                 frames.append(self.shrink(frame, first=not frames))
             return frames
-        except (RuntimeError, IndexError, decord.DECORDError, decord.DECORDLimitReachedError) as error:
-            if fall_back:
-                return None
-            raise DecodeFailure("unreadable", f"decord: {error}") from error
+        except DecodeFailure:
+            raise
+        except _errors(decoder) as error:
+            raise DecodeFailure("unreadable", f"{decoder}: {error}") from error
 
     def by_pyav(self) -> list[np.ndarray]:
         """The frames, from a sequential decode up to the last of them.
@@ -156,9 +153,9 @@ class _Window:
         expected = probe.packets
         if not probe.counted:
             expected = sum(1 for _ in _pictures(self.path))
-        frames, seen = self._collect(self.place(expected))
+        frames, seen = self._collect(self.indices(expected))
         if len(frames) < self.data.frames:
-            frames, _ = self._collect(self.place(seen))
+            frames, _ = self._collect(self.indices(seen))
         return frames
 
     def _collect(self, indices: list[int]) -> tuple[list[np.ndarray], int]:
@@ -185,38 +182,46 @@ class _Window:
         return resize_and_crop(frame, self.data.height, self.data.width)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Container and its main video stream. Errors of FFmpeg become DecodeFailure."""
-    av.logging.set_level(None)
-    try:
-        container = av.open(str(path), metadata_errors="ignore")
-    except AV_ERRORS as error:
-        raise DecodeFailure("unreadable", _line(error)) from error
-    with container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise DecodeFailure("no_video", f"no video stream among {len(container.streams)}")
-        if stream.codec_context is None:
-            raise DecodeFailure("unsupported", "no decoder for the video stream")
-        yield container, stream
+def _open_decord(path: str) -> tuple[int, FrameAt]:
+    """(number of frames, what gives one)."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    # one thread: two gain 2-7 %, two processes of one thread 42-58 %
+    reader = decord.VideoReader(path, num_threads=1)
+    return len(reader), lambda index: reader[index].asnumpy()
+
+
+def _open_torchcodec(path: str) -> tuple[int, FrameAt]:
+    """(number of frames, what gives one)."""
+    from torchcodec.decoders import VideoDecoder
+
+    reader = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+    return len(reader), lambda index: reader[index].numpy()
+
+
+def _errors(decoder: str) -> tuple[type[Exception], ...]:
+    """What a seeking decoder raises on a file that it cannot read."""
+    if decoder == "decord":
+        import decord
+
+        return RuntimeError, IndexError, decord.DECORDError, decord.DECORDLimitReachedError
+    return RuntimeError, IndexError, ValueError
+
+
+SEEKING = {"decord": _open_decord, "torchcodec": _open_torchcodec}
 
 
 def _pictures(path: Path) -> Iterator[av.VideoFrame]:
     """The stream's pictures in sequence, from its start. Raises DecodeFailure."""
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         stream.codec_context.thread_count = 1
         try:
             for packet in container.demux(stream):  # the last one is empty and flushes the decoder
-                if not _dropped(packet):
+                if not dropped(packet):
                     yield from packet.decode()
         except AV_ERRORS as error:
-            raise DecodeFailure("corrupt", _line(error)) from error
-
-
-def _dropped(packet: av.Packet) -> bool:
-    """XviD fills the place of a frame that it drops with one byte; FFmpeg passes over it, PyAV raises."""
-    return packet.size == 1
+            raise DecodeFailure("corrupt", one_line(error)) from error
 
 
 def _upright(picture: av.VideoFrame, max_pixels: int) -> np.ndarray:
@@ -228,78 +233,11 @@ def _upright(picture: av.VideoFrame, max_pixels: int) -> np.ndarray:
     try:
         frame = picture.to_ndarray(format="rgb24")
     except AV_ERRORS as error:
-        raise DecodeFailure("corrupt", _line(error)) from error
+        raise DecodeFailure("corrupt", one_line(error)) from error
     return np.rot90(frame, picture.rotation // 90) if picture.rotation % 360 else frame
 
 
-@lru_cache(maxsize=1)  # the clips of one video come one after another
-def _probe(path: str, size: int) -> Probe:
-    """Read the packets of the file of `size` bytes without decoding them. Raises DecodeFailure."""
-    with _opened(Path(path)) as (container, stream):
-        context = stream.codec_context
-        packets, shown, last, clean = 0, 0, 0.0, True
-        stamps: set[int | None] = set()
-        try:
-            for packet in container.demux(stream):
-                if packet.size == 0:
-                    continue
-                clean &= (packets > 0 or packet.is_keyframe) and packet.pts is not None and not packet.is_corrupt
-                packets += 1
-                shown += not (packet.is_discard or _dropped(packet))
-                stamps.add(packet.pts)
-                if packet.pts is not None and packet.time_base is not None:
-                    last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        except AV_ERRORS as error:
-            raise DecodeFailure("corrupt", _line(error)) from error
-        _check_complete(container, stream, packets, last)
-        if not shown:
-            raise DecodeFailure("no_frames", "the video stream holds no frames")
-        matroska = "matroska" in container.format.name
-        counted = stream.frames == packets or (matroska and clean)
-        exact = counted and clean and shown == packets == len(stamps) and (matroska or "mp4" in container.format.name)
-        plain = context.name in DECORD_CODECS and context.pix_fmt in DECORD_PIXELS
-        large = min(context.height, context.width) >= MIN_SIDE
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        return Probe(shown, counted, context.height, context.width, rate, exact and plain and large)
-
-
-def _check_complete(container: Any, stream: Any, packets: int, last: float) -> None:
-    """Raise DecodeFailure if the header promises clearly more than `packets` that end at `last` seconds."""
-    if stream.frames - packets > max(2, (1 - COMPLETE) * stream.frames):
-        raise DecodeFailure("truncated", f"{packets} frames found, the header promises {stream.frames}")
-    if stream.frames or "matroska" not in container.format.name or container.streams.audio or not container.duration:
-        return  # elsewhere the duration is an estimate from the file itself, or that of the sound
-    promised = container.duration / av.time_base
-    if promised - last > max(0.5, (1 - COMPLETE) * promised):
-        raise DecodeFailure("truncated", f"ends at {last:.2f} s, the header promises {promised:.2f} s")
-
-
 @lru_cache(maxsize=1)
-def _hash(path: str, size: int) -> str:
+def _hash(path: str, uri: str, size: int) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-@contextmanager
-def local_file(uri: str) -> Iterator[Path]:
-    """A path to the video's bytes; from s3:// they are fetched for the while. Raises DecodeFailure."""
-    if "://" not in uri:
-        if not Path(uri).is_file():
-            raise DecodeFailure("missing", f"{uri}: no such file")
-        yield Path(uri)
-        return
-    from pipeline.storage import StorageRefused, download
-
-    with tempfile.NamedTemporaryFile(suffix=Path(uri).suffix) as copy:
-        try:
-            download(uri, copy)
-        except FileNotFoundError as error:
-            raise DecodeFailure("missing", _line(error)) from error
-        except StorageRefused as error:  # this object; that the bucket can be read, planning has shown
-            raise DecodeFailure("refused", str(error)) from error
-        copy.flush()
-        yield Path(copy.name)
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"

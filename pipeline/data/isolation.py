@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.data.decode import DecodeFailure, decode_clip, local_file
+from pipeline.data.decode import DecodeFailure, decode_clip
+from pipeline.data.fetch import local_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

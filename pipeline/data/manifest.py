@@ -25,13 +25,12 @@ import pyarrow.parquet as pq
 from pipeline.data.shards import SHARDS, build_shard, set_name, shard_name
 from pipeline.models.text_files import find_text_encoder, text_identity
 from pipeline.models.vae_files import vae_identity
-from pipeline.schema import MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo, ManifestRow
+from pipeline.schema import IDENTITY, MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo, ManifestRow
 from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, Settings, UserError
 from pipeline.storage import exists, list_files, read_bytes, read_json, write_bytes, write_json
 
 VERSION = 1
 INFO, MANIFEST, REJECTS = "cache.json", "manifest", "rejects"
-IDENTITY = ["video", "size", "ordinal"]  # of a planned clip, before and after it is made
 
 
 _BY_IDENTITY = [(name, "ascending") for name in IDENTITY]
@@ -97,8 +96,12 @@ def describe(settings: Settings, classes: list[str]) -> CacheInfo:
     data = settings.data
     decisive: dict[str, Any] = {
         "data.frames": data.frames,
-        "data.stride": data.stride,
+        "data.window": data.window,
+        "data.stride": data.stride if isinstance(data.stride, int) else list(data.stride),
         "data.clips_per_video": data.clips_per_video,
+        "data.clip_starts": data.clip_starts,
+        "data.clip_seed": data.clip_seed,
+        "data.flip": data.flip,
         "data.short_video": data.short_video,
         "data.height": data.height,
         "data.width": data.width,

@@ -146,9 +146,9 @@ def load_source(item: Item, sampler: Sampler, settings: Settings, cache: CacheIn
 
 def decode_true(row: ManifestRow, data: DataSettings, cache: CacheInfo) -> np.ndarray:
     """The clip of a manifest row once more from its video, uint8 (F, H, W, 3). Raises DecodeFailure."""
-    names = ("frames", "stride", "short_video", "height", "width")
+    names = ("frames", "window", "stride", "short_video", "clip_starts", "clip_seed", "height", "width")
     as_cached = {name: cache["settings"][f"data.{name}"] for name in names} | {"decoder": row["decoder"]}
-    frames, span = _decoder.decode(row, data.model_copy(update=as_cached))
+    frames, span = _decoder.decode(row, type(data).model_validate({**data.model_dump(), **as_cached}))
     if span["source_hash"] != row["source_hash"] or span["start"] != row["start"]:
         raise DecodeFailure("changed", f"{row['uri']} is not the video that was cached")
     return frames

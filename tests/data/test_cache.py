@@ -17,8 +17,9 @@ from tiny_vae import save_tiny_vae
 from video_files import write_video
 
 from pipeline.config import ROOT, load
-from pipeline.data.cache import build_cache, chain, open_cache, plan_cache, plan_table
+from pipeline.data.cache import build_cache, chain, open_cache, plan_cache
 from pipeline.data.decode import decode_clip
+from pipeline.data.plan import plan_table
 from pipeline.data.shards import read_latent
 from pipeline.models.vae import load_vae
 from pipeline.models.vae_files import vae_identity

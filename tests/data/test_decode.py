@@ -1,5 +1,6 @@
 """Right frames, whatever the file; and a typed reason where there are none."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from pipeline.data.decode import DecodeFailure, decode_clip
 from pipeline.schema import ClipSpan, PlannedClip
 from pipeline.settings import DataSettings
 
+DECODERS = ["decord", "pyav", *(["torchcodec"] if find_spec("torchcodec") else [])]
+
 
 def settings(**changes: Any) -> DataSettings:
     data = load(["--recipe", "demo"])[0].data
     return data.model_copy(update={"height": 72, "width": 96, **changes})
 
 
-def planned(path: Path, ordinal: int = 0, clips: int = 1) -> PlannedClip:
+def planned(path: Path, ordinal: int = 0, clips: int = 1, flip: bool = False) -> PlannedClip:
     size = path.stat().st_size if path.exists() else 0
     return PlannedClip(
         uri=str(path),
@@ -31,6 +34,7 @@ def planned(path: Path, ordinal: int = 0, clips: int = 1) -> PlannedClip:
         caption="",
         ordinal=ordinal,
         clips=clips,
+        flip=flip,
     )
 
 
@@ -48,7 +52,7 @@ def expect_frames(path: Path, decoder: str, used: str | None = None, **changes: 
     return span
 
 
-@pytest.mark.parametrize("decoder", ["auto", "decord", "pyav"])
+@pytest.mark.parametrize("decoder", ["auto", *DECODERS])
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -61,7 +65,7 @@ def test_seeking_in_h264_gives_the_frames_of_a_sequential_decode(
     tmp_path: Path, name: str, options: dict[str, str], decoder: str
 ) -> None:
     path = write_video(tmp_path / name, 90, options=options)
-    span = expect_frames(path, decoder, used="pyav" if decoder == "pyav" else "decord")
+    span = expect_frames(path, decoder, used="decord" if decoder == "auto" else decoder)
     assert span["start"] == 22 and span["stride"] == 3 and span["source_fps"] == 25
     frames, _ = decode_clip(planned(path), settings(decoder=decoder))
     assert [number(frame) for frame in frames] == list(range(22, 68, 3))
@@ -117,7 +121,7 @@ def test_auto_equals_a_sequential_decode(tmp_path: Path, name: str, arguments: d
     expect_frames(write_video(tmp_path / name, 60, **arguments), "auto", used)
 
 
-@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_rotation_is_applied(tmp_path: Path, decoder: str) -> None:
     path = write_video(tmp_path / "turned.mp4", 50, size=(80, 96), rotation=90)
     frames, span = decode_clip(planned(path), settings(decoder=decoder, height=96, width=80))
@@ -134,10 +138,41 @@ def test_width_at_which_decord_returns_rubbish_goes_to_pyav(tmp_path: Path) -> N
 
 def test_clips_of_one_video_differ_and_the_surplus_is_rejected(tmp_path: Path) -> None:
     path = write_video(tmp_path / "short.mp4", 47)
-    spans = [decode_clip(planned(path, ordinal, 2), settings())[1] for ordinal in range(1)]
-    assert spans[0]["start"] == 0
-    with pytest.raises(DecodeFailure, match="too_short: 47 frames leave room for 1 of 2 clips"):
-        decode_clip(planned(path, 1, 2), settings())
+    spans = [decode_clip(planned(path, ordinal, 3), settings())[1] for ordinal in range(2)]
+    assert [span["start"] for span in spans] == [0, 1] and spans[0]["key"] != spans[1]["key"]
+    with pytest.raises(DecodeFailure, match="too_short: 47 frames leave room for 2 of 3 clips"):
+        decode_clip(planned(path, 2, 3), settings())
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_the_authors_window_takes_their_frames(tmp_path: Path, decoder: str) -> None:
+    frames, span = decode_clip(
+        planned(write_video(tmp_path / "a.mp4", 60)), settings(decoder=decoder, window="ucf101_authors")
+    )
+    assert (span["start"], span["span"], span["stride"]) == (6, 48, 3)
+    assert [number(frame) - 6 for frame in frames] == [0, 3, 6, 9, 12, 15, 18, 21, 25, 28, 31, 34, 37, 40, 43, 47]
+
+
+def test_a_range_of_strides_gives_each_video_its_own(tmp_path: Path) -> None:
+    strides = set()
+    for index in range(12):
+        path = write_video(tmp_path / f"{index}.mp4", 40)
+        frames, span = decode_clip(planned(path), settings(stride=(1, 6), clip_starts="random"))
+        numbers = [number(frame) for frame in frames]
+        assert set(np.diff(numbers)) == {span["stride"]} and numbers[0] == span["start"]
+        assert span["span"] == numbers[-1] - numbers[0] + 1 <= 40
+        assert decode_clip(planned(path), settings(stride=(1, 6), clip_starts="random"))[1] == span
+        strides.add(span["stride"])
+    assert strides == {1, 2}, "40 frames have no room for more"
+
+
+def test_the_mirrored_clip_is_another_clip_of_the_same_frames(tmp_path: Path) -> None:
+    path, data = write_video(tmp_path / "a.mp4", 50), settings(flip=True, clip_starts="random")
+    frames, span = decode_clip(planned(path), data)
+    mirrored, other = decode_clip(planned(path, flip=True), data)
+    assert np.array_equal(mirrored[:, :, ::-1], frames) and not np.array_equal(mirrored, frames)
+    assert other == {**span, "key": other["key"]} and other["key"] != span["key"]
+    assert number(frames[0]) == span["start"]
 
 
 def cut(path: Path, share: float) -> None:

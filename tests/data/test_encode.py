@@ -26,7 +26,7 @@ def decoded(*clips: int | None) -> pa.Table:
     rows = []
     for index, seed in enumerate(clips):
         row = {"uri": str(index), "video": str(index), "size": 1, "split": "train", "label": "", "caption": ""}
-        row |= {"ordinal": 0, "clips": 1, "attempts": 1}
+        row |= {"ordinal": 0, "clips": 1, "flip": False, "attempts": 1}
         if seed is None:
             row |= {"stage": "decode", "reason": "corrupt", "detail": ""}
         else:

@@ -41,16 +41,12 @@ def encoded(*indices: int, bad: tuple[int, ...] = (), reason: str = "too_short",
     rows: list[dict[str, Any]] = []
     for index in indices:
         row: dict[str, Any] = {"uri": f"/videos/{index}.mp4", "video": f"{index}.mp4", "size": 9, "split": "train"}
-        row |= {"label": "A", "caption": "ein Bär", "ordinal": 0, "clips": 1, "attempts": 1}
+        row |= {"label": "A", "caption": "ein Bär", "ordinal": 0, "clips": 1, "flip": False, "attempts": 1}
         if index in bad:
             row |= {"stage": "decode", "reason": reason, "detail": "9 frames"}
         else:
-            row |= {
-                "key": f"{index:032x}",
-                "start": 0,
-                "stride": 3,
-                "latent": npy_bytes(latent(index) + np.float16(shift)),
-            }
+            row |= {"key": f"{index:032x}", "start": 0, "stride": 3, "span": 46}
+            row |= {"latent": npy_bytes(latent(index) + np.float16(shift))}
             row |= {"source_fps": 25.0, "source_frames": 50, "source_height": 72, "source_width": 96, "decoder": "pyav"}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import load
-from pipeline.data.sources import plan_clips
+from pipeline.data.plan import plan_clips
 from pipeline.schema import PlannedClip
 from pipeline.settings import DataSettings, UserError
 

@@ -28,7 +28,9 @@ def data(**changes: Any) -> DataSettings:
 
 
 def planned(path: Path) -> PlannedClip:
-    return PlannedClip(uri=str(path), video=path.name, size=1, split="train", label="", caption="", ordinal=0, clips=1)
+    return PlannedClip(
+        uri=str(path), video=path.name, size=1, split="train", label="", caption="", ordinal=0, clips=1, flip=False
+    )
 
 
 @pytest.fixture
