@@ -55,8 +55,11 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
         (["--train.steps", "0"], "train.steps = 0: input should be greater than 0"),
         (["--data.height", "100"], "use 96 or 104"),
         (["--data.source", "youtube"], "'webdataset' or 'manifest'"),
-            (["--data.stride", "[6, 1]"], "data.stride = [6, 1]: expected a whole number from 1, or a range such as [1, 6]"),
-            (["--data.stride", "0"], "data.stride = 0: expected a whole number from 1"),
+        (
+            ["--data.stride", "[6, 1]"],
+            "data.stride = [6, 1]: expected a whole number from 1, or a range such as [1, 6]",
+        ),
+        (["--data.stride", "0"], "data.stride = 0: expected a whole number from 1"),
         (["--train.global_batch", "10"], "does not divide over cluster.train.workers = 8: use 8"),
         (["--train.micro_batch", "3"], "64 / 8 = 8; use a divisor of 8"),
         (["--train.optimizer", "muon"], "set train.zero_stage 0, or train.optimizer adamw"),
