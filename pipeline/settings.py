@@ -90,6 +90,7 @@ class CacheSettings(Section):
     path: str | None
     shard_clips: PositiveInt
     max_reject_fraction: Fraction
+    gc_after_hours: NonNegative
     retry_rejects: Literal["all"] | list[str]
 
 

@@ -27,7 +27,7 @@ from pipeline.models.text_files import find_text_encoder, text_identity
 from pipeline.models.vae_files import vae_identity
 from pipeline.schema import IDENTITY, MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo, ManifestRow
 from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, Settings, UserError
-from pipeline.storage import exists, list_files, read_bytes, read_json, write_bytes, write_json
+from pipeline.storage import exists, list_files, read_all, read_json, write_bytes, write_json
 
 VERSION = 1
 INFO, MANIFEST, REJECTS = "cache.json", "manifest", "rejects"
@@ -62,15 +62,21 @@ class Cache:
 
 def open_cache(path: str) -> Cache:
     """Raises UserError if there is no cache at `path`, or nothing in it."""
-    info = read_info(path)
-    if info is None:
-        raise UserError(f"{path}: no cache there; make one with jobs/cache_latents.py, or give another --cache.path")
+    info = require_info(path)
     table = read_manifest(path)
     rejects = read_rejects(path).join(table.select(IDENTITY), IDENTITY, join_type="left anti")  # some came right later
     cache = Cache(path, info, table, rejects.sort_by(_BY_IDENTITY))
     if not cache.table.num_rows:
         raise UserError(f"{path}: the cache holds no clips yet; run jobs/cache_latents.py to its end")
     return cache
+
+
+def require_info(path: str) -> CacheInfo:
+    """As read_info. Raises UserError if there is no cache."""
+    info = read_info(path)
+    if info is None:
+        raise UserError(f"{path}: no cache there; make one with jobs/cache_latents.py, or give another --cache.path")
+    return info
 
 
 def read_info(path: str) -> CacheInfo | None:
@@ -206,8 +212,11 @@ def _read_parts(parts: list[str], schema: pa.Schema, number: str | None = None) 
     """The rows of the files `parts`; `number`: a further column for the index of the file."""
     wanted = schema if number is None else schema.append(pa.field(number, pa.int32()))
     tables = []
-    for index, part in enumerate(parts):
-        table = pq.read_table(io.BytesIO(read_bytes(part))).cast(schema)
+    for index, content in enumerate(read_all(parts)):
+        try:
+            table = pq.read_table(io.BytesIO(content)).cast(schema)
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(f"{parts[index]}: unreadable; jobs/verify_cache.py --repair takes it back") from error
         if number is not None:
             table = table.append_column(number, pa.repeat(pa.scalar(index, pa.int32()), table.num_rows))
         tables.append(table)

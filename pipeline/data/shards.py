@@ -60,17 +60,18 @@ def build_shard(
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for (row, latent), text in zip(samples, texts or [None] * len(samples), strict=True):
             offset = _add(tar, f"{row['key']}.{LATENT_MEMBER}", latent)
-            place: Placed = {"offset": offset, "length": len(latent), "checksum": _checksum(latent)}
+            place: Placed = {"offset": offset, "length": len(latent), "checksum": checksum(latent)}
             if text is not None:
                 place["text_offset"] = _add(tar, f"{row['key']}.{TEXT_MEMBER}", text)
-                place["text_length"], place["text_checksum"] = len(text), _checksum(text)
+                place["text_length"], place["text_checksum"] = len(text), checksum(text)
             placed.append(place)
             meta = {name: value for name, value in row.items() if name not in _NOT_IN_META}
             _add(tar, f"{row['key']}.{META_MEMBER}", json.dumps(meta, sort_keys=True).encode())
     return stream.getvalue(), placed
 
 
-def _checksum(content: bytes) -> str:
+def checksum(content: bytes) -> str:
+    """CRC-32, as the manifest has it."""
     return f"{zlib.crc32(content):08x}"
 
 
@@ -96,15 +97,15 @@ def read_text(cache_path: str, row: ManifestRow) -> np.ndarray | None:
     return _read_array(cache_path, row, offset, length, checksum)
 
 
-def _read_array(cache_path: str, row: ManifestRow, offset: int, length: int, checksum: str) -> np.ndarray:
+def _read_array(cache_path: str, row: ManifestRow, offset: int, length: int, crc: str) -> np.ndarray:
     name = f"{SHARDS}/{row['shard']}"
     try:
         content = read_range(f"{cache_path}/{name}", offset, length)
     except FileNotFoundError as error:
         raise CorruptShard(f"clip {row['key']}: its shard {name} is not in {cache_path}") from error
-    if len(content) != length or _checksum(content) != checksum:
+    if len(content) != length or checksum(content) != crc:
         raise CorruptShard(
             f"clip {row['key']}: {length} bytes at {offset} of {cache_path}/{name} "
-            "are not those that were written; delete the shard's manifest part and cache again"
+            "are not those that were written; jobs/verify_cache.py --repair takes damaged shards back, to be made again"
         )
     return np.load(io.BytesIO(content), allow_pickle=False)
