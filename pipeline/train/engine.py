@@ -57,27 +57,3 @@ def import_deepspeed(device: torch.device) -> Any:
     # compiler, and a worker that is killed ends its peers' waiting, which shared memory does not.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def full_state(engine: Any, buffers: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The trained model's whole state in float32 on the CPU, from the master weights wherever they lie.
-
-    `buffers` are the model's before bf16 rounded them. Collective: every rank calls it.
-    """
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    stage = engine.zero_optimization_stage()
-    masters: dict[int, torch.Tensor] = {}
-    if stage == 0 and hasattr(engine.optimizer, "fp32_groups"):  # DeepSpeed's bf16 without ZeRO: lists beside the model
-        rounded = [p for group in engine.optimizer.fp16_groups for p in group]
-        kept = [p for group in engine.optimizer.fp32_groups for p in group]
-        masters = {id(p): master for p, master in zip(rounded, kept, strict=True)}
-    state = dict(buffers)
-    for name, parameter in engine.module.named_parameters():
-        if parameter.dtype == torch.float32 and stage < 3:
-            value = parameter
-        else:
-            value = masters[id(parameter)] if id(parameter) in masters else safe_get_full_fp32_param(parameter)
-        assert value is not None, f"{name}: DeepSpeed has no master weight of it"
-        state[name] = value.detach().float().cpu().clone()
-    return state

@@ -23,8 +23,7 @@ from pipeline.train.tasks import Job, sections, untrained
 
 MADE_WITH = "made_with.json"
 CHECKPOINTS = "checkpoints"
-# of one parameter in a checkpoint: the weight, its master copy, AdamW's two moments
-CHECKPOINT_BYTES = {"float32": 4 + 4 + 8, "bfloat16": 2 + 4 + 8}
+CHECKPOINT_BYTES = 4 + 8  # of one parameter in a checkpoint: the float32 weight, AdamW's two moments
 # of `train`: what may change between two starts of one run without changing what is trained
 FREE = {
     "micro_batch",
@@ -34,6 +33,7 @@ FREE = {
     "log_every",
     "validate_every",
     "validate_clips",
+    "zero_stage",
 }
 
 
@@ -46,7 +46,7 @@ class Run:
     cache: Cache
     model: nn.Module  # on the meta device: a shape, no weights
     begins: str  # what the weights start from, in words
-    made_with: dict[str, dict[str, Any]]  # "result" and "checkpoint", flat
+    made_with: dict[str, Any]  # what decides the result
 
     @property
     def folder(self) -> str:
@@ -92,8 +92,8 @@ def uses_prior(job: Job, settings: Settings) -> bool:
     return job == "finetune" and needed and settings.bridge.prior == "neural"
 
 
-def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, dict[str, Any]]:
-    """What decides the result of a run, and what besides decides whether its checkpoints can be read."""
+def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
+    """What decides the result of a run. Workers and ZeRO stage do not: a run may go on with others."""
     model, train = sections(job, settings)
     keys = hashlib.blake2b(digest_size=8)
     for row in cache.rows:
@@ -106,7 +106,7 @@ def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, dict[str,
     prefix = "" if job == "finetune" else "prior."
     result |= {f"{prefix}model.{name}": value for name, value in model.model_dump(mode="json").items()}
     trained = train.model_dump(mode="json")
-    result |= {f"{prefix}train.{name}": value for name, value in trained.items() if name not in {*FREE, "zero_stage"}}
+    result |= {f"{prefix}train.{name}": value for name, value in trained.items() if name not in FREE}
     if train.init is not None:
         result[f"{prefix}train.init (its weights)"] = weights_hash(shipped_path(train.init))
     if job == "finetune":
@@ -114,11 +114,7 @@ def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, dict[str,
         result |= {f"bridge.{name}": value for name, value in bridge.items() if name != "prior_path"}
         if uses_prior(job, settings):
             result["bridge.prior_path (its weights)"] = weights_hash(shipped_path(settings.prior_export))
-    checkpoint = {
-        "cluster.train.workers": settings.cluster.train.workers,
-        f"{prefix}train.zero_stage": train.zero_stage,
-    }
-    return {"result": result, "checkpoint": checkpoint}
+    return result
 
 
 def weights_hash(path: str) -> str:
@@ -141,12 +137,10 @@ def standing(run: Run) -> Literal["new", "interrupted", "done"]:
             raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
         return "new"
     before = read_json(address)
-    parts = ("result",) if state == "done" else ("result", "checkpoint")
     differences = [
-        f"{key}: was {before[part].get(key)!r}, now {run.made_with[part].get(key)!r}"
-        for part in parts
-        for key in sorted(before[part].keys() | run.made_with[part].keys())
-        if before[part].get(key) != run.made_with[part].get(key)
+        f"{key}: was {before.get(key)!r}, now {run.made_with.get(key)!r}"
+        for key in sorted(before.keys() | run.made_with.keys())
+        if before.get(key) != run.made_with.get(key)
     ]
     if differences and state == "interrupted" and not exists(f"{run.folder}/{CHECKPOINTS}"):
         return "new"  # nothing had been trained yet
@@ -197,7 +191,7 @@ def plan_training(run: Run) -> str:
     piece = min(train.micro_batch, train.global_batch // workers)
     flops = training_flops(run.model, run.cache.info)
     epochs = train.steps * train.global_batch / clips
-    size = parameters * CHECKPOINT_BYTES[train.precision]
+    size = parameters * CHECKPOINT_BYTES
     return (
         f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
         f"  model         {parameters / 1e6:.2f} M parameters, {tokens(run.model)} tokens a clip, "

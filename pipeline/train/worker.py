@@ -20,11 +20,12 @@ from pipeline.schema import CacheInfo
 from pipeline.settings import JobFailed, Settings, UserError
 from pipeline.storage import read_json, resolve, write_json
 from pipeline.train import checkpoint
-from pipeline.train.engine import full_state, start_engine
+from pipeline.train.engine import start_engine
 from pipeline.train.history import History, duration
 from pipeline.train.initial import load_frozen_prior, load_initial
 from pipeline.train.loop import Place, train_steps, validate
 from pipeline.train.run import CHECKPOINTS, Run, export_config, record, run_folder, standing, uses_prior
+from pipeline.train.state import full_state, optimizer_keys, put_back, weights
 from pipeline.train.tasks import (
     Job,
     Task,
@@ -141,8 +142,15 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     task, begins = build_task(job, settings, cache.info, place)
     buffers = {name: value.clone() for name, value in task.model.named_buffers()}
     parameters = sum(p.numel() for p in task.model.parameters())
+    saved = checkpoint.restore(place.device)
+    if saved:
+        task.model.load_state_dict(
+            dict(weights(saved.tensors)), strict=False
+        )  # buffers and frozen weights are made anew
     engine = start_engine(task.model, train, place.workers, place.device)
-    start = checkpoint.restore(engine)
+    if saved:
+        put_back(engine, saved.tensors, optimizer_keys(train.optimizer), saved.updates)
+    start = saved.step if saved else 0
     history = History(folder, start, train.steps) if place.rank == 0 else None
     if history:
         print(
@@ -155,7 +163,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     piece = min(train.micro_batch, train.global_batch // place.workers)
     batches = training_batches(source, train.global_batch, piece, place.rank, place.workers, start, train.steps)
     checks = validation_batches(held_out, piece, place.rank, place.workers)
-    save = partial(checkpoint.save, engine)
+    save = partial(checkpoint.save, engine, train.optimizer, place.rank, place.workers)
     train_steps(engine, task, train, batches, checks, history, save, place, start)
 
     replicated = validate(engine, replicated_error, checks, place) if checks and job == "prior" else None

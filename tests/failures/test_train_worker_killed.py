@@ -1,4 +1,5 @@
-"""A training worker is killed: the run goes on from its last checkpoint to the same weights, no step twice."""
+"""A training worker is killed, the latest checkpoint damaged: the run goes on from a whole one to the same weights, no
+step twice."""
 
 import re
 import signal
@@ -88,7 +89,11 @@ def test_killed_twice_and_started_again(ray_cluster: None, tmp_path: Path) -> No
     assert len(killed) == 2
     assert standing(disturbed) == "interrupted" and checkpoints(disturbed.folder)
 
-    summary = run_training(disturbed)  # the same command again
+    latest = Path(disturbed.folder, CHECKPOINTS, max(checkpoints(disturbed.folder)))
+    damaged = next(latest.glob("state-*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"oops")
+
+    summary = run_training(disturbed)  # the same command again, from the checkpoint before
     assert standing(disturbed) == "done"
     assert weights(disturbed.folder) == weights(undisturbed.folder)
     rows = read_history(f"{disturbed.folder}/{HISTORY}")

@@ -25,8 +25,9 @@ PROGRAM = """
     from tiny_cache import tiny_settings
 
     from pipeline.models.build import build_image_to_video
-    from pipeline.train.engine import full_state, start_engine
+    from pipeline.train.engine import start_engine
     from pipeline.train.optimisation import muon
+    from pipeline.train.state import full_state
 
     # orthogonalising lifts the smallest directions of a gradient, where bf16's rounding is, to the size of the largest
     TOLERANCE = {("float32", "adamw"): 1e-3, ("float32", "muon"): 1e-3, ("bfloat16", "adamw"): 0.2, ("bfloat16", "muon"): 0.4}

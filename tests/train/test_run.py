@@ -81,15 +81,16 @@ def test_more_clips_are_another_run(storage: Path) -> None:
         standing(prepare("finetune", tiny_settings(storage)))
 
 
-def test_checkpoints_of_other_workers_are_refused_before_the_start(storage: Path) -> None:
+def test_a_half_finished_run_goes_on_with_other_workers_but_not_with_other_settings(storage: Path) -> None:
     run = prepare("prior", tiny_settings(storage))
     record(run)
-    other = prepare("prior", tiny_settings(storage, "--cluster.train.workers=1"))
+    other = prepare("prior", tiny_settings(storage, "--prior.train.learning_rate=0.5"))
     assert standing(other) == "new"  # no checkpoint was made yet
     (Path(run.folder) / CHECKPOINTS).mkdir()
-    with pytest.raises(UserError, match=r"half-finished .*cluster.train.workers: was 2, now 1"):
+    with pytest.raises(UserError, match=r"half-finished .*prior.train.learning_rate: was 0.001, now 0.5"):
         standing(other)
-    assert standing(run) == "interrupted"
+    moved = ("--cluster.train.workers=1", "--prior.train.zero_stage=1")
+    assert standing(prepare("prior", tiny_settings(storage, *moved))) == "interrupted"
 
 
 def test_a_foreign_export_is_not_overwritten(storage: Path) -> None:

@@ -1,0 +1,144 @@
+"""An engine's weights and optimizer state as whole float32 tensors by parameter name, whatever ZeRO made of them.
+
+What is gathered under one ZeRO stage and number of workers is put back under any other, bit for bit. DeepSpeed's own
+checkpoints are pickles, bound to the number of workers that wrote them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WEIGHT = "weight"
+
+
+def optimizer_keys(train_optimizer: str) -> tuple[str, ...]:
+    """The tensors that the optimizer keeps of a parameter."""
+    return ("average", "mean", "square") if train_optimizer == "muon" else ("exp_avg", "exp_avg_sq")
+
+
+def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def gather(engine: Any, keys: Iterable[str], rank: int, workers: int) -> dict[str, Tensor]:
+    """{"PARAMETER/weight": ..., "PARAMETER/KEY": ...} on the CPU: of all trained parameters this rank's share.
+
+    Collective: every rank calls it. One parameter is whole at a time.
+    """
+    found: dict[str, Tensor] = {}
+    for index, (name, parameter) in enumerate(trained(engine.module)):
+        for key in (WEIGHT, *keys):
+            value = whole(engine, parameter, key)
+            if value is not None and index % workers == rank:
+                found[f"{name}/{key}"] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
+    return found
+
+
+def whole(engine: Any, parameter: nn.Parameter, key: str) -> Tensor | None:
+    """A parameter's master weight or optimizer state, (its shape) float32; None if the optimizer keeps none of it."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if not engine.zero_optimization_stage():
+        master = unpartitioned(engine)[parameter]
+        return master if key == WEIGHT else engine.optimizer.state[master].get(key)
+    if key == WEIGHT:
+        value = safe_get_full_fp32_param(parameter)
+        assert value is not None, "DeepSpeed has no master weight of a trained parameter"
+        return value
+    return safe_get_full_optimizer_state(parameter, key)
+
+
+def unpartitioned(engine: Any) -> dict[nn.Parameter, Tensor]:
+    """Without ZeRO: the float32 tensor that the optimizer steps, of each parameter."""
+    if hasattr(engine.optimizer, "fp32_groups"):  # bf16: DeepSpeed keeps lists of both
+        rounded = [p for group in engine.optimizer.fp16_groups for p in group]
+        masters = [p for group in engine.optimizer.fp32_groups for p in group]
+        return dict(zip(rounded, masters, strict=True))
+    return {parameter: parameter for _, parameter in trained(engine.module)}
+
+
+@torch.no_grad()
+def put_back(engine: Any, saved: Mapping[str, Tensor], keys: Iterable[str], updates: int) -> None:
+    """What `gather` found on all ranks together, and `count_updates`, into an engine whose model was loaded with
+    `weights(saved)` before it was built. Every rank calls it with all of `saved`.
+
+    Raises KeyError for a parameter that `saved` lacks.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    keys = tuple(keys)
+    present = {name.rsplit("/", 1)[1] for name in saved} - {WEIGHT}
+    stage = engine.zero_optimization_stage()
+    _make_room(engine, present.intersection(keys), updates)
+    for name, parameter in trained(engine.module):
+        states = {key: saved[f"{name}/{key}"] for key in keys if f"{name}/{key}" in saved}
+        master = saved[f"{name}/{WEIGHT}"]
+        if stage:
+            safe_set_full_fp32_param(parameter, master.to(parameter.device))
+            for key, value in states.items():
+                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+            continue
+        target = unpartitioned(engine)[parameter]
+        target.copy_(master)
+        engine.optimizer.state[target] = {key: value.to(target.device) for key, value in states.items()}
+        engine.optimizer.state[target]["step"] = _counter(engine, target, updates)
+
+
+def _make_room(engine: Any, keys: Iterable[str], updates: int) -> None:
+    """The state that ZeRO's optimizer would only allocate at its first step."""
+    stage = engine.zero_optimization_stage()
+    if not stage:
+        return
+    zero = engine.optimizer
+    groups = zero.optimizer.param_groups  # stage 3 fills them for the moment of a step only
+    flat = zero.fp32_partitioned_groups_flat if stage == 3 else [p for group in groups for p in group["params"]]
+    for partition in flat:
+        state = {key: torch.zeros_like(partition) for key in keys}
+        zero.optimizer.state[partition] = {"step": _counter(engine, partition, updates), **state}
+    if stage < 3:
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def _base(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that DeepSpeed was given."""
+    base: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return base
+
+
+def count_updates(engine: Any) -> int:
+    """The optimizer's own count of its updates, which corrects its moments' bias; 0 before the first.
+
+    Not the number of steps: some of DeepSpeed's wrappers make an empty one at the start.
+    """
+    return max((int(state["step"]) for state in _base(engine).state.values() if "step" in state), default=0)
+
+
+def _counter(engine: Any, tensor: Tensor, updates: int) -> Tensor | int:
+    """`updates` in the type that the optimizer keeps."""
+    if isinstance(_base(engine), torch.optim.AdamW):
+        return torch.tensor(float(updates), dtype=torch.float32, device=tensor.device)
+    return updates
+
+
+def weights(saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(parameter, float32 weight) of what `gather` found."""
+    for name in saved:
+        parameter, key = name.rsplit("/", 1)
+        if key == WEIGHT:
+            yield parameter, saved[name]
+
+
+def full_state(engine: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The trained model's whole state in float32 on the CPU, from the master weights wherever they lie.
+
+    `buffers` are the model's before bf16 rounded them. Collective: every rank calls it.
+    """
+    state = dict(buffers)
+    for name, parameter in engine.module.named_parameters():
+        value = whole(engine, parameter, WEIGHT) if parameter.requires_grad else parameter
+        assert value is not None
+        state[name] = value.detach().to("cpu", torch.float32, copy=True)
+    return state

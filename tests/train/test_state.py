@@ -1,0 +1,175 @@
+"""What one ZeRO stage and number of workers saved, another goes on from: the same tensors, the same steps after."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import ROOT
+from pipeline.train.checkpoint import CheckpointDamaged, read_shares, write_share
+
+# A group of processes of its own: `workers` ranks take steps from `start` to `stop` and write the state to a folder.
+PROGRAM = """
+    import os
+    import sys
+    from pathlib import Path
+
+    import torch
+    import torch.distributed as dist
+    from tiny_cache import tiny_settings
+
+    from pipeline.models.build import build_image_to_video
+    from pipeline.train.checkpoint import read_shares, write_share
+    from pipeline.train.engine import start_engine
+    from pipeline.train.state import count_updates, full_state, gather, optimizer_keys, put_back, weights
+
+    rank, workers, port = map(int, sys.argv[1:4])
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    settings = tiny_settings(Path("/tmp"))
+    random = torch.Generator().manual_seed(0)
+    z, noise = torch.randn((2, 6, 4, 4, 4, 4, 4), generator=random)  # 6 steps of 4 clips
+    t, y = torch.tensor([0.0, 300.0, 600.0, 900.0]), torch.tensor([0, 1, 2, 0])
+
+
+    def loss(network, step, clip):
+        out = network(z[step, [clip]], t[[clip]], y[[clip]], z[step, [clip], 0])
+        return (out.float() - noise[step, [clip]]).square().mean()
+
+
+    for line in sys.argv[4:]:
+        stage, precision, optimizer, source, target, start, stop = line.split(",")
+        changes = {"zero_stage": int(stage), "precision": precision, "optimizer": optimizer}
+        train = settings.train.model_copy(update=changes)
+        model = build_image_to_video(settings.model, [4, 4, 4, 4], 2)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+        saved = read_shares(Path(source)) if source else None
+        if saved:
+            assert saved.step == int(start)
+            model.load_state_dict(dict(weights(saved.tensors)), strict=False)
+        engine = start_engine(model, train, workers, torch.device("cpu"))
+        keys = optimizer_keys(optimizer)
+        if saved:
+            put_back(engine, saved.tensors, keys, saved.updates)
+            again = gather(engine, keys, rank, workers)
+            assert all(torch.equal(value, saved.tensors[name]) for name, value in again.items())
+        for step in range(int(start), int(stop)):
+            for piece in range(4 // workers):
+                engine.backward(loss(engine, step, rank * (4 // workers) + piece))
+                engine.step()
+        share = gather(engine, keys, rank, workers)
+        Path(target).mkdir(exist_ok=True)
+        write_share(Path(target), share, rank, workers, int(stop), count_updates(engine))
+        state = full_state(engine, {})
+        assert all(torch.equal(value, state[name.removesuffix("/weight")])
+                   for name, value in share.items() if name.endswith("/weight"))
+        dist.barrier()
+    os._exit(0)
+"""
+
+
+def run(workers: int, lines: list[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM)]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(workers), str(port), *lines],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(workers)
+    ]
+    outputs = [process.communicate(timeout=250)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0] * workers, "\n".join(outputs)
+
+
+KINDS = [(stage, precision, "adamw") for stage in range(4) for precision in ("float32", "bfloat16")]
+KINDS += [(0, "float32", "muon"), (0, "bfloat16", "muon")]
+
+
+def test_resumed_is_bit_equal_and_moves_between_workers_and_stages(tmp_path: Path) -> None:
+    def line(kind: tuple[int, str, str], source: str, target: str, start: int, stop: int) -> str:
+        places = [str(tmp_path / name) if name else "" for name in (source, target)]
+        return ",".join([*map(str, kind), *places, str(start), str(stop)])
+
+    names = {kind: "-".join(map(str, kind)) for kind in KINDS}
+    lines = []
+    for kind, name in names.items():
+        lines += [line(kind, "", f"{name}-whole", 0, 6), line(kind, "", f"{name}-half", 0, 3)]
+        lines += [line(kind, f"{name}-half", f"{name}-resumed", 3, 6)]
+    # what stage 2 of two workers saved goes on under stages 3, 1 and 0
+    lines += [line((s, "float32", "adamw"), "2-float32-adamw-half", f"to-{s}", 3, 6) for s in (3, 1, 0)]
+    run(2, lines)
+    alone, four = names.items(), [(kind, names[kind]) for kind in KINDS if kind[0] > 1 and kind[1] == "float32"]
+    run(1, [line(kind, f"{name}-half", f"{name}-1", 3, 6) for kind, name in alone])
+    run(4, [line(kind, f"{name}-half", f"{name}-4", 3, 6) for kind, name in four])
+
+    for kind, name in names.items():
+        whole, resumed = (read_shares(tmp_path / f"{name}-{end}") for end in ("whole", "resumed"))
+        assert whole.step == resumed.step == 6
+        assert whole.tensors.keys() == resumed.tensors.keys()
+        assert all(torch.equal(value, resumed.tensors[key]) for key, value in whole.tensors.items()), kind
+        for workers in (1, 4) if (kind, name) in four else (1,):
+            moved = read_shares(tmp_path / f"{name}-{workers}").tensors
+            close(whole.tensors, moved, kind[1], f"{kind} moved from 2 workers to {workers}")
+    for stage in (3, 1, 0):
+        close(read_shares(tmp_path / "2-float32-adamw-whole").tensors, read_shares(tmp_path / f"to-{stage}").tensors,
+              "float32", f"stage {stage}")  # fmt: skip
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], precision: str, what: str) -> None:
+    """Weights equal to accumulation-order error."""
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if key.endswith("/weight"):
+            atol = 2e-5 if precision == "float32" else 2e-2
+            torch.testing.assert_close(
+                value, other[key], rtol=0, atol=atol, msg=lambda text, key=key: f"{what} {key}: {text}"
+            )
+
+
+@pytest.fixture
+def shares(tmp_path: Path) -> Path:
+    for rank in range(2):
+        write_share(tmp_path, {f"p{rank}/weight": torch.arange(4.0) + rank}, rank, 2, 7, 8)
+    return tmp_path
+
+
+def test_shares_are_read_together(shares: Path) -> None:
+    saved = read_shares(shares)
+    assert (saved.step, saved.updates) == (7, 8) and sorted(saved.tensors) == ["p0/weight", "p1/weight"]
+    assert torch.equal(saved.tensors["p1/weight"], torch.arange(4.0) + 1)
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone", "mark", "half", "steps"])
+def test_a_damaged_checkpoint_is_told(shares: Path, damage: str) -> None:
+    tensors, mark = shares / "state-00001-of-00002.safetensors", shares / "state-00001-of-00002.json"
+    content = bytearray(tensors.read_bytes())
+    if damage == "bit":
+        content[-3] ^= 4
+        tensors.write_bytes(content)
+    elif damage == "cut":
+        tensors.write_bytes(content[:-8])
+    elif damage == "gone":
+        tensors.unlink()
+    elif damage == "mark":
+        mark.write_text("{")
+    elif damage == "half":
+        mark.unlink()
+    else:
+        mark.write_text(json.dumps(json.loads(mark.read_text()) | {"step": 8}))
+    with pytest.raises(CheckpointDamaged):
+        read_shares(shares)
