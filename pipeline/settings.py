@@ -202,11 +202,22 @@ class ActorResources(Section):
 
 
 class TrainResources(Section):
-    workers: PositiveInt
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt]
     num_cpus: NonNegative
     num_gpus: NonNegative
     start_timeout_s: PositiveInt
     max_failures: Annotated[int, Field(ge=-1)]
+
+    @property
+    def workers_range(self) -> tuple[int, int]:
+        """The least and the most workers that train."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.workers_range[0] > self.workers_range[1]:
+            raise ValueError(f"cluster.train.workers = {list(self.workers_range)}: give the smaller number first")
+        return self
 
 
 class ClusterSettings(Section):
@@ -254,7 +265,7 @@ class Settings(Section):
                         f"{getattr(self.data, side)} / {VAE_DOWNSAMPLING} = {latent}; choose another data.{side} or patch size"
                     )
         for key, train in (("train", self.train), ("prior.train", self.prior.train)):
-            _check_batch(key, train, self.cluster.train.workers)
+            _check_batch(key, train, self.cluster.train.workers_range[1])
         if self.bridge.saf and self.bridge.process == "diffusion":
             raise ValueError("bridge.saf = true aligns a bridge; with bridge.process = diffusion set bridge.saf false")
         if self.bridge.saf and self.train.init is None:
@@ -268,16 +279,10 @@ class Settings(Section):
 
 
 def _check_batch(key: str, train: TrainSettings, workers: int) -> None:
-    if train.global_batch % workers:
+    if train.global_batch < workers:
         raise ValueError(
-            f"{key}.global_batch = {train.global_batch} does not divide over cluster.train.workers = {workers}: "
-            f"use {train.global_batch // workers * workers or workers} or another number of workers"
-        )
-    share = train.global_batch // workers
-    if share % min(train.micro_batch, share):
-        raise ValueError(
-            f"{key}.micro_batch = {train.micro_batch} does not divide a worker's share of the batch "
-            f"{key}.global_batch / cluster.train.workers = {train.global_batch} / {workers} = {share}; use a divisor of {share}"
+            f"{key}.global_batch = {train.global_batch} leaves some of cluster.train.workers = {workers} without a clip; "
+            f"use at least {workers}, or fewer workers"
         )
     if train.optimizer == "muon" and train.zero_stage:
         raise ValueError(

@@ -103,10 +103,17 @@ def global_batch(seed: int, step: int, size: int, clips: int) -> list[int]:
 
 
 def share(size: int, rank: int, workers: int) -> range:
-    """The indices in a global batch of `size` that fall to a worker: contiguous, all workers alike."""
-    assert size % workers == 0, f"{size} over {workers}: settings were not validated"
-    each = size // workers
-    return range(rank * each, (rank + 1) * each)
+    """The indices in a global batch of `size` that fall to a worker: contiguous, and as even as can be."""
+    return range(size * rank // workers, size * (rank + 1) // workers)
+
+
+def split(size: int, micro: int, workers: int) -> tuple[int, int]:
+    """(clips in a piece, pieces) of every worker's share of a global batch of `size`: pieces of at most `micro` clips,
+    alike on all workers. Where they hold more places than there are clips, repeats of weight 0 fill them.
+    """
+    most = -(-size // workers)
+    pieces = -(-most // micro)
+    return -(-most // pieces), pieces
 
 
 def generator(seed: int, stream: str, step: int, index: int) -> torch.Generator:
@@ -115,8 +122,12 @@ def generator(seed: int, stream: str, step: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def make_batch(source: Source, picks: Sequence[tuple[int, int]], stream: str, step: int) -> TrainingBatch:
-    """A batch of (row, index in the global batch) pairs; see the module's docstring for its randomness."""
+def make_batch(
+    source: Source, picks: Sequence[tuple[int, int]], stream: str, step: int, counted: int | None = None
+) -> TrainingBatch:
+    """A batch of (row, index in the global batch) pairs, of which the first `counted` count, or all; see the module's
+    docstring for its randomness.
+    """
     keys, z0, labels, noises, indices = [], [], [], [], []
     for position, index in picks:
         row = source.rows[position]
@@ -130,19 +141,23 @@ def make_batch(source: Source, picks: Sequence[tuple[int, int]], stream: str, st
         noises.append(noise)
         keys.append(row["key"])
     latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels))
-    return TrainingBatch(latents, torch.stack(noises), torch.cat(indices), torch.ones(len(keys)))
+    weight = (torch.arange(len(keys)) < (len(keys) if counted is None else counted)).float()
+    return TrainingBatch(latents, torch.stack(noises), torch.cat(indices), weight)
 
 
 def training_batches(
     source: Source, size: int, micro: int, rank: int, workers: int, start: int, stop: int
 ) -> Iterator[list[TrainingBatch]]:
-    """For each step from `start` to `stop` - 1 this worker's share of the global batch, in pieces of `micro` clips."""
+    """For each step from `start` to `stop` - 1 this worker's share of the global batch, in pieces as `split` says."""
     mine = share(size, rank, workers)
+    piece, pieces = split(size, micro, workers)
 
     def make(step: int) -> list[TrainingBatch]:
         rows = global_batch(source.seed, step, size, len(source.rows))
         picks = [(rows[index], index) for index in mine]
-        return [make_batch(source, picks[i : i + micro], "train", step) for i in range(0, len(picks), micro)]
+        places = picks + [(rows[0], 0)] * (piece * pieces - len(picks))
+        starts = range(0, len(places), piece)
+        return [make_batch(source, places[i : i + piece], "train", step, len(picks) - i) for i in starts]
 
     return prefetch(make, range(start, stop))
 

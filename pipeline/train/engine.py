@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.data.batches import split
 from pipeline.settings import TrainSettings
 from pipeline.train.optimisation import make_optimizer
 
@@ -15,11 +16,11 @@ BUCKET = 50_000_000  # elements gathered or reduced at once; small models then n
 
 def deepspeed_config(train: TrainSettings, workers: int) -> dict[str, Any]:
     """The configuration that `deepspeed.initialize` takes."""
-    piece = min(train.micro_batch, train.global_batch // workers)
+    piece, pieces = split(train.global_batch, train.micro_batch, workers)
     config: dict[str, Any] = {
-        "train_batch_size": train.global_batch,
+        "train_batch_size": piece * pieces * workers,
         "train_micro_batch_size_per_gpu": piece,
-        "gradient_accumulation_steps": train.global_batch // workers // piece,
+        "gradient_accumulation_steps": pieces,
         "gradient_clipping": train.clip_norm or 0.0,
         "steps_per_print": 2**31,
         "zero_optimization": {

@@ -52,7 +52,10 @@ def train_steps(
         rate = learning_rate(step, train)
         set_learning_rate(engine.optimizer.param_groups, rate)
         for piece in pieces:
-            loss = task.loss(engine, piece.to(place.device)).mean()
+            piece = piece.to(place.device)
+            # DeepSpeed takes the mean over pieces and workers: together the mean over the global batch
+            share = place.workers * len(pieces) / train.global_batch
+            loss = (task.loss(engine, piece) * piece.weight).sum() * share
             engine.backward(loss)
             engine.step()
             meter.loss += loss.detach() / len(pieces)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import to_yaml
+from pipeline.data.batches import split
 from pipeline.data.manifest import Cache, check_same, describe, open_cache
 from pipeline.models.latte import Latte
 from pipeline.models.paths import shipped_path
@@ -187,8 +188,8 @@ def plan_training(run: Run) -> str:
     _, train = sections(run.job, run.settings)
     clips, held_out = len(run.cache.select(TRAIN)), len(run.cache.select(TEST))
     parameters = sum(p.numel() for p in run.model.parameters())
-    workers = run.settings.cluster.train.workers
-    piece = min(train.micro_batch, train.global_batch // workers)
+    least, workers = run.settings.cluster.train.workers_range
+    piece, pieces = split(train.global_batch, train.micro_batch, workers)
     flops = training_flops(run.model, run.cache.info)
     epochs = train.steps * train.global_batch / clips
     size = parameters * CHECKPOINT_BYTES
@@ -198,7 +199,7 @@ def plan_training(run: Run) -> str:
         f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
         f"  data          {clips} training and {held_out} held-out clips in {run.cache.path}\n"
         f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
-        f"{workers} workers x {train.global_batch // workers // piece} pieces of {piece}, "
+        f"{'' if least == workers else f'{least} to '}{workers} workers x {pieces} pieces of {piece}, "
         f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
         f"  checkpoints   every {train.checkpoint_every} steps, the last {train.keep_checkpoints} kept, "
         f"{_size(size)} each; export {_size(parameters * 4)}\n"

@@ -60,7 +60,7 @@ def run_training(run: Run) -> dict[str, Any]:
         train_worker,
         train_loop_config={"job": run.job, "settings": run.settings.model_dump(mode="json")},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=resources.workers if isinstance(resources.workers, int) else resources.workers_range,
             use_gpu=resources.num_gpus > 0,
             resources_per_worker=per_worker(run.settings),
         ),
@@ -113,7 +113,7 @@ def check_cluster(settings: Settings) -> None:
 
     if state.get_max_resources_from_cluster_config():
         return
-    wanted, workers = per_worker(settings), settings.cluster.train.workers
+    wanted, (workers, _) = per_worker(settings), settings.cluster.train.workers_range
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needs = {kind: each for kind, each in wanted.items() if each}
     places = sum(
@@ -124,7 +124,7 @@ def check_cluster(settings: Settings) -> None:
     has = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))
     asked = " and ".join(f"cluster.train.num_{kind.lower()}s = {each:g}" for kind, each in wanted.items())
     raise UserError(
-        f"cluster.train.workers = {workers} with {asked} each do not fit the Ray cluster, which has {has} on "
+        f"cluster.train.workers = {settings.cluster.train.workers} with {asked} each do not fit the Ray cluster, which has {has} on "
         f"{len(nodes)} node(s) and no autoscaler: room for {places}; lower them or add nodes"
     )
 
@@ -160,9 +160,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
 
     source = training_source(cache, cache.info["classes"], train.label_dropout, seed)
     held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed)
-    piece = min(train.micro_batch, train.global_batch // place.workers)
-    batches = training_batches(source, train.global_batch, piece, place.rank, place.workers, start, train.steps)
-    checks = validation_batches(held_out, piece, place.rank, place.workers)
+    rank, workers = place.rank, place.workers
+    batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
+    checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
     save = partial(checkpoint.save, engine, train.optimizer, place.rank, place.workers)
     train_steps(engine, task, train, batches, checks, history, save, place, start)
 

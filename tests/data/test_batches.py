@@ -15,6 +15,8 @@ from pipeline.data.batches import (
     TrainingBatch,
     global_batch,
     prefetch,
+    share,
+    split,
     training_batches,
     training_source,
     validation_batches,
@@ -32,12 +34,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def whole(pieces: list[TrainingBatch]) -> dict[str, object]:
+    counts = torch.cat([piece.weight for piece in pieces]).bool()
+    keys = [key for piece in pieces for key in piece.latents.keys]
     return {
-        "keys": [key for piece in pieces for key in piece.latents.keys],
-        "z0": torch.cat([piece.latents.z0 for piece in pieces]),
-        "label": torch.cat([piece.latents.label for piece in pieces]),
-        "noise": torch.cat([piece.noise for piece in pieces]),
-        "index": torch.cat([piece.index for piece in pieces]),
+        "keys": [key for key, counted in zip(keys, counts, strict=True) if counted],
+        "z0": torch.cat([piece.latents.z0 for piece in pieces])[counts],
+        "label": torch.cat([piece.latents.label for piece in pieces])[counts],
+        "noise": torch.cat([piece.noise for piece in pieces])[counts],
+        "index": torch.cat([piece.index for piece in pieces])[counts],
     }
 
 
@@ -56,12 +60,25 @@ def same(one: dict[str, object], other: dict[str, object]) -> bool:
     )
 
 
-@pytest.mark.parametrize(("workers", "micro"), [(1, 1), (1, 2), (2, 2), (2, 1), (4, 1)])
+@pytest.mark.parametrize(("workers", "micro"), [(1, 1), (1, 2), (1, 3), (2, 2), (2, 1), (3, 1), (4, 1)])
 def test_global_batches_do_not_depend_on_workers(cache: Cache, workers: int, micro: int) -> None:
     reference = list(stream(cache, 1, SIZE))
     assert len(reference) == STEPS
     found = list(stream(cache, workers, micro))
     assert all(same(one, other) for one, other in zip(found, reference, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "micro", "workers", "expected"),
+    [(64, 8, 8, (8, 1)), (64, 3, 8, (3, 3)), (10, 4, 3, (4, 1)), (4, 8, 3, (2, 1))],
+)
+def test_pieces_are_alike_on_all_workers_and_hold_every_clip(
+    size: int, micro: int, workers: int, expected: tuple[int, int]
+) -> None:
+    assert split(size, micro, workers) == expected
+    shares = [share(size, rank, workers) for rank in range(workers)]
+    assert [index for mine in shares for index in mine] == list(range(size))
+    assert all(0 < len(mine) <= expected[0] * expected[1] for mine in shares)
 
 
 def test_a_restart_goes_on_with_the_same_batches(cache: Cache) -> None:
@@ -119,9 +136,9 @@ def test_validation_is_fixed_and_counts_every_clip_once(cache: Cache, workers: i
     reference = validation_batches(source, 3, 0, 1)[0]
     counted = whole(pieces)
     weights = torch.cat([piece.weight for piece in pieces])
-    assert weights.sum() == 3 and counted["keys"][:3] == reference.latents.keys  # type: ignore[index]
-    assert torch.equal(counted["noise"][:3], reference.noise)  # type: ignore[index]
-    assert counted["index"][:3].tolist() == [166, 500, 833]  # type: ignore[index]
+    assert weights.sum() == 3 and counted["keys"] == reference.latents.keys
+    assert torch.equal(counted["noise"], reference.noise)  # type: ignore[arg-type]
+    assert counted["index"].tolist() == [166, 500, 833]  # type: ignore[attr-defined]
 
 
 def test_no_held_out_clips_is_no_validation(tmp_path: Path) -> None:

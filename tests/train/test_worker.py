@@ -34,8 +34,8 @@ def prior(ray_cluster: None, storage: Path) -> tuple[Run, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def bridge(prior: tuple[Run, dict[str, Any]], storage: Path) -> tuple[Run, dict[str, Any]]:
-    """A bridge from the neural prior, by two workers."""
-    run = prepare("finetune", tiny_settings(storage, "--bridge.prior=neural"))
+    """A bridge from the neural prior, by as many workers as there is room for: two."""
+    run = prepare("finetune", tiny_settings(storage, "--bridge.prior=neural", "--cluster.train.workers=[1,2]"))
     return run, run_training(run)
 
 
