@@ -6,7 +6,7 @@ import re
 import socket
 import sys
 import warnings
-from typing import Any
+from collections.abc import Callable
 
 from pipeline import s3
 from pipeline.settings import Settings, UserError
@@ -37,9 +37,8 @@ def start_ray(settings: Settings) -> None:
         try:
             ray.init(
                 address=address,
-                runtime_env={"env_vars": new, **_storage_access()},
+                runtime_env={"env_vars": new, "worker_process_setup_hook": process_setup()},
                 logging_level=logging.WARNING,
-                **({"include_dashboard": False} if alone else {}),
             )
         except ConnectionError as error:
             raise UserError(_nobody(address)) from error
@@ -51,15 +50,22 @@ def start_ray(settings: Settings) -> None:
         )
 
 
-def _storage_access() -> dict[str, Any]:
-    """A hook that gives every worker this process's S3 variables. Among `env_vars` Ray would show them: in its dashboard,
-    in `ray list jobs` and in its logs."""
+def process_setup() -> Callable[[], None]:
+    """What every process of the job does before its work: it takes this process's S3 variables, which Ray would show in
+    its dashboard and logs if they were among `env_vars`, and names its own cluster in RAY_ADDRESS.
+
+    Ray Train watches its controller through an address that it looks up anew. On a machine with more than one cluster it
+    may find another's, in which that controller does not exist, and end the training.
+    """
     variables = s3.environment()
 
-    def storage_access() -> None:
-        os.environ.update(variables)
+    def set_up() -> None:
+        import ray
 
-    return {"worker_process_setup_hook": storage_access} if variables else {}
+        os.environ.update(variables)
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+    return set_up
 
 
 def bars_for_people_only() -> None:

@@ -168,6 +168,8 @@ class TrainSettings(Section):
     zero_stage: Literal[0, 1, 2, 3]
     activation_checkpointing: bool
     label_dropout: Fraction
+    damaged_clips: Literal["stop", "skip"]
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     checkpoint_every: PositiveInt
     keep_checkpoints: PositiveInt
     log_every: PositiveInt
@@ -206,6 +208,7 @@ class TrainResources(Section):
     num_cpus: NonNegative
     num_gpus: NonNegative
     start_timeout_s: PositiveInt
+    hang_timeout_s: PositiveInt
     max_failures: Annotated[int, Field(ge=-1)]
 
     @property

@@ -20,14 +20,18 @@ def ray_cluster() -> Iterator[None]:
     """One real local Ray cluster for the whole test session."""
     import ray
 
+    from pipeline.ray_start import process_setup
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Ray's own notice about GPU environment variables
         ray.init(
             address="local",
             num_cpus=2,
-            include_dashboard=False,
             log_to_driver=True,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}},
+            runtime_env={
+                "env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+                "worker_process_setup_hook": process_setup(),
+            },
         )
     yield
     ray.shutdown()

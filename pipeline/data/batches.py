@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.manifest import Cache
-from pipeline.data.shards import read_latent
+from pipeline.data.shards import CorruptShard, read_latent
 from pipeline.models.build import class_indices
 from pipeline.models.conditioning import drop_labels
 from pipeline.models.vae import sample_posterior
@@ -42,11 +42,12 @@ class TrainingBatch:
     latents: LatentBatch
     noise: Tensor  # (B, F, C, h, w) float32
     index: Tensor  # (B,) int64 time index in 0..999, always on the CPU, where the schedules are
-    weight: Tensor  # (B,) float32: 1, or 0 for a repeat that fills a share up and does not count
+    weight: Tensor  # (B,) float32: 1, or 0 for what does not count: a repeat that fills a share up, a damaged clip
+    damaged: tuple[str, ...] = ()  # what is wrong with the clips of this batch that could not be read
 
     def to(self, device: torch.device) -> "TrainingBatch":
         latents = replace(self.latents, z0=self.latents.z0.to(device), label=self.latents.label.to(device))
-        return TrainingBatch(latents, self.noise.to(device), self.index, self.weight.to(device))
+        return TrainingBatch(latents, self.noise.to(device), self.index, self.weight.to(device), self.damaged)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Source:
 
     rows: list[ManifestRow]
     read: Read
+    latent_shape: tuple[int, ...]  # F, C, h, w
     scaling_factor: float
     classes: list[str]  # of the model; a label that it does not know is its null class
     label_dropout: float
@@ -62,9 +64,9 @@ class Source:
 
 
 def training_source(cache: Cache, classes: list[str], label_dropout: float, seed: int) -> Source:
-    """The cache's training clips. Raises CorruptShard when a clip is read that is not what was written."""
+    """The cache's training clips."""
     rows = cache.select(TRAIN)
-    return Source(rows, reader(cache, rows), cache.info["scaling_factor"], classes, label_dropout, seed)
+    return _source(cache, rows, classes, label_dropout, seed)
 
 
 def validation_source(cache: Cache, classes: list[str], clips: int, seed: int) -> Source:
@@ -72,7 +74,12 @@ def validation_source(cache: Cache, classes: list[str], clips: int, seed: int) -
     held_out = cache.select(TEST)
     count = min(clips, len(held_out))
     rows = [held_out[i * len(held_out) // count] for i in range(count)]
-    return Source(rows, reader(cache, rows), cache.info["scaling_factor"], classes, 0.0, seed)
+    return _source(cache, rows, classes, 0.0, seed)
+
+
+def _source(cache: Cache, rows: list[ManifestRow], classes: list[str], label_dropout: float, seed: int) -> Source:
+    shape, scale = tuple(cache.info["latent_shape"]), cache.info["scaling_factor"]
+    return Source(rows, reader(cache, rows), shape, scale, classes, label_dropout, seed)
 
 
 def reader(cache: Cache, rows: Sequence[ManifestRow]) -> Read:
@@ -126,13 +133,21 @@ def make_batch(
     source: Source, picks: Sequence[tuple[int, int]], stream: str, step: int, counted: int | None = None
 ) -> TrainingBatch:
     """A batch of (row, index in the global batch) pairs, of which the first `counted` count, or all; see the module's
-    docstring for its randomness.
+    docstring for its randomness. A clip that is not what was written is zeros of no weight.
     """
-    keys, z0, labels, noises, indices = [], [], [], [], []
+    keys: list[str] = []
+    z0, labels, noises, indices = [], [], [], []
+    weight = (torch.arange(len(picks)) < (len(picks) if counted is None else counted)).float()
+    damaged: list[str] = []
     for position, index in picks:
         row = source.rows[position]
         random = generator(source.seed, stream, step, index)
-        mean, logvar = torch.from_numpy(source.read(row)).float()
+        try:
+            mean, logvar = torch.from_numpy(source.read(row)).float()
+        except CorruptShard as error:
+            mean = logvar = torch.zeros(source.latent_shape)
+            weight[len(keys)] = 0.0
+            damaged.append(str(error))
         posterior_noise, noise = torch.randn((2, *mean.shape), generator=random)
         indices.append(torch.randint(TIMESTEPS, (1,), generator=random))
         label = class_indices([row["label"]], source.classes)
@@ -141,8 +156,7 @@ def make_batch(
         noises.append(noise)
         keys.append(row["key"])
     latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels))
-    weight = (torch.arange(len(keys)) < (len(keys) if counted is None else counted)).float()
-    return TrainingBatch(latents, torch.stack(noises), torch.cat(indices), weight)
+    return TrainingBatch(latents, torch.stack(noises), torch.cat(indices), weight, tuple(damaged))
 
 
 def training_batches(
@@ -178,7 +192,7 @@ def validation_batches(source: Source, micro: int, rank: int, workers: int) -> l
         batch = make_batch(source, [(place % count, place) for place in places], "validation", 0)
         index = torch.tensor([(2 * (place % count) + 1) * TIMESTEPS // (2 * count) for place in places])
         weight = torch.tensor([float(place < count) for place in places])
-        pieces.append(replace(batch, index=index, weight=weight))
+        pieces.append(replace(batch, index=index, weight=weight * batch.weight))
     return pieces
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_export
 from pipeline.storage import is_remote, resolve, write_bytes
-from pipeline.train.state import count_updates, gather, optimizer_keys
+from pipeline.train.state import Ema, count_updates, gather, optimizer_keys
 
 log = logging.getLogger("checkpoint")
 
@@ -39,10 +39,20 @@ class CheckpointDamaged(ValueError):
     """A checkpoint whose files are not those that were written."""
 
 
-def save(engine: Any, optimizer: str, rank: int, workers: int, step: int, metrics: Mapping[str, float | None]) -> None:
+def save(
+    engine: Any,
+    ema: Ema | None,
+    optimizer: str,
+    rank: int,
+    workers: int,
+    step: int,
+    metrics: Mapping[str, float | None],
+) -> None:
     """Save weights, optimizer state and position after `step` steps. Every rank calls it, at the same steps."""
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         share = gather(engine, optimizer_keys(optimizer), rank, workers)
+        if ema:
+            share |= ema.gather(engine, rank, workers)
         write_share(Path(folder), share, rank, workers, step, count_updates(engine))
         ray.train.report({"step": step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 

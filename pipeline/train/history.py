@@ -20,6 +20,7 @@ COLUMNS = (
     "gradient_norm",  # of that step, before clipping
     "samples_per_s",  # over all workers, since the row before, checkpoints and validation not counted
     "data_wait",  # share of the step time spent waiting for data
+    "damaged",  # clips met since this start that were left out, their checksum being wrong
     "seconds",  # of the whole run so far, the time between two starts not counted
 )
 HISTORY = "history.csv"
@@ -77,6 +78,8 @@ class History:
             parts.append(f"loss {row['loss']:.4f}")
         if row.get("validation_loss") is not None:
             parts.append(f"validation {row['validation_loss']:.4f}")
+        if row.get("damaged"):
+            parts.append(f"{row['damaged']:.0f} damaged clips left out")
         if row.get("samples_per_s"):
             parts.append(f"{row['samples_per_s']:.1f} clips/s")
         if step > self.start:

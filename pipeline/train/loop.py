@@ -1,5 +1,6 @@
 """THE training loop, as one worker sees it: batch -> loss -> backward -> step -> log -> validate -> checkpoint."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -11,10 +12,15 @@ from pipeline.data.batches import TrainingBatch
 from pipeline.settings import TrainSettings
 from pipeline.train.history import History
 from pipeline.train.optimisation import learning_rate, set_learning_rate
+from pipeline.train.state import Ema
 from pipeline.train.tasks import Loss, Task
 
 Batches = Iterator[list[TrainingBatch]]
 Save = Callable[[int, dict[str, float | None]], None]
+
+
+class RunStopped(RuntimeError):
+    """All ranks end here, together: going on is of no use, and neither is starting again. The message says why."""
 
 
 class Place(NamedTuple):
@@ -35,12 +41,14 @@ def train_steps(
     save: Save,
     place: Place,
     start: int,
+    ema: Ema | None = None,
 ) -> None:
     """Make the optimizer steps from `start` to train.steps. Every rank calls it; `history` is rank 0's.
 
-    Raises FloatingPointError when the loss is no number any more.
+    Raises RunStopped, on all ranks, when the loss is no number any more and, unless train.damaged_clips is skip, when a
+    clip was damaged: before the next checkpoint.
     """
-    meter = Meter(train.global_batch, place.device)
+    meter = Meter(train, place, [problem for piece in held_out for problem in piece.damaged])
     if start == 0 and held_out:
         before = validate(engine, task.loss, held_out, place)
         if history:
@@ -59,18 +67,22 @@ def train_steps(
             engine.backward(loss)
             engine.step()
             meter.loss += loss.detach() / len(pieces)
+            meter.damaged += piece.damaged
+        if ema:
+            ema.update(step + 1)
         meter.stepped(time.monotonic() - begun)
 
         done = step + 1
         row: dict[str, float | None] = {}
-        if done % train.log_every == 0 or done == train.steps:
+        keep = done % train.checkpoint_every == 0 or done == train.steps
+        if keep or done % train.log_every == 0:
             row = meter.row(done)
             row |= {"learning_rate": rate, "gradient_norm": gradient_norm(engine)}
         if held_out and (done % train.validate_every == 0 or done == train.steps):
             row["validation_loss"] = validate(engine, task.loss, held_out, place)
         if history and row:
             history.add(done, **row)
-        if done % train.checkpoint_every == 0 or done == train.steps:
+        if keep:
             if history:
                 history.save()
             save(done, row)
@@ -98,13 +110,13 @@ def gradient_norm(engine: Any) -> float | None:
 class Meter:
     """What happened since the last row."""
 
-    def __init__(self, global_batch: int, device: torch.device) -> None:
-        self.global_batch = global_batch
-        self.loss = torch.zeros((), device=device)
+    def __init__(self, train: TrainSettings, place: Place, damaged: list[str]) -> None:
+        self.train, self.place = train, place
+        self.damaged = damaged  # what is wrong with this rank's clips that could not be read, since the start
         self.reset()
 
     def reset(self) -> None:
-        self.loss = torch.zeros_like(self.loss)
+        self.loss = torch.zeros((), device=self.place.device)
         self.steps, self.seconds, self.waited = 0, 0.0, 0.0
 
     def stepped(self, seconds: float) -> None:
@@ -112,18 +124,28 @@ class Meter:
         self.seconds += seconds
 
     def row(self, step: int) -> dict[str, float | None]:
-        """Means since the last row; a barrier for all ranks. Raises FloatingPointError."""
+        """Means since the last row; a barrier for all ranks. Raises RunStopped."""
         begun = time.monotonic()
-        loss = self.loss / self.steps
-        torch.distributed.all_reduce(loss)
-        mean = float(loss) / torch.distributed.get_world_size()
+        sums = torch.stack([self.loss / self.steps, torch.tensor(float(len(self.damaged)), device=self.place.device)])
+        torch.distributed.all_reduce(sums)
+        mean, damaged = float(sums[0]) / self.place.workers, int(sums[1])
         self.seconds += time.monotonic() - begun  # a GPU's unfinished work, and waiting for other ranks
-        if mean != mean or abs(mean) == float("inf"):
-            raise FloatingPointError(f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm")
+        if not math.isfinite(mean):
+            raise RunStopped(f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm")
+        if damaged and self.train.damaged_clips == "stop":
+            raise RunStopped(f"step {step}: {self.problems()[0]}; or set train.damaged_clips skip")
         row: dict[str, float | None] = {
             "loss": mean,
-            "samples_per_s": self.steps * self.global_batch / self.seconds,
+            "samples_per_s": self.steps * self.train.global_batch / self.seconds,
             "data_wait": self.waited / self.seconds,
         }
+        if damaged:
+            row["damaged"] = damaged
         self.reset()
         return row
+
+    def problems(self) -> list[str]:
+        """What is wrong with the clips that any rank could not read. Every rank calls it."""
+        parts: list[list[str]] = [[]] * self.place.workers
+        torch.distributed.all_gather_object(parts, self.damaged)
+        return [problem for part in parts for problem in part]

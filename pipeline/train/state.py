@@ -5,12 +5,13 @@ checkpoints are pickles, bound to the number of workers that wrote them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-WEIGHT = "weight"
+WEIGHT, EMA = "weight", "ema"
 
 
 def optimizer_keys(train_optimizer: str) -> tuple[str, ...]:
@@ -66,24 +67,32 @@ def put_back(engine: Any, saved: Mapping[str, Tensor], keys: Iterable[str], upda
 
     Raises KeyError for a parameter that `saved` lacks.
     """
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state
 
     keys = tuple(keys)
-    present = {name.rsplit("/", 1)[1] for name in saved} - {WEIGHT}
+    present = {name.rsplit("/", 1)[1] for name in saved}
     stage = engine.zero_optimization_stage()
     _make_room(engine, present.intersection(keys), updates)
     for name, parameter in trained(engine.module):
         states = {key: saved[f"{name}/{key}"] for key in keys if f"{name}/{key}" in saved}
-        master = saved[f"{name}/{WEIGHT}"]
+        put_weight(engine, parameter, saved[f"{name}/{WEIGHT}"])
         if stage:
-            safe_set_full_fp32_param(parameter, master.to(parameter.device))
             for key, value in states.items():
                 safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
             continue
         target = unpartitioned(engine)[parameter]
-        target.copy_(master)
         engine.optimizer.state[target] = {key: value.to(target.device) for key, value in states.items()}
         engine.optimizer.state[target]["step"] = _counter(engine, target, updates)
+
+
+def put_weight(engine: Any, parameter: nn.Parameter, value: Tensor) -> None:
+    """Set a parameter's master weight, wherever it lies. Every rank calls it."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    if engine.zero_optimization_stage():
+        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+    else:
+        unpartitioned(engine)[parameter].copy_(value)
 
 
 def _make_room(engine: Any, keys: Iterable[str], updates: int) -> None:
@@ -92,9 +101,7 @@ def _make_room(engine: Any, keys: Iterable[str], updates: int) -> None:
     if not stage:
         return
     zero = engine.optimizer
-    groups = zero.optimizer.param_groups  # stage 3 fills them for the moment of a step only
-    flat = zero.fp32_partitioned_groups_flat if stage == 3 else [p for group in groups for p in group["params"]]
-    for partition in flat:
+    for partition in local_masters(engine):
         state = {key: torch.zeros_like(partition) for key in keys}
         zero.optimizer.state[partition] = {"step": _counter(engine, partition, updates), **state}
     if stage < 3:
@@ -142,3 +149,55 @@ def full_state(engine: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         assert value is not None
         state[name] = value.detach().to("cpu", torch.float32, copy=True)
     return state
+
+
+class Ema:
+    """Exponential moving average of the master weights, each rank's own partition of them, so right under every stage.
+
+    Karras et al. 2022 and others average with `decay` from the start on; the first updates count for more here, so that
+    a short run does not average over its initial weights.
+    """
+
+    def __init__(self, engine: Any, decay: float) -> None:
+        self.decay = decay
+        self.masters = local_masters(engine)
+        self.averages = [master.detach().clone() for master in self.masters]
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """After `steps` steps."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(self.averages, [master.detach() for master in self.masters], 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """The averages take the weights' place for a while: in the masters, not in what the network computes with."""
+        kept = [master.detach().clone() for master in self.masters]
+        torch._foreach_copy_([master.detach() for master in self.masters], self.averages)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_([master.detach() for master in self.masters], kept)
+
+    def gather(self, engine: Any, rank: int, workers: int) -> dict[str, Tensor]:
+        """{"PARAMETER/ema": ...}, as gather() does."""
+        with self.in_place():
+            found = gather(engine, (), rank, workers)
+        return {f"{name.removesuffix(WEIGHT)}{EMA}": value for name, value in found.items()}
+
+    @torch.no_grad()
+    def put_back(self, engine: Any, saved: Mapping[str, Tensor]) -> None:
+        """What gather() found on all ranks together."""
+        kept = [master.detach().clone() for master in self.masters]
+        for name, parameter in trained(engine.module):
+            put_weight(engine, parameter, saved[f"{name}/{EMA}"])
+        torch._foreach_copy_(self.averages, [master.detach() for master in self.masters])
+        torch._foreach_copy_([master.detach() for master in self.masters], kept)
+
+
+def local_masters(engine: Any) -> list[Tensor]:
+    """The float32 tensors that this rank's optimizer steps: of every parameter, or its partition of them."""
+    if engine.zero_optimization_stage() == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [tensor for group in _base(engine).param_groups for tensor in group["params"]]

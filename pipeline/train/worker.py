@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,9 +24,9 @@ from pipeline.train import checkpoint
 from pipeline.train.engine import start_engine
 from pipeline.train.history import History, duration
 from pipeline.train.initial import load_frozen_prior, load_initial
-from pipeline.train.loop import Place, train_steps, validate
+from pipeline.train.loop import Place, RunStopped, train_steps, validate
 from pipeline.train.run import CHECKPOINTS, Run, export_config, record, run_folder, standing, uses_prior
-from pipeline.train.state import full_state, optimizer_keys, put_back, weights
+from pipeline.train.state import Ema, full_state, optimizer_keys, put_back, weights
 from pipeline.train.tasks import (
     Job,
     Task,
@@ -64,7 +65,9 @@ def run_training(run: Run) -> dict[str, Any]:
             use_gpu=resources.num_gpus > 0,
             resources_per_worker=per_worker(run.settings),
         ),
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources.num_gpus > 0 else "gloo"),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if resources.num_gpus > 0 else "gloo", timeout_s=resources.hang_timeout_s
+        ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=inner,
@@ -77,6 +80,8 @@ def run_training(run: Run) -> dict[str, Any]:
         result = trainer.fit()
     except ray.train.WorkerGroupError as error:
         raise explained(run, error) from error
+    if "stopped" in result.return_value:
+        raise JobFailed(f"{result.return_value['stopped']}; the last checkpoint is in {run.folder}")
     write_json(summary, result.return_value)
     log.info(
         "%s: %d steps in %s",
@@ -92,7 +97,7 @@ def explained(run: Run, error: "ray.train.WorkerGroupError") -> Exception:
     # what the training function raised comes wrapped, with its traceback as text
     causes = [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]
     for cause in causes:
-        if isinstance(cause, ValueError | FloatingPointError):
+        if isinstance(cause, ValueError):
             return UserError(str(cause)) if isinstance(cause, UserError) else JobFailed(str(cause))
     first = str(causes[0]).strip().splitlines()[-1] if causes else "unknown"
     return JobFailed(
@@ -150,6 +155,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     engine = start_engine(task.model, train, place.workers, place.device)
     if saved:
         put_back(engine, saved.tensors, optimizer_keys(train.optimizer), saved.updates)
+    ema = Ema(engine, train.ema_decay) if train.ema_decay else None
+    if ema and saved:
+        ema.put_back(engine, saved.tensors)
     start = saved.step if saved else 0
     history = History(folder, start, train.steps) if place.rank == 0 else None
     if history:
@@ -163,11 +171,15 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     rank, workers = place.rank, place.workers
     batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
     checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
-    save = partial(checkpoint.save, engine, train.optimizer, place.rank, place.workers)
-    train_steps(engine, task, train, batches, checks, history, save, place, start)
+    save = partial(checkpoint.save, engine, ema, train.optimizer, place.rank, place.workers)
+    try:
+        train_steps(engine, task, train, batches, checks, history, save, place, start, ema)
+    except RunStopped as stopped:
+        return {"stopped": str(stopped)}  # not raised: Ray Train would start it again, to the same end
 
     replicated = validate(engine, replicated_error, checks, place) if checks and job == "prior" else None
-    state = full_state(engine, buffers)
+    with ema.in_place() if ema else nullcontext():
+        state = full_state(engine, buffers)
     if history is None:
         return None
     history.close()

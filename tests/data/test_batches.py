@@ -155,15 +155,21 @@ def test_large_caches_are_not_kept_in_memory(cache: Cache, monkeypatch: pytest.M
     assert read(rows[0]) is not read(rows[0]) and np.array_equal(read(rows[0]), read(rows[0]))
 
 
-def test_a_corrupt_shard_is_raised_where_the_batch_is_used(tmp_path: Path) -> None:
+def test_a_damaged_clip_has_no_weight_and_says_why(tmp_path: Path) -> None:
     cache = write_cache(tiny_settings(tmp_path))
     row = cache.select("train")[0]
     shard = Path(cache.path, "shards", row["shard"])
     content = bytearray(shard.read_bytes())
     content[row["offset"] + 200] ^= 1
     shard.write_bytes(content)
+    source = training_source(cache, CLASSES, 0.0, 0)
     with pytest.raises(CorruptShard, match=row["key"]):
-        list(stream(cache, 1, SIZE))
+        source.read(row)
+    batch = batches.make_batch(source, [(i, i) for i in range(10)], "train", 0, counted=9)
+    where = batch.latents.keys.index(row["key"])
+    assert batch.weight.tolist() == [float(i not in (where, 9)) for i in range(10)]
+    assert len(batch.damaged) == 1 and row["key"] in batch.damaged[0]
+    assert not batch.latents.z0[where].any() or where == 9
 
 
 def test_prefetch_works_ahead_and_ends_with_its_consumer() -> None:

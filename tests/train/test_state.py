@@ -27,7 +27,7 @@ PROGRAM = """
     from pipeline.models.build import build_image_to_video
     from pipeline.train.checkpoint import read_shares, write_share
     from pipeline.train.engine import start_engine
-    from pipeline.train.state import count_updates, full_state, gather, optimizer_keys, put_back, weights
+    from pipeline.train.state import Ema, count_updates, full_state, gather, optimizer_keys, put_back, weights
 
     rank, workers, port = map(int, sys.argv[1:4])
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
@@ -57,13 +57,27 @@ PROGRAM = """
         keys = optimizer_keys(optimizer)
         if saved:
             put_back(engine, saved.tensors, keys, saved.updates)
-            again = gather(engine, keys, rank, workers)
+        ema = Ema(engine, 0.9)
+        if saved:
+            ema.put_back(engine, saved.tensors)
+            again = gather(engine, keys, rank, workers) | ema.gather(engine, rank, workers)
             assert all(torch.equal(value, saved.tensors[name]) for name, value in again.items())
+        else:
+            average = full_state(engine, {})
         for step in range(int(start), int(stop)):
             for piece in range(4 // workers):
                 engine.backward(loss(engine, step, rank * (4 // workers) + piece))
                 engine.step()
-        share = gather(engine, keys, rank, workers)
+            ema.update(step + 1)
+            if not saved:
+                decay = min(0.9, (2 + step) / (11 + step))
+                average = {name: decay * average[name] + (1 - decay) * value for name, value in full_state(engine, {}).items()}
+        share = gather(engine, keys, rank, workers) | ema.gather(engine, rank, workers)
+        if not saved:
+            with ema.in_place():
+                exported = full_state(engine, {})
+            for name, value in average.items():
+                torch.testing.assert_close(exported[name], value, rtol=1e-4, atol=1e-6)
         Path(target).mkdir(exist_ok=True)
         write_share(Path(target), share, rank, workers, int(stop), count_updates(engine))
         state = full_state(engine, {})

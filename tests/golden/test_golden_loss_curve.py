@@ -1,0 +1,90 @@
+"""The loss curve of a fixed tiny run, as it was when it was recorded: a change that should change nothing must keep it.
+
+To record it anew, after a change that is meant to alter training: python tests/golden/test_golden_loss_curve.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CURVE = Path(__file__).with_name("loss_curve.json")
+
+# A process of its own, for a process group and a DeepSpeed engine are a process's own; one worker, the loop itself.
+PROGRAM = """
+    import json
+    import os
+    import sys
+    from pathlib import Path
+
+    import torch
+    import torch.distributed as dist
+    from tiny_cache import tiny_settings, write_cache
+
+    from pipeline.data.batches import training_batches, training_source, validation_batches, validation_source
+    from pipeline.train.engine import start_engine
+    from pipeline.train.history import History
+    from pipeline.train.loop import Place, train_steps
+    from pipeline.train.tasks import finetune_task, untrained
+
+    storage = Path(sys.argv[1])
+    changes = ["train.steps=50", "train.log_every=5", "train.validate_every=25", "train.learning_rate=0.003", "train.checkpoint_every=50"]
+    settings = tiny_settings(storage, *(f"--{change}" for change in changes))
+    train = settings.train
+    cache = write_cache(settings)
+    dist.init_process_group("gloo", init_method=f"file://{storage}/group", rank=0, world_size=1)
+    model = untrained("finetune", settings, cache.info)
+    model.backbone.initialise(0)
+    classes = cache.info["classes"]
+    engine = start_engine(model, train, 1, torch.device("cpu"))
+    batches = training_batches(training_source(cache, classes, 0.1, 0), train.global_batch, 1, 0, 1, 0, train.steps)
+    held_out = validation_batches(validation_source(cache, classes, 3, 0), 1, 0, 1)
+    history = History(str(storage), 0, train.steps)
+    place = Place(0, 1, torch.device("cpu"))
+    train_steps(engine, finetune_task(model, settings.bridge), train, batches, held_out, history, lambda *_: None, place, 0)
+    curve = [{name: row.get(name) for name in ("step", "loss", "validation_loss", "gradient_norm")} for row in history.rows]
+    (storage / "curve.json").write_text(json.dumps(curve))
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+def run(folder: Path) -> list[dict[str, float | None]]:
+    """The rows of the run's history."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+        "WORLD_SIZE": "1",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+    }
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows: list[dict[str, float | None]] = json.loads((folder / "curve.json").read_text())
+    return rows
+
+
+def test_the_loss_curve_is_the_recorded_one(tmp_path: Path) -> None:
+    recorded, found = json.loads(CURVE.read_text()), run(tmp_path)
+    assert [row["step"] for row in found] == [row["step"] for row in recorded]
+    for one, other in zip(found, recorded, strict=True):
+        for name, value in other.items():
+            # processors add in other orders, which 50 steps of a tiny model hardly amplify
+            assert one[name] == (None if value is None else pytest.approx(value, rel=2e-3)), (name, one, other)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = run(Path(folder))
+    CURVE.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    print(f"{len(rows)} rows recorded in {CURVE}")
