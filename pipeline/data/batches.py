@@ -145,7 +145,7 @@ def make_batch(
         try:
             mean, logvar = torch.from_numpy(source.read(row)).float()
         except CorruptShard as error:
-            mean = logvar = torch.zeros(source.latent_shape)
+            mean, logvar = torch.zeros(source.latent_shape), torch.full(source.latent_shape, -30.0)
             weight[len(keys)] = 0.0
             damaged.append(str(error))
         posterior_noise, noise = torch.randn((2, *mean.shape), generator=random)

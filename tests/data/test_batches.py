@@ -169,7 +169,7 @@ def test_a_damaged_clip_has_no_weight_and_says_why(tmp_path: Path) -> None:
     where = batch.latents.keys.index(row["key"])
     assert batch.weight.tolist() == [float(i not in (where, 9)) for i in range(10)]
     assert len(batch.damaged) == 1 and row["key"] in batch.damaged[0]
-    assert not batch.latents.z0[where].any() or where == 9
+    assert batch.latents.z0[where].abs().max() < 1e-3
 
 
 def test_prefetch_works_ahead_and_ends_with_its_consumer() -> None:
