@@ -35,6 +35,7 @@ FREE = {
     "validate_every",
     "validate_clips",
     "zero_stage",
+    "damaged_clips",
 }
 
 
