@@ -1,5 +1,5 @@
-"""A training worker is killed, one hangs, the latest checkpoint is damaged: the run goes on from a whole checkpoint to the
-same weights, no step twice."""
+"""A training worker is killed, the latest checkpoint damaged: the run goes on from a whole one to the same weights, no
+step twice."""
 
 import re
 import signal
@@ -50,20 +50,19 @@ def checkpoints(run_folder: str) -> set[str]:
     return set(re.findall(r"checkpoint_[\d_.-]+\d", snapshot.read_text())) if snapshot.exists() else set()
 
 
-def disturb_after_checkpoint(run_folder: str, signals: list[signal.Signals], killed: list[int]) -> None:
-    """Each time a new checkpoint has been committed, send the next signal to the worker of the highest pid."""
+def kill_after_checkpoint(run_folder: str, times: int, killed: list[int]) -> None:
+    """Each time a new checkpoint has been committed, kill the worker of the highest pid."""
     seen: set[str] = set()
     deadline = time.monotonic() + 600
-    while len(killed) < len(signals) and time.monotonic() < deadline:
+    while len(killed) < times and time.monotonic() < deadline:
         now = checkpoints(run_folder)
         alive = [process for process in workers() if process.pid not in killed]
         if now - seen and len(alive) == 2:
             time.sleep(0.1)  # some steps into the next stretch
             victim = max(alive, key=lambda process: process.pid)
-            victim.send_signal(signals[len(killed)])
+            victim.send_signal(signal.SIGKILL)
             killed.append(victim.pid)
-            if signals[len(killed) - 1] == signal.SIGKILL:
-                victim.wait(timeout=30)
+            victim.wait(timeout=30)
             seen = checkpoints(run_folder)
         time.sleep(0.02)
 
@@ -72,7 +71,7 @@ def weights(folder: str) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in load_file(f"{folder}/export/model.safetensors").items()}
 
 
-def test_killed_hung_damaged_and_started_again(ray_cluster: None, tmp_path: Path) -> None:
+def test_killed_twice_damaged_and_started_again(ray_cluster: None, tmp_path: Path) -> None:
     write_cache(settings(tmp_path))
     undisturbed = prepare(
         "finetune", settings(tmp_path, "--run.name=undisturbed", f"--cache.path={tmp_path}/tiny/cache")
@@ -80,17 +79,14 @@ def test_killed_hung_damaged_and_started_again(ray_cluster: None, tmp_path: Path
     run_training(undisturbed)
     reference = read_history(f"{undisturbed.folder}/{HISTORY}")
 
-    patience = ("--cluster.train.max_failures=1", "--cluster.train.hang_timeout_s=20")
-    disturbed = prepare("finetune", settings(tmp_path, *patience))
+    disturbed = prepare("finetune", settings(tmp_path, "--cluster.train.max_failures=1"))
     killed: list[int] = []
-    signals = [signal.SIGKILL, signal.SIGSTOP]
-    killer = threading.Thread(target=disturb_after_checkpoint, args=(disturbed.folder, signals, killed))
+    killer = threading.Thread(target=kill_after_checkpoint, args=(disturbed.folder, 2, killed))
     killer.start()
     with pytest.raises(JobFailed, match=r"more than cluster.train.max_failures = 1 times .*goes on from the last"):
         run_training(disturbed)
     killer.join()
     assert len(killed) == 2
-    assert not psutil.pid_exists(killed[1]), "the worker that hung is left behind"
     assert standing(disturbed) == "interrupted" and checkpoints(disturbed.folder)
 
     latest = Path(disturbed.folder, CHECKPOINTS, max(checkpoints(disturbed.folder)))
