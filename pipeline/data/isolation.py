@@ -12,6 +12,7 @@ parent dies, and a timer of the kernel's ends a decode that hangs while no paren
 import atexit
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
     from pipeline.schema import ClipSpan, PlannedClip
     from pipeline.settings import DataSettings
+
+log = logging.getLogger("decode")
 
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 120  # to start a child on a busy machine
@@ -118,9 +121,25 @@ class IsolatedDecoder:
         self._process = self._pipe = None
 
     def _start(self) -> Connection:
+        """The pipe to the child, which is started if there is none that lives. Raises RuntimeError."""
         if self._pipe is not None and self._process is not None and self._process.poll() is None:
             return self._pipe
         self.close()  # one that died between two clips
+        for _ in range(KILLED_TRIES):
+            pipe = self._spawn()
+            try:
+                if pipe.poll(START_LIMIT_S) and pipe.recv() == "ready":
+                    return pipe
+            except (EOFError, OSError):
+                log.debug("the decoder process ended while it started")
+            status = self._give_up()
+            if status != -signal.SIGKILL:
+                break
+        raise RuntimeError(
+            f"the decoder process did not start: it ended with {_ending(status)}; see its error output above"
+        )
+
+    def _spawn(self) -> Connection:
         ours, theirs = Pipe()
         self._frames = _file_in_memory()
         environment = dict(os.environ, OMP_NUM_THREADS="1")
@@ -138,13 +157,6 @@ class IsolatedDecoder:
         )
         self._pipe = ours
         theirs.close()
-        try:
-            ready = ours.poll(START_LIMIT_S) and ours.recv() == "ready"
-        except (EOFError, OSError):
-            ready = False
-        if not ready:
-            ending = _ending(self._give_up())
-            raise RuntimeError(f"the decoder process did not start: it ended with {ending}; see its error output above")
         return ours
 
     def _ended(self, limit: float) -> DecodeFailure:

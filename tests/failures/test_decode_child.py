@@ -74,6 +74,23 @@ def test_a_child_killed_between_two_clips_costs_none(decoder: IsolatedDecoder, t
     decoder.decode(good, data())
 
 
+def test_a_child_killed_while_it_starts_costs_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    isolated = IsolatedDecoder()
+    spawn, killed = isolated._spawn, []
+
+    def spawn_and_kill() -> Any:
+        pipe = spawn()
+        if len(killed) < 2:
+            killed.append(isolated.pid)
+            os.kill(killed[-1], signal.SIGKILL)
+        return pipe
+
+    monkeypatch.setattr(isolated, "_spawn", spawn_and_kill)
+    isolated.decode(planned(write_video(tmp_path / "good.mp4", 50)), data())
+    assert len(killed) == 2
+    isolated.close()
+
+
 def test_a_child_that_leaks_is_replaced_before_it_costs_a_clip(decoder: IsolatedDecoder, tmp_path: Path) -> None:
     children = set()
     for index in range(3):
