@@ -10,6 +10,7 @@ import random
 import signal
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from pipeline.settings import Settings
 from pipeline.storage import read_json
 
 KILLS = ["decode child"] * 7 + ["decode worker"] * 6 + ["VAE actor"] * 3 + ["raylet"] * 2 + ["driver"] * 3
-VIDEOS, CLIPS, SHARD = 10, 24, 8
-LIMIT_S = 400.0
+CHEAP = ("decode child", "decode worker")
+VIDEOS, CLIPS, SHARD = 10, 16, 8
+LIMIT_S = 600.0
 
 Tars = dict[str, int]  # committed tars and when they were written
 
@@ -45,14 +47,16 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": quick})
+    started = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quick}
+    )
     started.add_node(num_cpus=1)
     yield started
     started.shutdown()
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_whatever_is_killed_every_clip_is_made_once_and_right(cluster: Any, tmp_path: Path) -> None:
     seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10_000))
     print(f"KILL_SEED={seed}")
@@ -61,35 +65,43 @@ def test_whatever_is_killed_every_clip_is_made_once_and_right(cluster: Any, tmp_
     (tmp_path / "videos" / "bad.mp4").write_text("not a video")
     arguments = job_arguments(tmp_path)
     settings = load(arguments)[0]
-    deadline = time.monotonic() + LIMIT_S
+    started = time.monotonic()
+    deadline = started + LIMIT_S
     committed: Tars = {}
 
     job = start_job(arguments, cluster.address, tmp_path / "log")
-    for kind in chance.sample(KILLS, len(KILLS)):
+    remaining, awaited = Counter(KILLS), 0
+    while remaining.total():
         time.sleep(chance.uniform(0, 1))
-        while not (victims := find(kind)):
-            assert time.monotonic() < deadline, f"no {kind} to be seen\n{(tmp_path / 'log').read_text()}"
-            if not job.is_alive():
-                assert job.exitcode == 0, (tmp_path / "log").read_text()
-                made = add_videos(tmp_path / "videos", made, 2)
-                job = start_job(arguments, cluster.address, tmp_path / "log")
-            time.sleep(0.02)
-        print(f"{time.monotonic() - deadline + LIMIT_S:5.1f} s, {len(committed)} shards: {kind}", flush=True)
+        remember(committed, settings)
+        assert time.monotonic() < deadline, f"left: {remaining}\n{(tmp_path / 'log').read_text()}"
+        if not job.is_alive():
+            assert job.exitcode == 0, (tmp_path / "log").read_text()
+            made = add_videos(tmp_path / "videos", made, 2)
+            job = start_job(arguments, cluster.address, tmp_path / "log")
+        # no second of the kills that cost most before a shard was made after the first: on a busy machine, work
+        # that is cut off faster than it starts would never end
+        allowed = [kind for kind in remaining.elements() if kind in CHEAP or len(committed) >= awaited]
+        kind = chance.choice(allowed) if allowed else ""
+        victims = find(kind)
+        if not victims:
+            continue
+        print(f"{time.monotonic() - started:5.1f} s, {len(committed)} shards: {kind}", flush=True)
+        remaining[kind] -= 1
+        awaited = awaited if kind in CHEAP else len(committed) + 1
         if kind == "raylet":
             lose_node(cluster)
         elif kind == "driver":
             job.kill()
             job.join()
-            remember(committed, settings)
             job = start_job(arguments, cluster.address, tmp_path / "log")
         else:
             with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself
                 chance.choice(victims).send_signal(signal.SIGKILL)
-        remember(committed, settings)
     while job.is_alive():
         assert time.monotonic() < deadline, f"the job does not end\n{(tmp_path / 'log').read_text()}"
         remember(committed, settings)
-        time.sleep(0.05)
+        time.sleep(0.2)
     assert job.exitcode == 0, (tmp_path / "log").read_text()
 
     check_exactly_once(settings, committed, made)
@@ -115,8 +127,10 @@ def add_videos(folder: Path, first: int, count: int) -> int:
 
 
 def find(kind: str) -> list[psutil.Process]:
-    """The processes of that kind below this one, which started the cluster. A job at work has them all."""
-    decoders, actors = [], []
+    """The processes of that kind below this one, which started the cluster; for a driver or raylet those that show
+    that there is work to disturb."""
+    decoders: list[psutil.Process] = []
+    actors: list[psutil.Process] = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
@@ -127,7 +141,7 @@ def find(kind: str) -> list[psutil.Process]:
     if kind == "decode worker":
         parents = [decoder.parent() for decoder in decoders]
         return [parent for parent in parents if parent is not None]
-    return actors if kind == "VAE actor" else decoders
+    return {"decode child": decoders, "": []}.get(kind, actors)
 
 
 def lose_node(cluster: Any) -> None:

@@ -1,0 +1,201 @@
+"""The caching job as a whole: its rate by that of its slowest stage alone, how late shards are committed, its memory.
+
+    python benchmarks/cache_pipeline.py          # ten minutes on two idle cores
+
+`efficiency`: the demo's clips (16 x 64 x 64, shipped VAE), one decode task and one VAE actor of one core each. The VAE is
+the slowest stage, as it should be. The job and the VAE alone, in a process of its own that calls EncodeClips with the same
+clips from memory, take turns; the median is taken of the ratios of neighbours. The job's rate is that between its first
+and its last commit. `commit_lag` is the time from the end of the encoding of a shard's last clip to its manifest part.
+`memory`: peak RSS of the driver and of the largest worker of each kind, at 200 and at 2,000 tiny clips; without the
+pages of the object store, which Ray bounds by itself and which processes share. The result is
+benchmarks/results/cache_pipeline.json.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from circumstances import circumstances
+
+import pipeline.data.encode
+from pipeline.config import ROOT, load
+from pipeline.data.cache import build_cache, plan_table
+from pipeline.data.isolation import decode_clips
+from pipeline.data.synthetic import make_dataset
+from pipeline.settings import Settings
+
+RESULT = Path(__file__).parent / "results" / "cache_pipeline.json"
+STAGES = ["--cluster.decode.num_cpus=1", "--cluster.decode.max_tasks=1", "--cluster.encode.num_cpus=1"]
+ALONE = "--alone"  # the stage alone, in a process of its own
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5, help="of the job and of the stage alone")
+    parser.add_argument("--clips", type=int, default=256, help="of a turn")
+    parser.add_argument("--only", choices=["efficiency", "memory"], help="keep the other part of the result file")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if arguments.only else {}
+    with tempfile.TemporaryDirectory() as folder, ray_cluster():
+        videos = Path(folder) / "videos"
+        make_dataset(str(videos), 32, seed=0)
+        if arguments.only != "memory":
+            result["efficiency"] = circumstances() | efficiency(Path(folder), arguments.turns, arguments.clips)
+        if arguments.only != "efficiency":
+            result["memory"] = circumstances() | memory(Path(folder))
+    text = json.dumps(result, indent=1)
+    print(text)
+    RESULT.write_text(text + "\n")
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Any:
+    import ray
+
+    variables = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    ray.init(address="local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": variables})
+    yield
+    ray.shutdown()
+
+
+def efficiency(folder: Path, turns: int, clips: int) -> dict[str, Any]:
+    """Ratios of neighbouring turns, rates, and the lags of all commits."""
+    jobs: list[float] = []
+    alone: list[float] = []
+    lags: list[float] = []
+    for turn in range(turns):
+        arguments = [*STAGES, f"--data.clips_per_video={clips // 32}", "--cache.shard_clips=16"]
+        settings = job_settings(folder, f"turn{turn}", arguments)
+        alone.append(stage_alone(folder, arguments))
+        times = folder / f"times{turn}"
+        pipeline.data.encode.EncodeClips = timed_encoder(times)  # type: ignore[misc]
+        build_cache(settings)
+        rate, late = read_commits(settings, times)
+        jobs.append(rate)
+        lags += late
+        print(f"alone {alone[-1]:.1f}, job {rate:.1f} clips/s, lag {statistics.median(late):.2f} s", flush=True)
+    return {
+        "clips_a_turn": clips,
+        "turns": turns,
+        "job_by_slowest_stage_median": statistics.median(job / one for job, one in zip(jobs, alone, strict=True)),
+        "job_by_slowest_stage": sorted(job / one for job, one in zip(jobs, alone, strict=True)),
+        "job_clips_per_second_median": statistics.median(jobs),
+        "stage_clips_per_second_median": statistics.median(alone),
+        "commit_lag_s_median": statistics.median(lags),
+        "commit_lag_s_most": max(lags),
+        "clip_s_median": 1 / statistics.median(jobs),
+    }
+
+
+def job_settings(folder: Path, name: str, more: list[str]) -> Settings:
+    return load(["--recipe", "demo", f"--data.path={folder / 'videos'}", f"--run.storage={folder / name}", *more])[0]
+
+
+def timed_encoder(times: Path) -> type:
+    """EncodeClips, which adds a line "KEY TIME" to the file `times` for every clip when it is encoded."""
+    from pipeline.data.encode import EncodeClips
+
+    class EncodeClipsTimed(EncodeClips):
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            encoded = super().__call__(batch)
+            with open(times, "a") as stream:
+                stream.writelines(f"{key} {time.time()}\n" for key in encoded["key"].to_pylist() if key)
+            return encoded
+
+    return EncodeClipsTimed
+
+
+def read_commits(settings: Settings, times: Path) -> tuple[float, list[float]]:
+    """(clips/s between the first and the last commit, seconds from last encoding to commit of each shard)."""
+    encoded = {key: float(when) for key, when in (line.split() for line in times.read_text().splitlines())}
+    commits, lags = [], []
+    for part in Path(settings.cache_path, "manifest").glob("*.parquet"):
+        keys = pq.read_table(part, columns=["key"])["key"].to_pylist()
+        commits.append((part.stat().st_mtime, len(keys)))
+        lags.append(part.stat().st_mtime - max(encoded[key] for key in keys))
+    commits.sort()
+    return sum(clips for _, clips in commits[1:]) / (commits[-1][0] - commits[0][0]), lags
+
+
+def stage_alone(folder: Path, arguments: list[str]) -> float:
+    command = [sys.executable, __file__, ALONE, str(folder), *arguments]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def encode_alone(folder: Path, arguments: list[str]) -> float:
+    """clips/s of the VAE actor's class, called with batch after batch of decoded clips."""
+    settings = job_settings(folder, "alone", arguments)
+    decoded = pa.concat_tables(decode_clips(plan_table(settings.data).slice(0, 32), settings.data)).combine_chunks()
+    encode = pipeline.data.encode.EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
+    batch = pipeline.data.encode.clips_a_call(settings.vae, settings.data.frames, 0)
+    encode(decoded.slice(0, batch))
+    started, clips = time.perf_counter(), 0
+    while time.perf_counter() - started < 10:
+        clips += encode(decoded.slice(clips % 32, batch)).num_rows
+    return clips / (time.perf_counter() - started)
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """Peak private MiB by kind of process at 200 and 2,000 clips, and the largest ratio."""
+    peaks = {}
+    for clips in (200, 2000):
+        arguments = ["--recipe", "demo", f"--data.path={folder / 'videos'}", f"--run.storage={folder / str(clips)}"]
+        arguments += ["--data.source=folder", "--data.max_videos=20", f"--data.clips_per_video={clips // 20}"]
+        arguments += ["--data.frames=4", "--data.stride=1", "--data.height=32", "--data.width=32"]
+        arguments += ["--cache.shard_clips=50", "--cache.max_reject_fraction=1"]
+        peaks[clips] = watch([sys.executable, "jobs/cache_latents.py", *arguments])
+    return {
+        "peak_mib": {
+            str(clips): {kind: round(peak / 2**20, 1) for kind, peak in found.items()} for clips, found in peaks.items()
+        },
+        "by_kind": {kind: peaks[2000][kind] / peaks[200][kind] for kind in peaks[200]},
+        "largest_ratio": max(peaks[2000][kind] / peaks[200][kind] for kind in peaks[200]),
+    }
+
+
+def watch(command: list[str]) -> dict[str, int]:
+    """Run a job on this process's cluster; the peak of private bytes of each kind of process meanwhile."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    job = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)})
+    peaks: dict[str, int] = {}
+    while job.poll() is None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                kind = kind_of(process, job.pid)
+                if kind:
+                    memory = process.memory_info()
+                    peaks[kind] = max(peaks.get(kind, 0), memory.rss - memory.shared)
+        time.sleep(0.1)
+    assert job.returncode == 0, job.returncode
+    return peaks
+
+
+def kind_of(process: psutil.Process, driver: int) -> str | None:
+    command = process.cmdline()
+    if process.pid == driver:
+        return "driver"
+    if "pipeline.data.isolation" in command:
+        return "decode child"
+    name = command[0]
+    known = {"EncodeClips": "VAE actor", "decode_clips": "decode worker", "commit_clips": "commit worker"}
+    return next((kind for part, kind in known.items() if name.startswith("ray::") and part in name), None)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [ALONE]:
+        print(encode_alone(Path(sys.argv[2]), sys.argv[3:]))
+    else:
+        main()

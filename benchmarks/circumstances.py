@@ -1,0 +1,19 @@
+"""What every result file says of where it comes from."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+def circumstances() -> dict[str, str | int]:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    return {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores shared with other work",
+        "load_average": os.getloadavg()[0],
+    }

@@ -1,0 +1,91 @@
+"""What it costs to decode in a child process: time of isolated by in-process decoding of the same clips.
+
+    python benchmarks/isolation.py        # two minutes on an idle machine
+
+Videos as UCF-101's (320 x 240, 60 frames) become rows of 16 x 256 x 256 frames: short, small videos into large clips, so
+that decoding is cheap and what is handed over is much. The two ways take turns, and medians are taken of the ratios of
+neighbours, so that other work on the machine disturbs both alike. `cpu` counts the CPU time of worker and child: it is
+the cost in throughput where every core decodes. `wall` is the time of one worker alone, whose child decodes the next
+clip while it hands over the last. The result is benchmarks/results/isolation.json.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from circumstances import circumstances
+
+from pipeline.config import load
+from pipeline.data import isolation
+from pipeline.data.cache import plan_table
+from pipeline.data.decode import decode_clip
+from pipeline.data.synthetic import CLASSES, random_scene, render, write_video
+from pipeline.settings import DataSettings
+
+RESULT = Path(__file__).parent / "results" / "isolation.json"
+VIDEOS = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=15, help="of both ways")
+    turns = parser.parse_args().turns
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(VIDEOS):
+            scene = random_scene(CLASSES[number % len(CLASSES)], np.random.default_rng(number))
+            write_video(Path(folder) / f"{number}.mp4", (render(scene, index / 25, 240, 320) for index in range(60)))
+        data = load(["--data.source", "folder", "--data.path", folder])[0].data
+        plan = plan_table(data)
+        ways: list[Callable[[pa.Table, DataSettings], Iterator[pa.Table]]] = [in_process, isolation.decode_clips]
+        for way in ways:  # imports, the child, the videos in memory
+            list(way(plan, data))
+        measured = [[timed(way, plan, data) for way in ways] for _ in range(turns)]
+        isolation._decoder.close()
+    result: dict[str, Any] = {**circumstances(), "clips_a_turn": VIDEOS, "turns": turns}
+    for index, clock in enumerate(("cpu", "wall")):
+        ratios = [isolated[index] / own[index] for own, isolated in measured]
+        result[clock] = {
+            "isolated_by_in_process_median": statistics.median(ratios),
+            "quartiles": statistics.quantiles(ratios, n=4),
+            "in_process_ms_a_clip_median": 1000 / VIDEOS * statistics.median(own[index] for own, _ in measured),
+        }
+    text = json.dumps(result, indent=1)
+    print(text)
+    RESULT.write_text(text + "\n")
+
+
+def in_process(plan: pa.Table, data: DataSettings) -> Iterator[pa.Table]:
+    """As isolation.decode_clips, without a child."""
+    for row in plan.to_pylist():
+        frames, span = decode_clip(row, data)
+        yield isolation._one_row({**row, **span, "attempts": 1}, frames)
+
+
+def timed(
+    way: Callable[[pa.Table, DataSettings], Iterator[pa.Table]], plan: pa.Table, data: DataSettings
+) -> tuple[float, float]:
+    """(CPU seconds of this process and the child, seconds) of decoding the plan."""
+    cpu, wall = cpu_seconds(), time.perf_counter()
+    made = pa.concat_tables(way(plan, data))
+    spent = cpu_seconds() - cpu, time.perf_counter() - wall
+    assert made["frames"].null_count == 0, made["reason"]
+    return spent
+
+
+def cpu_seconds() -> float:
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    child = psutil.Process(isolation._decoder.pid).cpu_times() if isolation._decoder.pid else None
+    return own.ru_utime + own.ru_stime + (child.user + child.system if child else 0.0)
+
+
+if __name__ == "__main__":
+    main()
