@@ -24,7 +24,7 @@ def _run(arguments: list[str], ray_address: str, log: Path) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     os.environ["RAY_ADDRESS"] = ray_address
-    lock.SETTLE_S = 0.2
+    lock.SETTLE_S, lock.RENEW_S = 0.2, 0.5
     sys.argv = ["cache_latents.py", *arguments]
     status = run_job(lambda settings, _: cache.build_cache(settings) and None, lambda *_: "", "")
     sys.stdout.flush()
