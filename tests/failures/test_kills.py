@@ -113,7 +113,7 @@ def test_whatever_is_killed_every_clip_is_made_once_and_right(cluster: Any, tmp_
     assert job.exitcode == 0, (tmp_path / "log").read_text()
 
     check_exactly_once(settings, committed, made)
-    _, alive = psutil.wait_procs(find("decode child"), timeout=90)
+    _, alive = psutil.wait_procs(find("decode child"), timeout=60)
     assert not alive, f"children outlive their work: {[(child, child.parent()) for child in alive]}"
 
 
@@ -186,6 +186,7 @@ def check_exactly_once(settings: Settings, committed: Tars, videos: int) -> None
 def checksums(settings: Settings) -> dict[str, str]:
     """What every clip's latent has to be: key and checksum, from the stages' functions without Ray."""
     decoded = pa.concat_tables(isolation.decode_clips(plan_table(settings.data), settings.data))
+    isolation._decoder.close()
     encode = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
     rows = encode(decoded.filter(decoded["reason"].is_null())).to_pylist()
     return {row["key"]: f"{zlib.crc32(row['latent']):08x}" for row in rows}
