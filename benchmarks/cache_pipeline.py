@@ -30,8 +30,9 @@ from circumstances import circumstances
 
 import pipeline.data.encode
 from pipeline.config import ROOT, load
-from pipeline.data.cache import build_cache, plan_table
+from pipeline.data.cache import build_cache
 from pipeline.data.isolation import decode_clips
+from pipeline.data.plan import plan_table
 from pipeline.data.synthetic import make_dataset
 from pipeline.settings import Settings
 

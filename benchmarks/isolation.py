@@ -26,8 +26,8 @@ from circumstances import circumstances
 
 from pipeline.config import load
 from pipeline.data import isolation
-from pipeline.data.cache import plan_table
 from pipeline.data.decode import decode_clip
+from pipeline.data.plan import plan_table
 from pipeline.data.synthetic import CLASSES, random_scene, render, write_video
 from pipeline.settings import DataSettings
 

@@ -1,4 +1,4 @@
-"""Driver, decode workers and their children, VAE actors and a raylet are killed, 21 times in random order at random
+"""Driver, decode workers and their children, VAE actors and a raylet are killed, 20 times in random order at random
 moments, and a second job wants the same cache. However that goes: no clip is lost, none is made twice or wrong, nothing
 half-written counts, nothing finished is made again.
 
@@ -26,18 +26,18 @@ from tiny_vae import save_tiny_vae
 
 from pipeline.config import load
 from pipeline.data import isolation
-from pipeline.data.cache import plan_table
 from pipeline.data.encode import EncodeClips
 from pipeline.data.manifest import open_cache
+from pipeline.data.plan import plan_table
 from pipeline.data.shards import read_latent
 from pipeline.data.synthetic import CLASSES, random_scene, render, write_video
 from pipeline.settings import Settings
 from pipeline.storage import read_json
 
-KILLS = ["decode child"] * 7 + ["decode worker"] * 6 + ["VAE actor"] * 3 + ["raylet"] * 2 + ["driver"] * 3
+KILLS = ["decode child"] * 7 + ["decode worker"] * 6 + ["VAE actor"] * 3 + ["raylet"] * 2 + ["driver"] * 2
 CHEAP = ("decode child", "decode worker")
 VIDEOS, CLIPS, SHARD = 10, 16, 8
-LIMIT_S = 600.0
+LIMIT_S = 900.0  # a minute or two where nothing else runs
 
 Tars = dict[str, int]  # committed tars and when they were written
 
@@ -57,7 +57,7 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_whatever_is_killed_every_clip_is_made_once_and_right(cluster: Any, tmp_path: Path) -> None:
     seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10_000))
     print(f"KILL_SEED={seed}")
@@ -89,7 +89,9 @@ def test_whatever_is_killed_every_clip_is_made_once_and_right(cluster: Any, tmp_
             job = start_job(arguments, cluster.address, tmp_path / "log")
         # no second of the kills that cost most before a shard was made after the first: on a busy machine, work
         # that is cut off faster than it starts would never end
-        allowed = [kind for kind in remaining.elements() if kind in CHEAP or len(committed) >= awaited]
+        allowed = [
+            kind for kind, left in sorted(remaining.items()) if left and (kind in CHEAP or len(committed) >= awaited)
+        ]
         kind = chance.choice(allowed) if allowed else ""
         victims = find(kind)
         if not victims:
