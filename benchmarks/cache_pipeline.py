@@ -4,8 +4,11 @@
 
 `efficiency`: the demo's clips (16 x 64 x 64, shipped VAE), one decode task and one VAE actor of one core each. The VAE is
 the slowest stage, as it should be. The job and the VAE alone, in a process of its own that calls EncodeClips with the same
-clips from memory, take turns; the median is taken of the ratios of neighbours. The job's rate is that between its first
-and its last commit. `commit_lag` is the time from the end of the encoding of a shard's last clip to its manifest part.
+clips from memory, take turns; medians are taken of the ratios of neighbours. The job's rate is that between its first and
+its last commit. `wall` needs two cores that nobody else uses. `cpu` counts processor time, which other programs hardly
+touch: what the VAE alone takes for a clip, by the larger of what the actor and all the rest of the job (decoding, commits,
+driver, Ray itself) take for it, each on one core; it knows nothing of waiting. `commit_lag` is the time from the end of
+the encoding of a shard's last clip to its manifest part, to be held against the time that a shard's clips take.
 `memory`: peak RSS of the driver and of the largest worker of each kind, at 200 and at 2,000 tiny clips; without the
 pages of the object store, which Ray bounds by itself and which processes share. The result is
 benchmarks/results/cache_pipeline.json.
@@ -19,7 +22,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +44,20 @@ from pipeline.settings import Settings
 
 RESULT = Path(__file__).parent / "results" / "cache_pipeline.json"
 STAGES = ["--cluster.decode.num_cpus=1", "--cluster.decode.max_tasks=1", "--cluster.encode.num_cpus=1"]
+SHARD = 16
 ALONE = "--alone"  # the stage alone, in a process of its own
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="of the job and of the stage alone")
-    parser.add_argument("--clips", type=int, default=256, help="of a turn")
+    parser.add_argument("--clips", type=int, default=192, help="of a turn")
     parser.add_argument("--only", choices=["efficiency", "memory"], help="keep the other part of the result file")
     arguments = parser.parse_args()
-    result: dict[str, Any] = json.loads(RESULT.read_text()) if arguments.only else {}
+    result: dict[str, Any] = json.loads(RESULT.read_text()) if arguments.only and RESULT.is_file() else {}
     with tempfile.TemporaryDirectory() as folder, ray_cluster():
         videos = Path(folder) / "videos"
-        make_dataset(str(videos), 32, seed=0)
+        make_dataset(str(videos), 32, seed=0, frames=120)
         if arguments.only != "memory":
             result["efficiency"] = circumstances() | efficiency(Path(folder), arguments.turns, arguments.clips)
         if arguments.only != "efficiency":
@@ -61,7 +68,7 @@ def main() -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster() -> Any:
+def ray_cluster() -> Iterator[None]:
     import ray
 
     variables = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -72,31 +79,66 @@ def ray_cluster() -> Any:
 
 def efficiency(folder: Path, turns: int, clips: int) -> dict[str, Any]:
     """Ratios of neighbouring turns, rates, and the lags of all commits."""
-    jobs: list[float] = []
-    alone: list[float] = []
+    rounds: list[dict[str, float]] = []
     lags: list[float] = []
     for turn in range(turns):
-        arguments = [*STAGES, f"--data.clips_per_video={clips // 32}", "--cache.shard_clips=16"]
+        arguments = [*STAGES, f"--data.clips_per_video={clips // 32}", f"--cache.shard_clips={SHARD}"]
         settings = job_settings(folder, f"turn{turn}", arguments)
-        alone.append(stage_alone(folder, arguments))
+        alone, alone_cpu = stage_alone(folder, arguments)
         times = folder / f"times{turn}"
         pipeline.data.encode.EncodeClips = timed_encoder(times)  # type: ignore[misc]
-        build_cache(settings)
-        rate, late = read_commits(settings, times)
-        jobs.append(rate)
+        with cpu_samples() as samples:
+            build_cache(settings)
+        first, last, made, late = read_commits(settings, times)
+        spent = {kind: cpu / made for kind, cpu in between(samples, first, last).items()}
+        actor = spent.pop("VAE actor")
+        rate = made / (last - first)
+        slowest = max(actor, sum(spent.values()))
+        rounds.append({"wall": rate / alone, "cpu": alone_cpu / slowest, "alone": alone, "job": rate})
+        rounds[-1] |= {"alone_ms": 1000 * alone_cpu, "actor_ms": 1000 * actor, "rest_ms": 1000 * sum(spent.values())}
         lags += late
-        print(f"alone {alone[-1]:.1f}, job {rate:.1f} clips/s, lag {statistics.median(late):.2f} s", flush=True)
+        print({name: round(value, 3) for name, value in rounds[-1].items()}, spent, statistics.median(late), flush=True)
+    medians = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     return {
         "clips_a_turn": clips,
         "turns": turns,
-        "job_by_slowest_stage_median": statistics.median(job / one for job, one in zip(jobs, alone, strict=True)),
-        "job_by_slowest_stage": sorted(job / one for job, one in zip(jobs, alone, strict=True)),
-        "job_clips_per_second_median": statistics.median(jobs),
-        "stage_clips_per_second_median": statistics.median(alone),
-        "commit_lag_s_median": statistics.median(lags),
-        "commit_lag_s_most": max(lags),
-        "clip_s_median": 1 / statistics.median(jobs),
+        "job_by_slowest_stage_median": {"cpu": medians["cpu"], "wall": medians["wall"]},
+        "job_by_slowest_stage": {name: sorted(one[name] for one in rounds) for name in ("cpu", "wall")},
+        "clips_per_second_median": {"job": medians["job"], "stage_alone": medians["alone"]},
+        "cpu_ms_a_clip_median": {name: medians[f"{name}_ms"] for name in ("alone", "actor", "rest")},
+        "commit_lag_s": {"median": statistics.median(lags), "most": max(lags), "a_shard_takes": SHARD / medians["job"]},
     }
+
+
+@contextlib.contextmanager
+def cpu_samples() -> Iterator[list[tuple[float, dict[str, float]]]]:
+    """(time, CPU seconds so far by kind of process), twice a second, of this process and all below it."""
+    samples: list[tuple[float, dict[str, float]]] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        known: dict[psutil.Process, tuple[str, float]] = {}
+        while not ended.wait(0.5):
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                    times = process.cpu_times()
+                    known[process] = (kind_of(process, os.getpid()) or "Ray", times.user + times.system)
+            spent: Counter[str] = Counter()
+            for kind, cpu in known.values():
+                spent[kind] += cpu
+            samples.append((time.time(), dict(spent)))
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    yield samples
+    ended.set()
+    thread.join()
+
+
+def between(samples: list[tuple[float, dict[str, float]]], first: float, last: float) -> dict[str, float]:
+    """CPU seconds by kind from about `first` to about `last`, scaled to that time."""
+    (start, before), *_, (stop, after) = [sample for sample in samples if first <= sample[0] <= last]
+    return {kind: (cpu - before.get(kind, 0.0)) * (last - first) / (stop - start) for kind, cpu in after.items()}
 
 
 def job_settings(folder: Path, name: str, more: list[str]) -> Settings:
@@ -117,8 +159,8 @@ def timed_encoder(times: Path) -> type:
     return EncodeClipsTimed
 
 
-def read_commits(settings: Settings, times: Path) -> tuple[float, list[float]]:
-    """(clips/s between the first and the last commit, seconds from last encoding to commit of each shard)."""
+def read_commits(settings: Settings, times: Path) -> tuple[float, float, int, list[float]]:
+    """(first commit, last commit, clips committed after the first, seconds from last encoding to commit by shard)."""
     encoded = {key: float(when) for key, when in (line.split() for line in times.read_text().splitlines())}
     commits, lags = [], []
     for part in Path(settings.cache_path, "manifest").glob("*.parquet"):
@@ -126,25 +168,29 @@ def read_commits(settings: Settings, times: Path) -> tuple[float, list[float]]:
         commits.append((part.stat().st_mtime, len(keys)))
         lags.append(part.stat().st_mtime - max(encoded[key] for key in keys))
     commits.sort()
-    return sum(clips for _, clips in commits[1:]) / (commits[-1][0] - commits[0][0]), lags
+    return commits[0][0], commits[-1][0], sum(clips for _, clips in commits[1:]), lags
 
 
-def stage_alone(folder: Path, arguments: list[str]) -> float:
+def stage_alone(folder: Path, arguments: list[str]) -> tuple[float, float]:
+    """As encode_alone, in a process of its own."""
     command = [sys.executable, __file__, ALONE, str(folder), *arguments]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    rate, cpu = said.split()[-2:]
+    return float(rate), float(cpu)
 
 
-def encode_alone(folder: Path, arguments: list[str]) -> float:
-    """clips/s of the VAE actor's class, called with batch after batch of decoded clips."""
+def encode_alone(folder: Path, arguments: list[str]) -> tuple[float, float]:
+    """(clips/s, CPU seconds a clip) of the VAE actor's class, called with batch after batch of decoded clips."""
     settings = job_settings(folder, "alone", arguments)
     decoded = pa.concat_tables(decode_clips(plan_table(settings.data).slice(0, 32), settings.data)).combine_chunks()
     encode = pipeline.data.encode.EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
     batch = pipeline.data.encode.clips_a_call(settings.vae, settings.data.frames, 0)
     encode(decoded.slice(0, batch))
-    started, clips = time.perf_counter(), 0
+    started, cpu, clips = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - started < 10:
         clips += encode(decoded.slice(clips % 32, batch)).num_rows
-    return clips / (time.perf_counter() - started)
+    return clips / (time.perf_counter() - started), (time.process_time() - cpu) / clips
 
 
 def memory(folder: Path) -> dict[str, Any]:
@@ -197,6 +243,6 @@ def kind_of(process: psutil.Process, driver: int) -> str | None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [ALONE]:
-        print(encode_alone(Path(sys.argv[2]), sys.argv[3:]))
+        print(*encode_alone(Path(sys.argv[2]), sys.argv[3:]))
     else:
         main()
