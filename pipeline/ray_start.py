@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import warnings
@@ -32,6 +33,7 @@ def start_ray(settings: Settings) -> None:
     if not _answers(address):
         raise UserError(_nobody(address))
     alone = address == "local"
+    when_stopped = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Ray's own notice about GPU environment variables
         try:
@@ -42,6 +44,7 @@ def start_ray(settings: Settings) -> None:
             )
         except ConnectionError as error:
             raise UserError(_nobody(address)) from error
+    signal.signal(signal.SIGTERM, when_stopped)  # Ray has put its own in its place
     if alone and wanted and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
         raise UserError(

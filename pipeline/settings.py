@@ -15,6 +15,11 @@ LATENT_CHANNELS = 4
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # as Ray and Kubernetes write label names and values
+Labels = dict[
+    Annotated[str, Field(pattern=rf"^(?:[A-Za-z0-9.-]+/)?{LABEL}$")],
+    Annotated[str, Field(pattern=rf"^!?(?:{LABEL}|in\({LABEL}(?:, ?{LABEL})*\))$")],
+]
 
 
 class UserError(ValueError):
@@ -23,6 +28,14 @@ class UserError(ValueError):
 
 class JobFailed(RuntimeError):
     """A job did its work and the outcome is not acceptable. The message says why and what to do; exit status 1."""
+
+
+class StepFailed(JobFailed):
+    """A step of a chain failed and has said why; its exit status is that of the chain."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Section(BaseModel):
@@ -195,18 +208,21 @@ class SampleSettings(Section):
 class DecodeResources(Section):
     num_cpus: PositiveFloat
     max_tasks: PositiveInt | None
+    labels: Labels
 
 
 class ActorResources(Section):
     actors: PositiveInt
     num_cpus: NonNegative
     num_gpus: NonNegative
+    labels: Labels
 
 
 class TrainResources(Section):
     workers: PositiveInt | tuple[PositiveInt, PositiveInt]
     num_cpus: NonNegative
     num_gpus: NonNegative
+    labels: Labels
     start_timeout_s: PositiveInt
     hang_timeout_s: PositiveInt
     max_failures: Annotated[int, Field(ge=-1)]

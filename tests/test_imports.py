@@ -15,7 +15,7 @@ ROAD = [
     {"schema", "storage", "cli", "local_cluster"},
     {"bridge"},
     {"models"},
-    {"ray_start"},
+    {"ray_start", "placement"},
     {"data"},
     {"train"},
     {"sampling", "metrics"},
@@ -26,6 +26,7 @@ RAY = {
     "pipeline/train/worker.py",
     "pipeline/train/checkpoint.py",
     "pipeline/ray_start.py",
+    "pipeline/placement.py",
 }
 RAY |= {"pipeline/train/loop.py", "pipeline/sampling/distributed.py"}
 PLAIN = {"ray", "deepspeed", "torch.distributed"}

@@ -37,6 +37,7 @@ from pipeline.data.manifest import (
     write_info,
 )
 from pipeline.data.plan import plan_table
+from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.schema import IDENTITY
 from pipeline.settings import JobFailed, Settings
@@ -101,6 +102,8 @@ def _make(plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> d
     write_info(path, describe(settings, _classes(plan)))
     log.info("%d clips to cache into %s (%s)", made, path, _known(before))
     start_ray(settings)
+    check_room(settings, "decode", 1, "the decoding tasks")
+    check_room(settings, "encode", 1, "the encoding actors")
     _consume(chain(before.pending, settings), made, settings.data.frames, lock)
     after = _standing(plan, path)
     assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"
@@ -149,7 +152,12 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
     block = max(8, -(-pending.num_rows // 4096))
     blocks = [pending.slice(start, block) for start in range(0, pending.num_rows, block)]
     # A commit holds its rows, the tar and what is being uploaded.
-    commit = {"num_cpus": 0, "memory": 256 * MIB + 3 * settings.cache.shard_clips * _clip_bytes(settings)}
+    commit: dict[str, Any] = {
+        "num_cpus": 0,
+        "memory": 256 * MIB + 3 * settings.cache.shard_clips * _clip_bytes(settings),
+    }
+    if labels := selector(settings, "encode"):
+        commit["label_selector"] = labels  # where the latents are, and not on a head that has no CPUs to give
     commits = (
         ray.data.from_arrow(blocks)
         # num_cpus: a decode keeps one thread of its child process busy while the Ray worker waits. memory:
@@ -161,6 +169,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
             batch_format="pyarrow",
             compute=TaskPoolStrategy(size=decode.max_tasks),
             num_cpus=decode.num_cpus,
+            label_selector=selector(settings, "decode"),
             memory=512 * MIB,
         )
         # An actor loads the VAE once. The pool starts with one actor and grows to the number set as GPUs come,
@@ -182,6 +191,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
             },
             num_cpus=encode.num_cpus,
             num_gpus=encode.num_gpus,
+            label_selector=selector(settings, "encode"),
         )
         # Input and output, hardly any computation: no CPU of its own, so that it never waits for decodes to end.
         .map_batches(

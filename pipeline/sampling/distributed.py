@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.data.manifest import Cache, open_cache
 from pipeline.metrics.statistics import summarise_columns
 from pipeline.models.vae_files import vae_identity
+from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.sampling.generate import Exports, check_vae, find_exports, load_networks, load_sampler, weights_sha256
 from pipeline.sampling.items import Item, Refused, held_out_items, image_items
@@ -177,6 +178,7 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
     if plan.pending:
         load_networks(plan.exports)  # weights of another model are found here, in one line, not in an actor
         start_ray(settings)
+        check_room(settings, "sample", 1, "the sampling actors")
         found, unusable = _consume(chain(plan, settings), plan)
         records |= found
         refused += unusable
@@ -221,6 +223,7 @@ def chain(plan: Plan, settings: Settings) -> "ray.data.Dataset":
         },
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus,
+        label_selector=selector(settings, "sample"),
     )
 
 
