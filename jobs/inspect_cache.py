@@ -11,6 +11,7 @@ import io
 import sys
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -54,7 +55,7 @@ def print_counts(cache: Cache, console: Console) -> None:
     counts = cache.table.group_by(["label", "split"]).aggregate([("key", "count")]).to_pylist()
     splits = sorted({entry["split"] for entry in counts}, reverse=True)
     number = {(entry["label"], entry["split"]): entry["key_count"] for entry in counts}
-    size = sum(cache.table["length"].to_pylist()) / 2**20
+    size = pc.sum(cache.table["length"]).as_py() / 2**20
     table = Table("class", *splits)
     for label in sorted({entry["label"] for entry in counts}):
         table.add_row(label or "(none)", *(str(number.get((label, split), 0)) for split in splits))

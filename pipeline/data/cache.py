@@ -12,7 +12,7 @@ import math
 import time
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,11 +32,10 @@ from pipeline.data.manifest import (
     next_round,
     open_cache,
     read_info,
-    read_manifest,
-    read_rejects,
     write_info,
 )
 from pipeline.data.plan import plan_table
+from pipeline.data.standing import Standing, counts_of, standing_of, tally
 from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.schema import IDENTITY
@@ -46,24 +45,12 @@ from pipeline.storage import exists, read_json, write_json
 if TYPE_CHECKING:
     import ray.data
 
-__all__ = ["Cache", "build_cache", "open_cache", "plan_cache"]
+__all__ = ["Cache", "build_cache", "open_cache", "plan_cache", "tally"]
 
 log = logging.getLogger("cache")
 
 PROGRESS_S = 5.0
 MIB = 2**20
-
-
-class Standing(NamedTuple):
-    """Where the clips of a plan stand; each is in exactly one of these tables."""
-
-    cached: pa.Table  # PLAN_SCHEMA
-    rejected: pa.Table  # PLAN_SCHEMA and "reason"
-    pending: pa.Table  # PLAN_SCHEMA
-
-    @property
-    def planned(self) -> int:
-        return self.cached.num_rows + self.rejected.num_rows + self.pending.num_rows
 
 
 def build_cache(settings: Settings) -> dict[str, Any]:
@@ -81,13 +68,14 @@ def build_cache(settings: Settings) -> dict[str, Any]:
         parts = committed_parts(path)
         with only_writer(path) as lock:
             if committed_parts(path) != parts:  # by a job that ended since
-                before = _with_retries(_standing(plan, path), settings)
+                plan, before = _survey(settings)
+                before = _with_retries(before, settings)
             summary = _make(plan, before, settings, lock)
     else:
         log.info("nothing to do: %d clips already cached in %s", before.cached.num_rows, path)
         summary_path = f"{path}/summary.json"
         summary = read_json(summary_path) if exists(summary_path) else {}
-        counts = _counts(settings, before)
+        counts = counts_of(path, before)
         if any(summary.get(name) != value for name, value in counts.items()):
             summary |= counts
             write_json(summary_path, summary)
@@ -105,11 +93,11 @@ def _make(plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> d
     check_room(settings, "decode", 1, "the decoding tasks")
     check_room(settings, "encode", 1, "the encoding actors")
     _consume(chain(before.pending, settings), made, settings.data.frames, lock)
-    after = _standing(plan, path)
+    after = standing_of(plan, path)
     assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"
     seconds = time.monotonic() - started
     summary = {
-        **_counts(settings, after),
+        **counts_of(path, after),
         "clips_this_run": made,
         "seconds": seconds,
         "clips_per_second": made / seconds,
@@ -264,7 +252,10 @@ def plan_cache(settings: Settings) -> str:
 
 
 def _survey(settings: Settings) -> tuple[pa.Table, Standing]:
-    """The plan, and what an existing cache of the same settings already has of it. Raises UserError."""
+    """The plan, without what only pending clips need, and what a cache of the same settings already has of it.
+
+    Raises UserError.
+    """
     path = settings.cache_path
     check_decoder(settings.data)
     plan = plan_table(settings.data)
@@ -272,41 +263,8 @@ def _survey(settings: Settings) -> tuple[pa.Table, Standing]:
     wanted = describe(settings, [])
     if found is not None:
         check_same(path, found, wanted)
-    return plan, _standing(plan, path)
-
-
-def _standing(plan: pa.Table, path: str) -> Standing:
-    """Match the plan with the committed manifest and rejects, on what identifies an unopened clip."""
-    made, rejects = read_manifest(path).select(IDENTITY), read_rejects(path).select([*IDENTITY, "reason"])
-    ordered = plan.append_column("order", pa.array(range(plan.num_rows), pa.int64()))
-    rest = ordered.join(made, IDENTITY, join_type="left anti")
-    tables = (
-        ordered.join(made, IDENTITY, join_type="left semi"),
-        rest.join(rejects, IDENTITY, join_type="inner"),
-        rest.join(rejects, IDENTITY, join_type="left anti"),
-    )
-    return Standing(*(table.sort_by("order").drop_columns(["order"]) for table in tables))
-
-
-def _counts(settings: Settings, standing: Standing) -> dict[str, Any]:
-    """What summary.json says of the cache as it stands."""
-    manifest = read_manifest(settings.cache_path)
-    return {
-        "cache": settings.cache_path,
-        "planned": standing.planned,
-        "cached": standing.cached.num_rows,
-        "rejected": standing.rejected.num_rows,
-        "rejects": tally(standing.rejected["reason"]),
-        "splits": tally(standing.cached["split"]),
-        "decoders": tally(manifest["decoder"]),
-        "shards": pc.count_distinct(manifest["shard"]).as_py(),
-        "bytes": pc.sum(manifest["length"]).as_py() or 0,
-    }
-
-
-def tally(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value occurs, the most frequent first."""
-    return dict(Counter(column.to_pylist()).most_common())
+    standing = standing_of(plan, path)
+    return plan.select([*IDENTITY, "split", "label"]), standing
 
 
 def _judge(summary: dict[str, Any], settings: Settings) -> None:

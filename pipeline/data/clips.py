@@ -6,6 +6,7 @@ takes `frames` of them, evenly: that is every stride-th frame where span = (fram
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -114,7 +115,13 @@ def clip_key(video: str, source_hash: str, window: Window, frames: int, height: 
 
 def unit_hash(name: str) -> float:
     """A number in [0, 1) from `name`."""
-    return int.from_bytes(hashlib.blake2b(_bytes(name), digest_size=8).digest(), "big") / 2**64
+    return float(unit_hashes([name])[0])
+
+
+def unit_hashes(names: Iterable[str]) -> np.ndarray:
+    """(N,) float64 in [0, 1): the unit_hash of each."""
+    digests = b"".join(hashlib.blake2b(_bytes(name), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, ">u8") / 2.0**64
 
 
 def _bytes(name: str) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.clips import unit_hash
+from pipeline.data.clips import unit_hashes
 from pipeline.data.sources import EXPECTED, SOURCES, Video
 from pipeline.schema import PLAN_SCHEMA, TEST, TRAIN, PlannedClip
 from pipeline.settings import DataSettings, UserError
@@ -114,7 +114,7 @@ def _split(videos: pa.Table, fraction: float) -> pa.ChunkedArray:
     if not len(free):
         return given
     names = videos["video"] if len(free) == videos.num_rows else videos["video"].take(pa.array(free))
-    values = np.fromiter((unit_hash(name.as_py()) for chunk in names.chunks for name in chunk), float, len(free))
+    values = unit_hashes(name for chunk in names.chunks for name in chunk.to_pylist())
     held = values < fraction
     if len(free) >= 2 and not held.any() and fraction > 0:
         held[values.argmin()] = True

@@ -1,0 +1,192 @@
+"""What planning and resuming cost at the size of WebVid: a Parquet manifest of 2.5 million videos, 90 % of them cached.
+
+    python benchmarks/planning.py                        # about two minutes, most of it making the fake cache
+    python benchmarks/planning.py --videos 100000
+
+Makes a manifest (URI, caption, size) and a cache's manifest parts and rejects as jobs/cache_latents.py leaves them, 512
+clips a part, and no shards: planning opens none. Then, each in a process of its own, `resume` plans and finds what is
+left and what the summary says of the rest, and `fresh` does it against an empty cache, where everything is left. Seconds
+and peak memory (VmHWM, of a process that starts with Python and Arrow) go to benchmarks/results/planning.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.config import ROOT, load
+from pipeline.data.plan import plan_table
+from pipeline.data.standing import counts_of, standing_of
+from pipeline.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, REJECT_SCHEMA
+
+RESULT = Path(__file__).parent / "results" / "planning.json"
+LIMITS = {"seconds": 90, "peak_gb": 2}  # of resume
+CACHED, REJECTED = 0.9, 0.01
+PART = 512
+WORDS = [
+    "a",
+    "the",
+    "of",
+    "in",
+    "and",
+    "man",
+    "woman",
+    "dog",
+    "sea",
+    "city",
+    "street",
+    "slow",
+    "motion",
+    "aerial",
+    "view",
+    "close",
+    "up",
+    "sunset",
+    "green",
+    "background",
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=2_500_000)
+    parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), arguments.videos)
+        runs = {name: child(f"{folder}/{name}") for name in ("resume", "fresh")}
+    result = {
+        "command": f"python benchmarks/planning.py --videos {arguments.videos}",
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; local disk",
+        "videos": arguments.videos,
+        "runs": runs,
+        "limits": LIMITS,
+        "share_of_limits": {name: round(runs["resume"][name] / limit, 3) for name, limit in LIMITS.items()},
+    }
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def make(folder: Path, videos: int) -> None:
+    """FOLDER/manifest.parquet and the caches FOLDER/resume and FOLDER/fresh, of which the latter is empty."""
+    random = np.random.default_rng(0)
+    ids = random.permutation(videos) + 1_000_000
+    words = pa.array(WORDS)
+    captions = [words.take(pa.array(random.integers(len(WORDS), size=videos))) for _ in range(14)]
+    video = pc.binary_join_element_wise(
+        pa.array(ids // 5000 * 50).cast(pa.string()),
+        pc.binary_join_element_wise(pa.array(ids).cast("string"), ".mp4", ""),
+        "/",
+    )
+    uri = pc.binary_join_element_wise("s3://bucket/webvid/videos", video, "/")
+    size = pa.array(random.integers(10**5, 10**7, videos))
+    table = pa.table({"uri": uri, "caption": pc.binary_join_element_wise(*captions, " "), "size": size})
+    pq.write_table(table, folder / "manifest.parquet")
+    for name in ("resume", "fresh"):
+        (folder / name).mkdir()
+    for kind in ("manifest", "rejects"):
+        (folder / "resume" / kind).mkdir()
+    plan = plan_table(settings(str(folder)).data).take(pa.array(random.permutation(videos)))
+    made, rejected = int(CACHED * videos), int((CACHED + REJECTED) * videos)
+    for start in range(0, made, PART):
+        part = plan.slice(start, min(PART, made - start))
+        pq.write_table(manifest_part(part, start), folder / f"resume/manifest/{start:024x}.parquet", compression="zstd")
+    for start in range(made, rejected, PART):
+        part = filled(plan.slice(start, min(PART, rejected - start)), REJECT_SCHEMA, stage="decode", reason="too_short")
+        pq.write_table(part, folder / f"resume/rejects/r0001-{start:024x}.parquet", compression="zstd")
+
+
+def manifest_part(part: pa.Table, start: int) -> pa.Table:
+    keys = pa.array([f"{start + index:032x}"[::-1] for index in range(part.num_rows)])
+    offsets = pa.array(np.arange(part.num_rows) * 2**18)
+    return filled(
+        part,
+        MANIFEST_SCHEMA,
+        key=keys,
+        offset=offsets,
+        length=2**18,
+        shard=f"{start:024x}-000000000000.tar",
+        decoder="decord",
+    )
+
+
+def filled(part: pa.Table, schema: pa.Schema, **values: Any) -> pa.Table:
+    """`part` with the other columns of `schema`: those given, a constant or an array, and nulls."""
+    arrays = []
+    for field in schema:
+        if field.name in part.column_names:
+            arrays.append(part[field.name].cast(field.type))
+        else:
+            value = values.get(field.name)
+            array = value if isinstance(value, pa.Array) else pa.array([value] * part.num_rows)
+            arrays.append(array.cast(field.type))
+    return pa.table(arrays, schema=schema)
+
+
+def settings(folder: str) -> Any:
+    line = ["--data.source", "manifest", "--data.path", f"{folder}/manifest.parquet", "--data.holdout_fraction", "0.01"]
+    return load(line)[0]
+
+
+def child(cache: str) -> dict[str, Any]:
+    line = [sys.executable, __file__, "--measure", cache]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment)
+    return json.loads(done.stdout)
+
+
+def measure(cache: str) -> dict[str, Any]:
+    """Plan and resume once, as the job does, in this process."""
+    before = peak_gb()
+    marks = [time.monotonic()]
+    plan = plan_table(settings(str(Path(cache).parent)).data)
+    marks.append(time.monotonic())
+    standing = standing_of(plan, cache)
+    marks.append(time.monotonic())
+    counts = counts_of(cache, standing)
+    marks.append(time.monotonic())
+    assert plan.schema == PLAN_SCHEMA and counts["planned"] == plan.num_rows
+    assert counts["cached"] + counts["rejected"] + standing.pending.num_rows == counts["planned"]
+    names = ("plan_s", "standing_s", "counts_s")
+    return {
+        **{name: round(end - start, 2) for name, start, end in zip(names, marks, marks[1:], strict=False)},
+        "seconds": round(marks[-1] - marks[0], 2),
+        "peak_gb": round(peak_gb(), 3),
+        "peak_gb_at_start": round(before, 3),
+        "pending": standing.pending.num_rows,
+        "cached": counts["cached"],
+        "rejected": counts["rejected"],
+    }
+
+
+def peak_gb() -> float:
+    """The most resident memory that this process ever had."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
