@@ -5,8 +5,9 @@
 
 Makes a manifest (URI, caption, size) and a cache's manifest parts and rejects as jobs/cache_latents.py leaves them, 512
 clips a part, and no shards: planning opens none. Then, each in a process of its own, `resume` plans and finds what is
-left and what the summary says of the rest, and `fresh` does it against an empty cache, where everything is left. Seconds
-and peak memory (VmHWM, of a process that starts with Python and Arrow) go to benchmarks/results/planning.json.
+left and what the summary says of the rest, and `fresh` does it against an empty cache, where everything is left. Time,
+of the wall and of the processor (other work on the machine stretches the former), and peak memory (VmHWM, of a process
+that starts with Python and Arrow) go to benchmarks/results/planning.json.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def main() -> None:
         "command": f"python benchmarks/planning.py --videos {arguments.videos}",
         "commit": git("rev-parse", "--short", "HEAD"),
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; local disk",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores; local disk",
         "videos": arguments.videos,
         "runs": runs,
         "limits": LIMITS,
@@ -156,7 +157,7 @@ def child(cache: str) -> dict[str, Any]:
 def measure(cache: str) -> dict[str, Any]:
     """Plan and resume once, as the job does, in this process."""
     before = peak_gb()
-    marks = [time.monotonic()]
+    marks, processor = [time.monotonic()], time.process_time()
     plan = plan_table(settings(str(Path(cache).parent)).data)
     marks.append(time.monotonic())
     standing = standing_of(plan, cache)
@@ -169,6 +170,8 @@ def measure(cache: str) -> dict[str, Any]:
     return {
         **{name: round(end - start, 2) for name, start, end in zip(names, marks, marks[1:], strict=False)},
         "seconds": round(marks[-1] - marks[0], 2),
+        "cpu_seconds": round(time.process_time() - processor, 2),
+        "load": round(os.getloadavg()[0], 1),
         "peak_gb": round(peak_gb(), 3),
         "peak_gb_at_start": round(before, 3),
         "pending": standing.pending.num_rows,
