@@ -153,6 +153,8 @@ class _Clip:
         expected = probe.packets
         if not probe.counted:
             expected = sum(1 for _ in _pictures(self.path))
+            if not expected:
+                raise DecodeFailure("no_frames", "nothing in the video stream decodes to a frame")
         frames, seen = self._collect(self.indices(expected))
         if len(frames) < self.data.frames:
             frames, _ = self._collect(self.indices(seen))

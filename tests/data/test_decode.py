@@ -103,22 +103,31 @@ def test_frames_that_xvid_dropped_are_no_frames_and_no_damage(tmp_path: Path) ->
     assert span["source_frames"] == 50 and number(frames[0]) == span["start"]
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "used"),
-    [
-        ("variable_rate.mp4", {"time": lambda index: index * 2 + (index % 3 == 1)}, "decord"),
-        ("odd_size.mp4", {"size": (74, 98)}, "decord"),
-        ("sound_first.mp4", {"audio_first": True}, "decord"),
-        ("stream.ts", {}, "pyav"),
-        ("program.mpg", {"codec": "mpeg1video", "options": {"qscale": "2"}}, "pyav"),
-        ("fragments.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}, "pyav"),
-        ("mpeg4_named.mp4", {"codec": "mpeg4", "container": "avi", "options": {"bf": "2"}}, "pyav"),
-        ("full_colour.mp4", {"pixels": "yuv444p"}, "pyav"),
-        ("no_extension", {"container": "mp4"}, "decord"),
-    ],
-)
-def test_auto_equals_a_sequential_decode(tmp_path: Path, name: str, arguments: dict[str, Any], used: str) -> None:
-    expect_frames(write_video(tmp_path / name, 60, **arguments), "auto", used)
+ODD_FILES: list[tuple[str, dict[str, Any], str]] = [
+    ("variable_rate.mp4", {"time": lambda index: index * 2 + (index % 3 == 1)}, "decord"),
+    ("odd_size.mp4", {"size": (74, 98)}, "decord"),
+    ("sound_first.mp4", {"audio_first": True}, "decord"),
+    ("stream.ts", {}, "pyav"),
+    ("program.mpg", {"codec": "mpeg1video", "options": {"qscale": "2"}}, "pyav"),
+    ("fragments.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}, "pyav"),
+    ("mpeg4_named.mp4", {"codec": "mpeg4", "container": "avi", "options": {"bf": "2"}}, "pyav"),
+    ("full_colour.mp4", {"pixels": "yuv444p"}, "pyav"),
+    ("no_extension", {"container": "mp4"}, "decord"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "used"), ODD_FILES, ids=[name for name, *_ in ODD_FILES])
+def test_every_decoder_equals_a_sequential_decode_or_refuses(
+    tmp_path: Path, name: str, arguments: dict[str, Any], used: str
+) -> None:
+    path = write_video(tmp_path / name, 60, **arguments)
+    span = expect_frames(path, "auto", used)
+    assert expect_frames(path, "pyav", "pyav") == {**span, "decoder": "pyav"}
+    for decoder in {*DECODERS} - {"pyav"}:
+        if used == "decord":
+            assert expect_frames(path, decoder, decoder) == {**span, "decoder": decoder}
+        else:
+            assert reason(path, decoder=decoder) == "unsupported"
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -165,7 +165,7 @@ def test_msrvtt_errors_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \*videodatainfo.json .*data.annotations"):
         plan(tmp_path, "msrvtt")
     (tmp_path / "test_videodatainfo.json").write_text('{"videos": [{"id": 1}]}')
-    with pytest.raises(UserError, match="is not MSR-VTT's json .*expected `videos` and `sentences`"):
+    with pytest.raises(UserError, match=r"is not MSR-VTT's json .*expected `videos` and `sentences`"):
         plan(tmp_path, "msrvtt")
     (tmp_path / "test_videodatainfo.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
