@@ -3,7 +3,8 @@
     python jobs/cache_latents.py --recipe demo --data.path VIDEOS
     ray job submit --working-dir . -- python jobs/cache_latents.py --recipe demo --data.path VIDEOS
 
-Add --dry-run to see the plan. Expect clips/s and an estimate of the time left as shards are committed, a
+Add --dry-run to see the plan and, by a few clips made on this machine and thrown away, what it would take. Expect
+clips/s and an estimate of the time left as shards are committed, a
 table of the clips that could not be used, and CACHE/summary.json with the counts: cached + rejected =
 planned. Run it again and it says that there is nothing to do; after a crash, or with new videos, it makes
 what is missing. Rejected clips are not tried again, unless with --retry-rejects, or for some reasons with

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.data.decode import check_decoder
+from pipeline.data.estimate import estimate, in_words
 from pipeline.data.isolation import decode_clips
 from pipeline.data.lock import Held, only_writer
 from pipeline.data.manifest import (
@@ -236,19 +237,23 @@ def _named(reasons: Counter[str]) -> str:
 
 
 def plan_cache(settings: Settings) -> str:
-    """What build_cache would do, in words. Reads source and cache, writes nothing. Raises UserError."""
+    """What build_cache would do, and what it would take, in words: a few clips are made to tell. Writes nothing.
+
+    Raises UserError.
+    """
     plan, standing = _survey(settings)
     standing = _with_retries(standing, settings)
     splits = ", ".join(f"{count} {split}" for split, count in tally(plan["split"]).items())
     shape = describe(settings, [])["latent_shape"]
     size = _clip_bytes(settings) * standing.pending.num_rows / MIB
-    return (
+    text = (
         f"Plan: {standing.planned} clips ({splits}) in {len(_classes(plan))} classes "
         f"from {settings.data.path}\n"
         f"  {_known(standing)}, {standing.pending.num_rows} to do: {size:.1f} MiB of latents {shape} in "
         f"{-(-standing.pending.num_rows // settings.cache.shard_clips)} shards\n"
         f"  to {settings.cache_path}"
     )
+    return f"{text}\n{in_words(estimate(standing.pending, settings))}" if standing.pending.num_rows else text
 
 
 def _survey(settings: Settings) -> tuple[pa.Table, Standing]:
