@@ -4,94 +4,87 @@
     ray job submit --working-dir . -- python jobs/inspect_cache.py --recipe demo --run.storage /SHARED
 
 Expect some tables within seconds, and CACHE/contact_sheet.png: first, middle and last frame of clips, decoded
-from their latents. If the pictures look right, decoding, cropping, VAE and shards were.
+from their latents. If the pictures look right, decoding, cropping, VAE and shards were. With --json the facts go to
+standard output for other programs. With --json the facts go to
+standard output for other programs. With --json the facts go to
+standard output for other programs.
 """
 
 import io
+import json
 import sys
+from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli import run_job
 from pipeline.config import Options
-from pipeline.data.cache import open_cache, print_rejects, tally
+from pipeline.data.cache import open_cache, print_rejects
+from pipeline.data.facts import counts, statistics
 from pipeline.data.manifest import Cache
 from pipeline.data.shards import read_latent
 from pipeline.models.vae import load_vae
 from pipeline.models.vae_files import vae_identity
 from pipeline.report.contact_sheet import contact_sheet, shown_frames
-from pipeline.schema import ManifestRow
 from pipeline.settings import Settings
 from pipeline.storage import write_bytes
 
 STATISTICS_CLIPS, SHEET_CLIPS = 256, 24
+CLASSES = 200  # on the screen
 
 
 def job(settings: Settings, options: Options) -> None:
     cache = open_cache(settings.cache_path)
-    console = Console()
-    print_counts(cache, console)
-    if cache.rejects.num_rows:
-        print_rejects(tally(cache.rejects["reason"]), f"{cache.rejects.num_rows} rejects")
-    print_statistics(cache, console)
-    if vae_identity(settings.vae.path)[0] != cache.info["settings"]["vae.path (hash of its weights)"]:
+    facts = {**counts(cache), "channels": statistics(cache, STATISTICS_CLIPS), "contact_sheet": None}
+    console = Console(stderr=options.flags["json"])
+    if vae_identity(settings.vae.path)[0] == cache.vae_weights_hash:
+        facts["contact_sheet"] = f"{cache.path}/contact_sheet.png"
+        write_bytes(facts["contact_sheet"], draw_sheet(cache, settings))
+    else:
         console.print(f"no contact sheet: vae.path = {settings.vae.path} is not the VAE that this cache was made with")
-        return
-    sheet = f"{cache.path}/contact_sheet.png"
-    write_bytes(sheet, draw_sheet(cache, settings))
-    console.print(f"contact sheet: {sheet}", soft_wrap=True)
+    if options.flags["json"]:
+        print(json.dumps(facts, indent=1))
+    else:
+        show(facts, console)
 
 
 def plan(settings: Settings, options: Options) -> str:
     return f"Plan: read {settings.cache_path} and write contact_sheet.png there"
 
 
-def print_counts(cache: Cache, console: Console) -> None:
-    """Clips by class and split."""
-    counts = cache.table.group_by(["label", "split"]).aggregate([("key", "count")]).to_pylist()
-    splits = sorted({entry["split"] for entry in counts}, reverse=True)
-    number = {(entry["label"], entry["split"]): entry["key_count"] for entry in counts}
-    size = pc.sum(cache.table["length"]).as_py() / 2**20
+def show(facts: dict[str, Any], console: Console) -> None:
+    """The facts as tables."""
+    title = f"{facts['cache']}: {facts['clips']} clips in {facts['shards']} shards, {facts['bytes'] / 2**20:.1f} MiB of latents"
+    console.print(title, soft_wrap=True)
+    splits = sorted({split for its in facts["classes"].values() for split in its}, reverse=True)
     table = Table("class", *splits)
-    for label in sorted({entry["label"] for entry in counts}):
-        table.add_row(label or "(none)", *(str(number.get((label, split), 0)) for split in splits))
-    totals = (sum(count for (_, its), count in number.items() if its == split) for split in splits)
+    for label, its in list(facts["classes"].items())[:CLASSES]:
+        table.add_row(label or "(none)", *(str(its.get(split, 0)) for split in splits))
+    if len(facts["classes"]) > CLASSES:
+        table.add_row(f"{len(facts['classes']) - CLASSES} more")
     table.add_section()
-    table.add_row("all", *map(str, totals))
-    console.print(f"{cache.path}: {cache.table.num_rows} clips, {size:.1f} MiB of latents", soft_wrap=True)
+    table.add_row("all", *(str(sum(its.get(split, 0) for its in facts["classes"].values())) for split in splits))
     console.print(table)
-
-
-def evenly(rows: list[ManifestRow], count: int) -> list[ManifestRow]:
-    """`count` rows spread over all, or all of them."""
-    return [rows[index * len(rows) // count] for index in range(count)] if len(rows) > count else rows
-
-
-def print_statistics(cache: Cache, console: Console) -> None:
-    """Mean and standard deviation of the scaled posterior mean; diffusion expects a deviation of about 1."""
-    chosen = evenly(cache.rows, STATISTICS_CLIPS)
-    # (N, 2, F, C, h, w)
-    posteriors = np.stack([read_latent(cache.path, row) for row in chosen]).astype(np.float32)
-    means = posteriors[:, 0] * cache.info["scaling_factor"]
-    noise = np.exp(0.5 * posteriors[:, 1]).mean((0, 1, 3, 4)) * cache.info["scaling_factor"]
+    if facts["rejects"]:
+        print_rejects(facts["rejects"], f"{facts['rejected']} rejects")
+    channels = facts["channels"]
     table = Table("channel", "mean", "std", "std of the posterior")
-    for channel in range(means.shape[2]):
-        values = means[:, :, channel]
-        table.add_row(str(channel), f"{values.mean():.3f}", f"{values.std():.3f}", f"{noise[channel]:.4f}")
-    console.print(f"scaled latents of {len(chosen)} clips")
+    for channel, values in enumerate(zip(channels["mean"], channels["std"], channels["posterior_std"], strict=True)):
+        table.add_row(str(channel), f"{values[0]:.3f}", f"{values[1]:.3f}", f"{values[2]:.4f}")
+    console.print(f"scaled latents of {channels['clips']} clips")
     console.print(table)
+    if facts["contact_sheet"]:
+        console.print(f"contact sheet: {facts['contact_sheet']}", soft_wrap=True)
 
 
 def draw_sheet(cache: Cache, settings: Settings) -> bytes:
-    """A PNG of clips decoded from the means of their posteriors."""
+    """A PNG of clips of all classes, decoded from the means of their posteriors."""
     vae = load_vae(settings.vae.path, "float32")
     clips = []
-    by_label = sorted(cache.rows, key=lambda row: (row["label"], row["key"]))
-    for row in evenly(by_label, SHEET_CLIPS):
+    for row in cache.rows.spread_by(["label", "key"], SHEET_CLIPS):
         mean = read_latent(cache.path, row)[0]
         shown = torch.from_numpy(mean[shown_frames(len(mean))].astype(np.float32))
         clips.append((row["caption"] or row["label"] or row["video"], vae.decode(shown * vae.scaling_factor).numpy()))
@@ -101,4 +94,4 @@ def draw_sheet(cache: Cache, settings: Settings) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    sys.exit(run_job(job, plan, __doc__, flags=["json"]))

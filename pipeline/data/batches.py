@@ -54,7 +54,7 @@ class TrainingBatch:
 class Source:
     """Where samples come from: the clips, and what turns one into tensors."""
 
-    rows: list[ManifestRow]
+    rows: Sequence[ManifestRow]
     read: Read
     latent_shape: tuple[int, ...]  # F, C, h, w
     scaling_factor: float
@@ -84,7 +84,7 @@ def _source(cache: Cache, rows: list[ManifestRow], classes: list[str], label_dro
 
 def reader(cache: Cache, rows: Sequence[ManifestRow]) -> Read:
     """What gives the posterior of a clip, (2, F, C, h, w) float16; kept once read where all fit into memory."""
-    if sum(row["length"] for row in rows) > IN_MEMORY:
+    if rows and len(rows) * rows[0]["length"] > IN_MEMORY:  # all are of one length
         return lambda row: read_latent(cache.path, row)
     kept: dict[str, np.ndarray] = {}
 

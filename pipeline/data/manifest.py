@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.data.rows import Rows
 from pipeline.data.shards import SHARDS, build_shard, set_name, shard_name
 from pipeline.models.text_files import find_text_encoder, text_identity
 from pipeline.models.vae_files import vae_identity
-from pipeline.schema import IDENTITY, MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo, ManifestRow
+from pipeline.schema import IDENTITY, MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo
 from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, Settings, UserError
 from pipeline.storage import exists, list_files, read_all, read_json, write_bytes, write_json
 
@@ -47,17 +48,17 @@ class Cache:
     rejects: pa.Table
 
     @cached_property
-    def rows(self) -> list[ManifestRow]:
+    def rows(self) -> Rows:
         """All clips, sorted by key."""
-        return self.table.to_pylist()
+        return Rows(self.table)
 
     @property
     def vae_weights_hash(self) -> str:
         return self.info["settings"][VAE_HASH]
 
-    def select(self, split: str) -> list[ManifestRow]:
+    def select(self, split: str) -> Rows:
         """The clips of one split, sorted by key."""
-        return [row for row in self.rows if row["split"] == split]
+        return Rows(self.table.filter(pc.equal(self.table["split"], split)))
 
 
 def open_cache(path: str) -> Cache:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config import to_yaml
 from pipeline.data.batches import split
 from pipeline.data.manifest import Cache, check_same, describe, open_cache
+from pipeline.data.rows import Rows
 from pipeline.models.latte import Latte
 from pipeline.models.paths import shipped_path
 from pipeline.models.weights import WEIGHTS_FILE
@@ -98,7 +99,7 @@ def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
     """What decides the result of a run. Workers and ZeRO stage do not: a run may go on with others."""
     model, train = sections(job, settings)
     keys = hashlib.blake2b(digest_size=8)
-    for row in cache.rows:
+    for row in Rows(cache.table.select(["key", "split", "label"])):
         keys.update(f"{row['key']} {row['split']} {row['label']}\n".encode())
     result: dict[str, Any] = {
         "run.seed": settings.run.seed,
