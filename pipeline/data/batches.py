@@ -77,7 +77,7 @@ def validation_source(cache: Cache, classes: list[str], clips: int, seed: int) -
     return _source(cache, rows, classes, 0.0, seed)
 
 
-def _source(cache: Cache, rows: list[ManifestRow], classes: list[str], label_dropout: float, seed: int) -> Source:
+def _source(cache: Cache, rows: Sequence[ManifestRow], classes: list[str], label_dropout: float, seed: int) -> Source:
     shape, scale = tuple(cache.info["latent_shape"]), cache.info["scaling_factor"]
     return Source(rows, reader(cache, rows), shape, scale, classes, label_dropout, seed)
 
