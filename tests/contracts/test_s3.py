@@ -13,6 +13,7 @@ from faulty_s3 import FAULTS, IN_A_ROW, FaultyS3, Plan, faulty_s3
 
 from pipeline import s3
 from pipeline.cli import run_job
+from pipeline.data.verify import find_orphans, remove_orphans
 from pipeline.storage import (
     StorageRefused,
     StorageUnavailable,
@@ -210,3 +211,21 @@ def test_what_cannot_be_used_is_told_in_one_line_with_status_2(
 
 def test_faults_end_before_the_clients_patience() -> None:
     assert IN_A_ROW < s3.ATTEMPTS
+
+
+def test_uploads_that_nobody_finished_are_found_and_ended(service: FaultyS3) -> None:
+    client = around(service)
+    begun = client.create_multipart_upload(Bucket="bucket", Key="some folder/shards/killed.tar")
+    client.upload_part(
+        Bucket="bucket", Key=begun["Key"], UploadId=begun["UploadId"], PartNumber=1, Body=b"half of a shard"
+    )
+    write_bytes(f"{FOLDER}/shards/left.tar", b"a whole shard that was not committed")
+    assert find_orphans(FOLDER, older_than=3600) == ([], [])
+    orphans, missing = find_orphans(FOLDER, older_than=-60)
+    assert [(orphan.address, orphan.upload) for orphan in orphans] == [
+        (f"{FOLDER}/shards/killed.tar", begun["UploadId"]),
+        (f"{FOLDER}/shards/left.tar", None),
+    ]
+    assert not missing
+    remove_orphans(orphans)
+    assert not s3.unfinished_uploads(FOLDER) and list_files(f"{FOLDER}/shards") == []
