@@ -50,7 +50,10 @@ def wait_for_cluster(
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if head.poll() is None:
-            probe = subprocess.run(["ray", "job", "list"], env=environment, capture_output=True, check=False)
+            # a job that does nothing: the cluster answers some seconds before it can take one
+            probe = subprocess.run(
+                ["ray", "job", "submit", "--no-wait", "--", "true"], env=environment, capture_output=True, check=False
+            )
             if probe.returncode == 0:
                 return
             time.sleep(1)
