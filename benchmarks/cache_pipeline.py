@@ -92,6 +92,7 @@ def efficiency(folder: Path, turns: int, clips: int) -> dict[str, Any]:
         first, last, made, late = read_commits(settings, times)
         spent = {kind: cpu / made for kind, cpu in between(samples, first, last).items()}
         actor = spent.pop("VAE actor")
+        spent["decode child"] = samples[-1][1]["decode child"] / clips  # it runs ahead: most before the first commit
         rate = made / (last - first)
         slowest = max(actor, sum(spent.values()))
         rounds.append({"wall": rate / alone, "cpu": alone_cpu / slowest, "alone": alone, "job": rate})
