@@ -92,7 +92,9 @@ def efficiency(folder: Path, turns: int, clips: int) -> dict[str, Any]:
         first, last, made, late = read_commits(settings, times)
         spent = {kind: cpu / made for kind, cpu in between(samples, first, last).items()}
         actor = spent.pop("VAE actor")
-        spent["decode child"] = samples[-1][1]["decode child"] / clips  # it runs ahead: most before the first commit
+        # decoding runs ahead, most of it before the first commit
+        decoding = [sample.get("decode child", 0.0) for _, sample in (samples[0], samples[-1])]
+        spent["decode child"] = (decoding[1] - decoding[0]) / clips
         rate = made / (last - first)
         slowest = max(actor, sum(spent.values()))
         rounds.append({"wall": rate / alone, "cpu": alone_cpu / slowest, "alone": alone, "job": rate})
