@@ -71,9 +71,14 @@ def _videos(data: DataSettings) -> pa.Table:
     distinct = pc.count_distinct(table["video"]).as_py()
     if distinct < table.num_rows:
         log.warning("%d videos of %s come more than once; the first counts", table.num_rows - distinct, data.path)
-        codes = np.concatenate([np.asarray(chunk.indices) for chunk in table["video"].dictionary_encode().chunks])
-        table = table.take(pa.array(np.sort(np.unique(codes, return_index=True)[1])))
+        table = table.take(first_places(table["video"]))
     return table
+
+
+def first_places(column: pa.ChunkedArray) -> pa.Array:
+    """(distinct values,) int64: the row in which each value of `column` comes first, in order."""
+    codes = np.concatenate([np.asarray(chunk.indices) for chunk in column.dictionary_encode().chunks])
+    return pa.array(np.sort(np.unique(codes, return_index=True)[1]))
 
 
 def _tables(videos: Iterator[Video | pa.Table]) -> Iterator[pa.Table]:

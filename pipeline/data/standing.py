@@ -5,16 +5,24 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.manifest import first_of_each, read_columns, read_rejects
-from pipeline.schema import IDENTITY
+from pipeline.data.manifest import read_columns, read_rejects
+from pipeline.data.plan import first_places
+from pipeline.schema import IDENTITY, MANIFEST_SCHEMA
+
+NAME = pa.dictionary(pa.int32(), pa.string())  # what few values of are: a number a row
+COMMITTED = {name: MANIFEST_SCHEMA.field(name).type for name in [*IDENTITY, "length"]} | {
+    "shard": NAME,
+    "decoder": NAME,
+}
 
 
 class Standing(NamedTuple):
-    """Where the clips of a plan stand; each is in exactly one of these tables, in the plan's order."""
+    """Where the clips of a plan stand; each is in exactly one of the first three tables, in the plan's order."""
 
     cached: pa.Table  # their "split"
     rejected: pa.Table  # the plan's columns and "reason"
     pending: pa.Table  # the plan's columns
+    committed: pa.Table  # "shard", "length" and "decoder" of every clip in the cache, planned or not
 
     @property
     def planned(self) -> int:
@@ -24,7 +32,12 @@ class Standing(NamedTuple):
 def standing_of(plan: pa.Table, path: str) -> Standing:
     """Match the plan with the committed manifest and rejects of the cache at `path`, on IDENTITY."""
     wanted = _identity(plan)
-    made = pc.is_in(wanted, value_set=_identity(read_columns(path, IDENTITY)))
+    committed = read_columns(path, COMMITTED)
+    names = _identity(committed)
+    committed = committed.drop_columns(IDENTITY)
+    if pc.count_distinct(names).as_py() < len(names):  # a task that Ray ran again committed some twice
+        committed = committed.take(first_places(names))
+    made = pc.is_in(wanted, value_set=names)
     rejects = read_rejects(path).select([*IDENTITY, "reason"])
     place = pc.index_in(wanted, value_set=_identity(rejects))
     rejected = pc.and_not(pc.is_valid(place), made)
@@ -33,6 +46,7 @@ def standing_of(plan: pa.Table, path: str) -> Standing:
         cached=plan.select(["split"]).filter(made),
         rejected=plan.filter(rejected).append_column("reason", rejects["reason"].take(place.filter(rejected))),
         pending=plan.filter(pc.invert(known)) if pc.any(known).as_py() else plan,
+        committed=committed,
     )
 
 
@@ -45,9 +59,6 @@ def _identity(table: pa.Table) -> pa.ChunkedArray:
 
 def counts_of(path: str, standing: Standing) -> dict[str, Any]:
     """What summary.json says of the cache at `path` as it stands."""
-    made = read_columns(path, ["key", "shard", "length", "decoder"])
-    if pc.count_distinct(made["key"]).as_py() < made.num_rows:  # a task that Ray ran again committed some twice
-        made = first_of_each(made.sort_by([("key", "ascending"), ("shard", "ascending")]), ["key"])
     return {
         "cache": path,
         "planned": standing.planned,
@@ -55,9 +66,9 @@ def counts_of(path: str, standing: Standing) -> dict[str, Any]:
         "rejected": standing.rejected.num_rows,
         "rejects": tally(standing.rejected["reason"]),
         "splits": tally(standing.cached["split"]),
-        "decoders": tally(made["decoder"]),
-        "shards": pc.count_distinct(made["shard"]).as_py(),
-        "bytes": pc.sum(made["length"]).as_py() or 0,
+        "decoders": tally(standing.committed["decoder"]),
+        "shards": len(standing.committed["shard"].unique()),
+        "bytes": pc.sum(standing.committed["length"]).as_py() or 0,
     }
 
 
