@@ -42,6 +42,7 @@ log = logging.getLogger("decode")
 
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 120  # to start a child on a busy machine
+START_TRIES = 10  # of a child that somebody else kills while it starts
 GRACE_S = 5  # after which the kernel's timer ends a child whose parent did not
 PR_SET_PDEATHSIG = 1
 MIB = 2**20
@@ -129,7 +130,7 @@ class IsolatedDecoder:
         if self._pipe is not None and self._process is not None and self._process.poll() is None:
             return self._pipe
         self.close()  # one that died between two clips
-        for _ in range(KILLED_TRIES):
+        for _ in range(START_TRIES):
             pipe = self._spawn()
             try:
                 if pipe.poll(START_LIMIT_S) and pipe.recv() == "ready":
