@@ -49,7 +49,7 @@ def cached(ray_cluster: None, access: pytest.MonkeyPatch, tmp_path_factory: pyte
         write_video(folder / "videos" / f"{index}.mp4", 47 + index)
     (folder / "videos" / "text.mkv").write_text("not a video")
     common = ["--recipe", "demo", "--data.source", "folder", "--vae.path", save_tiny_vae(folder / "vae")]
-    common += ["--cache.shard_clips", "4", "--cache.max_reject_fraction", "0.2"]
+    common += ["--data.stride=3", "--cache.shard_clips", "4", "--cache.max_reject_fraction", "0.2"]
     with faulty_s3() as service:
         keys = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": SECRET}
         upload(service, folder / "videos", keys)

@@ -45,7 +45,15 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def settings(videos: Path, vae: str, storage: Path, *more: str) -> Settings:
     arguments = ["--recipe", "demo", "--data.source", "folder", "--data.path", str(videos), "--vae.path", vae]
-    arguments += ["--run.storage", str(storage), "--cache.shard_clips", "4", "--cache.max_reject_fraction", "0.5"]
+    arguments += [
+        "--data.stride=3",
+        "--run.storage",
+        str(storage),
+        "--cache.shard_clips",
+        "4",
+        "--cache.max_reject_fraction",
+        "0.5",
+    ]
     return load([*arguments, *more])[0]
 
 
@@ -145,7 +153,7 @@ assert not {{"ray", "torch", "diffusers", "transformers"}} & set(sys.modules), "
 def _arguments(built: Settings) -> list[str]:
     arguments = ["--recipe", "demo", "--data.source", "folder", "--data.path", built.data.path]
     arguments += ["--vae.path", built.vae.path, "--run.storage", built.run.storage]
-    return [*arguments, "--cache.max_reject_fraction", "0.5"]
+    return [*arguments, "--data.stride=3", "--cache.max_reject_fraction", "0.5"]
 
 
 def test_other_settings_are_refused_and_nothing_is_written(built: Settings, vae: str, tmp_path: Path) -> None:

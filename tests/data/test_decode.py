@@ -20,7 +20,7 @@ DECODERS = ["decord", "pyav", *(["torchcodec"] if find_spec("torchcodec") else [
 
 def settings(**changes: Any) -> DataSettings:
     data = load(["--recipe", "demo"])[0].data
-    return data.model_copy(update={"height": 72, "width": 96, **changes})
+    return data.model_copy(update={"stride": 3, "height": 72, "width": 96, **changes})
 
 
 def planned(path: Path, ordinal: int = 0, clips: int = 1, flip: bool = False) -> PlannedClip:

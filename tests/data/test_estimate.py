@@ -28,7 +28,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     write_video(folder / "videos" / "short.mp4", 7)
     (folder / "videos" / "text.mkv").write_text("not a video")
     arguments = ["--recipe", "demo", "--data.source", "folder", "--data.path", str(folder / "videos")]
-    arguments += ["--vae.path", save_tiny_vae(folder / "vae"), "--run.storage", str(folder / "runs")]
+    arguments += ["--data.stride=3", "--vae.path", save_tiny_vae(folder / "vae"), "--run.storage", str(folder / "runs")]
     return load(arguments)[0]
 
 

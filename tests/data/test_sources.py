@@ -20,7 +20,7 @@ from pipeline.settings import DataSettings, UserError
 
 def settings(path: Path, source: str, **changes: Any) -> DataSettings:
     data = load(["--recipe", "demo"])[0].data
-    return data.model_copy(update={"path": str(path), "source": source, "annotations": None, **changes})
+    return data.model_copy(update={"stride": 3, "path": str(path), "source": source, "annotations": None, **changes})
 
 
 def plan(path: Path, source: str, **changes: Any) -> list[PlannedClip]:

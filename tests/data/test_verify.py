@@ -37,7 +37,7 @@ def cache(tmp_path: Path, source: Path) -> Cache:
 def run(name: str, cache: Cache, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     """Exit status of jobs/NAME.py on the cache, in this process."""
     arguments = ["--recipe", "demo", "--data.source", "folder", "--data.path", str(Path(cache.path, "../../videos"))]
-    monkeypatch.setattr("sys.argv", [name, *arguments, "--cache.path", cache.path, *more])
+    monkeypatch.setattr("sys.argv", [name, *arguments, "--data.stride=3", "--cache.path", cache.path, *more])
     with pytest.raises(SystemExit) as ending:
         runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
     return int(ending.value.code or 0)

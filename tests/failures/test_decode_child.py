@@ -24,7 +24,7 @@ from pipeline.settings import DataSettings
 
 
 def data(**changes: Any) -> DataSettings:
-    return load(["--recipe", "demo"])[0].data.model_copy(update={"height": 72, "width": 96, **changes})
+    return load(["--recipe", "demo"])[0].data.model_copy(update={"stride": 3, "height": 72, "width": 96, **changes})
 
 
 def planned(path: Path) -> PlannedClip:

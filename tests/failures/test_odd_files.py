@@ -92,7 +92,7 @@ def surprises(files: dict[Path, set[str | None]], max_pixels: int) -> list[str]:
         {**row, "uri": str(path), "video": path.name, "size": path.stat().st_size if path.exists() else 0}
         for path in files
     ]
-    data = load(["--recipe", "demo", "--data.max_pixels", str(max_pixels)])[0].data
+    data = load(["--recipe", "demo", "--data.stride", "3", "--data.max_pixels", str(max_pixels)])[0].data
     batch = pa.Table.from_pylist(plan, schema=PLAN_SCHEMA)
     outcomes = [part.drop_columns(["frames"]).to_pylist()[0] for part in decode_clips(batch, data)]
     assert [outcome["uri"] for outcome in outcomes] == [str(path) for path in files], "one outcome a file, in order"
