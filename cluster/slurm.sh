@@ -35,6 +35,6 @@ trap 'scancel --signal=TERM "$SLURM_JOB_ID.1" || true; wait; scontrol requeue "$
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
   ray symmetric-run --address "$head_address:$port" --min-nodes "$SLURM_NNODES" \
   --num-cpus="${SLURM_CPUS_PER_TASK}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
-  --dashboard-host=127.0.0.1 --ray-client-server-port=0 \
+  --dashboard-host=127.0.0.1 \
   -- python "$@" &
 wait $!

@@ -22,13 +22,17 @@ def local_cluster(environment: dict[str, str], say: Callable[[str, str], None]) 
         say("cluster", f"using the Ray cluster at RAY_ADDRESS = {environment['RAY_ADDRESS']}")
         yield environment
         return
-    environment = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", **environment}
+    # a stopped job has a minute, not three seconds, to commit what it has
+    defaults = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    environment = {**defaults, **environment}
     if environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment:
-        # writes ~/.ray/auth_token if there is none; the token itself is not shown
-        subprocess.run(["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+        # writes ~/.ray/auth_token if there is none, for its owner only; the token itself is not shown
+        subprocess.run(
+            ["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True, umask=0o077
+        )
     gcs, dashboard, client, agent = free_ports(4)
     command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}"]
     command += [f"--dashboard-agent-listen-port={agent}", f"--num-cpus={max(2, os.cpu_count() or 2)}"]
     say("cluster", shlex.join(command))
     with tempfile.TemporaryFile("w+") as log:

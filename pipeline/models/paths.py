@@ -1,6 +1,11 @@
 """Where a model's files are: shipped with the package, in a local folder, or on the Hugging Face hub. Imports no torch."""
 
+import hashlib
+import lzma
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 from pipeline.settings import UserError
@@ -17,7 +22,33 @@ def shipped_path(path: str) -> str:
     if not folder.is_dir():
         names = ", ".join(f"shipped:{child.name}" for child in sorted(SHIPPED.iterdir()))
         raise UserError(f"{path}: no such shipped model; there are {names}")
-    return str(folder)
+    return str(_unpacked(folder) if any(folder.glob("*.xz")) else folder)
+
+
+def _unpacked(folder: Path) -> Path:
+    """A copy of `folder` with its .xz files unpacked, made at first use. Packed, the weights travel with every submitted job."""
+    digest = hashlib.blake2b(digest_size=8)
+    for packed in sorted(folder.iterdir()):
+        digest.update(packed.name.encode() + packed.read_bytes())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "framebridge"
+    target = caches / f"{folder.name}-{digest.hexdigest()}"
+    if target.is_dir():
+        return target
+    caches.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=caches))
+    for packed in folder.iterdir():
+        content = packed.read_bytes()
+        if packed.suffix == ".xz":
+            (beside / packed.stem).write_bytes(lzma.decompress(content))
+        else:
+            (beside / packed.name).write_bytes(content)
+    try:
+        beside.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(beside)
+        if not target.is_dir():
+            raise
+    return target
 
 
 def local_path(path: str) -> Path | None:

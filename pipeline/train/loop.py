@@ -23,6 +23,10 @@ class RunStopped(RuntimeError):
     """All ranks end here, together: going on is of no use, and neither is starting again. The message says why."""
 
 
+class StopAsked(RunStopped):
+    """The job was told to stop: all ranks have saved a checkpoint of this step."""
+
+
 class Place(NamedTuple):
     """Where this worker stands."""
 
@@ -42,13 +46,15 @@ def train_steps(
     place: Place,
     start: int,
     ema: Ema | None = None,
+    stop_asked: Callable[[], bool] = lambda: False,
 ) -> None:
     """Make the optimizer steps from `start` to train.steps. Every rank calls it; `history` is rank 0's.
 
     Raises RunStopped, on all ranks, when the loss is no number any more and, unless train.damaged_clips is skip, when a
-    clip was damaged: before the next checkpoint.
+    clip was damaged: before the next checkpoint. Raises StopAsked, after a checkpoint, when `stop_asked()` is true on any
+    rank; it is called as often as there is a line of the log.
     """
-    meter = Meter(train, place, [problem for piece in held_out for problem in piece.damaged])
+    meter = Meter(train, place, [problem for piece in held_out for problem in piece.damaged], stop_asked)
     if start == 0 and held_out:
         before = validate(engine, task.loss, held_out, place)
         if history:
@@ -78,6 +84,7 @@ def train_steps(
         if keep or done % train.log_every == 0:
             row = meter.row(done)
             row |= {"learning_rate": rate, "gradient_norm": gradient_norm(engine)}
+            keep |= meter.stopping
         if held_out and (done % train.validate_every == 0 or done == train.steps):
             row["validation_loss"] = validate(engine, task.loss, held_out, place)
         if history and row:
@@ -86,6 +93,8 @@ def train_steps(
             if history:
                 history.save()
             save(done, row)
+        if meter.stopping and done < train.steps:
+            raise StopAsked(f"step {done}: stopped as asked")
 
 
 @torch.no_grad()
@@ -110,8 +119,9 @@ def gradient_norm(engine: Any) -> float | None:
 class Meter:
     """What happened since the last row."""
 
-    def __init__(self, train: TrainSettings, place: Place, damaged: list[str]) -> None:
+    def __init__(self, train: TrainSettings, place: Place, damaged: list[str], stop_asked: Callable[[], bool]) -> None:
         self.train, self.place = train, place
+        self.stop_asked, self.stopping = stop_asked, False  # this rank's question, and all ranks' answer
         self.damaged = damaged  # what is wrong with this rank's clips that could not be read, since the start
         self.reset()
 
@@ -126,9 +136,11 @@ class Meter:
     def row(self, step: int) -> dict[str, float | None]:
         """Means since the last row; a barrier for all ranks. Raises RunStopped."""
         begun = time.monotonic()
-        sums = torch.stack([self.loss / self.steps, torch.tensor(float(len(self.damaged)), device=self.place.device)])
+        counts = torch.tensor([float(len(self.damaged)), float(self.stop_asked())], device=self.place.device)
+        sums = torch.cat([(self.loss / self.steps).reshape(1), counts])
         torch.distributed.all_reduce(sums)
         mean, damaged = float(sums[0]) / self.place.workers, int(sums[1])
+        self.stopping = bool(sums[2])
         self.seconds += time.monotonic() - begun  # a GPU's unfinished work, and waiting for other ranks
         if not math.isfinite(mean):
             raise RunStopped(f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm")

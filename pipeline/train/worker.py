@@ -1,21 +1,31 @@
 """Ray Train around the loop: ask the cluster for workers, start the loop on each, start it again after a failure."""
 
+import _thread
+import contextlib
 import logging
 import os
+import signal
+import sys
+import threading
+import uuid
 import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
 from pipeline.data.batches import training_batches, training_source, validation_batches, validation_source
 from pipeline.data.manifest import open_cache
 from pipeline.models.image_to_video import ImageToVideo
 from pipeline.models.latte import Latte
 from pipeline.models.prior import NeuralPrior
+from pipeline.placement import check_room, needs, selector
 from pipeline.ray_start import start_ray
 from pipeline.schema import CacheInfo
 from pipeline.settings import JobFailed, Settings, UserError
@@ -24,7 +34,7 @@ from pipeline.train import checkpoint
 from pipeline.train.engine import start_engine
 from pipeline.train.history import History, duration
 from pipeline.train.initial import load_frozen_prior, load_initial
-from pipeline.train.loop import Place, RunStopped, train_steps, validate
+from pipeline.train.loop import Place, RunStopped, StopAsked, train_steps, validate
 from pipeline.train.run import CHECKPOINTS, Run, export_config, record, run_folder, standing, uses_prior
 from pipeline.train.state import Ema, full_state, optimizer_keys, put_back, weights
 from pipeline.train.tasks import (
@@ -49,9 +59,10 @@ def run_training(run: Run) -> dict[str, Any]:
         found: dict[str, Any] = read_json(summary)
         return found
     start_ray(run.settings)
-    check_cluster(run.settings)
-    record(run)
     resources = run.settings.cluster.train
+    check_room(run.settings, "train", resources.workers_range[0], f"cluster.train.workers = {resources.workers}")
+    record(run)
+    stop_key = f"framebridge-stop-{uuid.uuid4().hex}"
     filesystem, inner = resolve(run.folder)
     _, train = sections(run.job, run.settings)
     # Ray Train hands these on to its controller and workers
@@ -59,11 +70,12 @@ def run_training(run: Run) -> dict[str, Any]:
     os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it prints every line of a worker twice
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"job": run.job, "settings": run.settings.model_dump(mode="json")},
+        train_loop_config={"job": run.job, "settings": run.settings.model_dump(mode="json"), "stop": stop_key},
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers if isinstance(resources.workers, int) else resources.workers_range,
             use_gpu=resources.num_gpus > 0,
-            resources_per_worker=per_worker(run.settings),
+            resources_per_worker={"CPU": 0} | needs(run.settings, "train"),
+            label_selector=selector(run.settings, "train"),
         ),
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if resources.num_gpus > 0 else "gloo", timeout_s=resources.hang_timeout_s
@@ -77,9 +89,13 @@ def run_training(run: Run) -> dict[str, Any]:
         ),
     )
     try:
-        result = trainer.fit()
+        with stop_through(stop_key):
+            result = trainer.fit()
     except ray.train.WorkerGroupError as error:
         raise explained(run, error) from error
+    if "asked" in result.return_value:
+        log.info("%s, with a checkpoint in %s", result.return_value["asked"], run.folder)
+        sys.exit(signal.SIGTERM)
     if "stopped" in result.return_value:
         raise JobFailed(f"{result.return_value['stopped']}; the last checkpoint is in {run.folder}")
     write_json(summary, result.return_value)
@@ -106,32 +122,36 @@ def explained(run: Run, error: "ray.train.WorkerGroupError") -> Exception:
     )
 
 
-def per_worker(settings: Settings) -> dict[str, float]:
-    resources = settings.cluster.train
-    wanted: dict[str, float] = {"CPU": resources.num_cpus}
-    return wanted | ({"GPU": resources.num_gpus} if resources.num_gpus else {})
-
-
-def check_cluster(settings: Settings) -> None:
-    """Raise UserError if the cluster can never hold the workers: too few CPUs or GPUs, and nothing adds nodes."""
-    from ray._private.state import state  # how Ray Train itself asks whether an autoscaler has more to give
-
-    if state.get_max_resources_from_cluster_config():
+@contextlib.contextmanager
+def stop_through(key: str) -> Iterator[None]:
+    """While workers train, SIGTERM does not end this process but asks them, by a key in the cluster's store, to save and end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread only
         return
-    wanted, (workers, _) = per_worker(settings), settings.cluster.train.workers_range
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = {kind: each for kind, each in wanted.items() if each}
-    places = sum(
-        min((int(node.get(kind, 0) // each) for kind, each in needs.items()), default=workers) for node in nodes
-    )
-    if places >= workers:
-        return
-    has = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in ("CPU", "GPU"))
-    asked = " and ".join(f"cluster.train.num_{kind.lower()}s = {each:g}" for kind, each in wanted.items())
-    raise UserError(
-        f"cluster.train.workers = {settings.cluster.train.workers} with {asked} each do not fit the Ray cluster, which has {has} on "
-        f"{len(nodes)} node(s) and no autoscaler: room for {places}; lower them or add nodes"
-    )
+    heard = nobody = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if nobody:
+            sys.exit(number)
+        if not heard:
+            heard = True
+            threading.Thread(target=tell, daemon=True).start()  # Ray may not be called from within a call of Ray
+
+    def tell() -> None:
+        nonlocal nobody
+        if _internal_kv_exists(f"{key}-training"):
+            log.info("told to stop: saving a checkpoint first")
+            _internal_kv_put(key, b"1")
+        else:
+            nobody = True
+            _thread.interrupt_main(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
@@ -172,8 +192,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
     checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
     save = partial(checkpoint.save, engine, ema, train.optimizer, place.rank, place.workers)
+    if place.rank == 0:
+        _internal_kv_put(f"{config['stop']}-training", b"1")
+    asked = partial(_internal_kv_exists, config["stop"]) if place.rank == 0 else lambda: False
     try:
-        train_steps(engine, task, train, batches, checks, history, save, place, start, ema)
+        train_steps(engine, task, train, batches, checks, history, save, place, start, ema, asked)
+    except StopAsked as stopped:
+        return {"asked": str(stopped)}
     except RunStopped as stopped:
         return {"stopped": str(stopped)}  # not raised: Ray Train would start it again, to the same end
 

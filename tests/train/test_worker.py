@@ -14,7 +14,7 @@ from pipeline.settings import JobFailed, UserError
 from pipeline.train.history import HISTORY, read_history
 from pipeline.train.run import Run, prepare
 from pipeline.train.tasks import replicated_error
-from pipeline.train.worker import check_cluster, run_training
+from pipeline.train.worker import run_training
 
 pytestmark = pytest.mark.ray
 
@@ -101,14 +101,14 @@ def test_one_worker_learns_what_two_do(bridge: tuple[Run, dict[str, Any]], stora
 
 
 def test_a_cluster_that_is_too_small_is_told_beforehand(ray_cluster: None, tmp_path: Path) -> None:
-    check_cluster(tiny_settings(tmp_path))
+    write_cache(tiny_settings(tmp_path))
     for change, asked in (
         (("--cluster.train.workers=4",), "cluster.train.workers = 4 with cluster.train.num_cpus = 1"),
         (("--cluster.train.num_cpus=3",), "cluster.train.num_cpus = 3 each"),
         (("--cluster.train.num_gpus=1",), "cluster.train.num_gpus = 1 each"),
     ):
         with pytest.raises(UserError, match=f"{asked}.* 2 CPU and 0 GPU"):
-            check_cluster(tiny_settings(tmp_path, *change))
+            run_training(prepare("finetune", tiny_settings(tmp_path, *change)))
 
 
 def test_a_damaged_clip_ends_the_run_at_once_or_is_left_out_and_counted(ray_cluster: None, tmp_path: Path) -> None:
