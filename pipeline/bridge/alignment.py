@@ -2,7 +2,8 @@
 
 Without the prior's share, z_t is a diffusion latent of signal a_t and noise c_t. Divided by
 sqrt(a_t^2 + c_t^2) it is variance preserving, and belongs to the pre-trained timestep t~ with
-SNR(t~) = a_t^2/c_t^2. Between the pre-trained steps, t~ is interpolated linearly in sqrt(SNR) = a_t/c_t.
+SNR(t~) = a_t^2/c_t^2 = SNR_t - SNR_T (Proposition 2). Between the pre-trained steps, t~ is interpolated linearly in
+sqrt(SNR). Any pre-trained schedule will do that goes down, to zero or not (see `schedule.ddpm_alphas_cumprod`).
 
 Edges. Near t = 0 the bridge's sqrt(SNR) exceeds that of the pre-trained grid's first entry. The authors'
 code bases treat this differently, and a model must be sampled with the convention it was tuned with:
@@ -35,7 +36,7 @@ def aligned_timesteps(table: BridgeTable, alphas_cumprod: Tensor, edge: Edge = "
     alphas_cumprod = alphas_cumprod.double()
     if not bool((alphas_cumprod.diff() < 0).all()):
         raise ValueError("alphas_cumprod must decrease from step to step, or t~ would not be unique")
-    bridge = table.a / table.c
+    bridge = table.root_snr
     pretrained = (alphas_cumprod / (1 - alphas_cumprod)).sqrt()
     if edge == "cogvideox":
         pretrained[0] += bridge.max()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.bridge.alignment import network_input
 from pipeline.bridge.schedule import BridgeTable
-from pipeline.bridge.targets import eps_psi, q_sample
+from pipeline.bridge.targets import Target, Weighting, loss_weight, q_sample, target_of
 
 # denoise(z, t): latent (B, F, C, h, w) and timestep (B,) on the scale 0..999 -> prediction (B, F, C, h, w).
 # The closure holds whatever conditions the network: image, class or text, guidance.
@@ -31,19 +31,29 @@ def bridge_loss(
     index: Tensor,
     noise: Tensor,
     aligned_t: Tensor | None = None,
+    target: Target = "noise",
+    weighting: Weighting = "uniform",
 ) -> Tensor:
     """E || denoise - eps_psi ||^2 (eq. 17), (B,). z0, prior, noise (B, F, C, h, w); index (B,) int64.
 
-    With `aligned_t` (N,) the network sees (z~_t, t~) (SAF, eq. 24); its target stays the same.
+    With `aligned_t` (N,) the network sees (z~_t, t~) (SAF, eq. 24); its target stays the same. `target` names another
+    parametrisation than eps_psi, `weighting` the weight over time (see `targets`).
     """
     z_t = q_sample(z0, prior, noise, table, index)
     z, t = network_input(z_t, prior, table, index, aligned_t)
-    return per_sample_mse(denoise(z, t), eps_psi(z_t, z0, table, index))
+    error = per_sample_mse(denoise(z, t), target_of(target, z_t, z0, noise, table, index))
+    return error * loss_weight(target, weighting, table, index).to(error)
 
 
-def diffusion_loss(denoise: Denoise, alphas_cumprod: Tensor, z0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-    """DDPM's E || denoise - eps ||^2, (B,): z_t = sqrt(abar) z_0 + sqrt(1 - abar) eps at index (B,)."""
+def diffusion_loss(
+    denoise: Denoise, alphas_cumprod: Tensor, z0: Tensor, index: Tensor, noise: Tensor, target: Target = "noise"
+) -> Tensor:
+    """DDPM's E || denoise - eps ||^2, (B,): z_t = sqrt(abar) z_0 + sqrt(1 - abar) eps at index (B,).
+
+    target v asks for sqrt(abar) eps - sqrt(1 - abar) z_0 (Salimans & Ho 2022), z0 for the clip.
+    """
     dtype = torch.promote_types(z0.dtype, torch.float32)
     abar = alphas_cumprod[index].view(-1, *(1,) * (z0.dim() - 1))
     signal, deviation = (root.sqrt().to(z0.device, dtype) for root in (abar, 1 - abar))
-    return per_sample_mse(denoise(signal * z0 + deviation * noise, index.to(z0.device, dtype)), noise.to(dtype))
+    wanted = {"noise": noise, "v": signal * noise - deviation * z0, "z0": z0}[target]
+    return per_sample_mse(denoise(signal * z0 + deviation * noise, index.to(z0.device, dtype)), wanted.to(dtype))

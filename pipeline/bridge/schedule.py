@@ -4,16 +4,77 @@ Symbols as in the paper: z_t = a_t z_0 + b_t z_T + c_t eps, with
 a_t = alpha_t (1 - SNR_T/SNR_t), b_t = (SNR_T/SNR_t)(alpha_t/alpha_T), c_t^2 = sigma_t^2 (1 - SNR_T/SNR_t),
 SNR_t = alpha_t^2 / sigma_t^2. rho_t = sigma_t/alpha_t = SNR_t^(-1/2) is what the authors' code calls sigma.
 
-T = 1 is not a point of the grid t_i = (i+1)/(N+1): at the last index b is 0.998, not 1, and c is not 0.
+A `Schedule` is continuous, t in [0, T], T = 1; a `BridgeTable` is a schedule at given times, in float64: on the grid
+that a network is trained on, or anywhere. The authors' grid t_i = (i+1)/(N+1) has neither end: at its last index b is
+0.998, not 1, and c is not 0. At the ends themselves a, b, c are 1, 0, 0 (t = 0) and 0, 1, 0 (t = T).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import jvp
+
+Function = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha_t and sigma_t^2 of the diffusion dz = f z dt + g dw under the bridge: float64 functions of t in [0, 1].
+
+    alpha(0) = 1 and sigma2(0) = 0; SNR decreases. Any such pair makes a bridge (eq. 10 to 12).
+    """
+
+    alpha: Function
+    sigma2: Function
+
+    def f(self, t: Tensor) -> Tensor:
+        """Drift f_t = d log(alpha_t) / dt, of t's shape."""
+        return _derivative(lambda s: self.alpha(s).log(), t)
+
+    def g2(self, t: Tensor) -> Tensor:
+        """Squared diffusion g_t^2 = d sigma_t^2 / dt - 2 f_t sigma_t^2, of t's shape."""
+        return _derivative(self.sigma2, t) - 2 * self.f(t) * self.sigma2(t)
+
+
+def _derivative(function: Function, t: Tensor) -> Tensor:
+    derivative: Tensor = jvp(function, (t,), (torch.ones_like(t),))[1]
+    return derivative
+
+
+def gmax(beta0: float = 0.01, beta1: float = 50.0) -> Schedule:
+    """The paper's schedule: alpha = 1, g_t^2 from beta0 to beta1, so sigma_t^2 = (beta1 - beta0) t^2/2 + beta0 t.
+
+    sigma_T^2 = (beta0 + beta1)/2, so SNR_T is not zero. Raises ValueError.
+    """
+    _check_betas("gmax", beta0, beta1)
+    return Schedule(alpha=torch.ones_like, sigma2=lambda t: (beta1 - beta0) * t**2 / 2 + beta0 * t)
+
+
+def vp(beta0: float = 0.01, beta1: float = 20.0) -> Schedule:
+    """Variance preserving with linear betas (Song et al. 2021): f_t = -beta_t/2, g_t^2 = beta_t from beta0 to beta1.
+
+    alpha_t^2 = exp(-B_t), sigma_t^2 = 1 - alpha_t^2 with B_t the integral of beta. On the grid of 1000 points,
+    beta0 = 0.1 and beta1 = 20 are DDPM's linear betas 1e-4 .. 2e-2. Raises ValueError.
+    """
+    _check_betas("vp", beta0, beta1)
+
+    def integral(t: Tensor) -> Tensor:
+        return beta0 * t + (beta1 - beta0) * t**2 / 2
+
+    return Schedule(alpha=lambda t: (-integral(t) / 2).exp(), sigma2=lambda t: -torch.expm1(-integral(t)))
+
+
+def _check_betas(name: str, beta0: float, beta1: float) -> None:
+    if not 0 < beta0 <= beta1:
+        raise ValueError(f"{name} needs 0 < beta0 <= beta1, not {beta0=}, {beta1=}")
+
+
+SCHEDULES = {"gmax": gmax, "vp": vp}
 
 
 class Coefficients(NamedTuple):
@@ -28,7 +89,7 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class BridgeTable:
-    """A bridge on its discrete grid: every tensor is (N,) float64, but the end point's, which are 0-d.
+    """A bridge at N times: every tensor is (N,) float64, but the end point's, which are 0-d.
 
     The tensors live on the CPU until `to` moves them; an index on the CPU works with either.
     """
@@ -39,6 +100,8 @@ class BridgeTable:
     a: Tensor
     b: Tensor
     c: Tensor
+    f: Tensor
+    g2: Tensor
     alpha_T: Tensor
     sigma_T: Tensor
 
@@ -49,6 +112,14 @@ class BridgeTable:
     def rho(self) -> Tensor:
         """rho_t = sigma_t / alpha_t = SNR_t^(-1/2), (N,)."""
         return self.sigma / self.alpha
+
+    @property
+    def root_snr(self) -> Tensor:
+        """a_t / c_t, (N,): sqrt(SNR) of the bridge without its prior (Proposition 2), 0 at T, infinite at 0.
+
+        As sqrt(SNR_t - SNR_T), where a_t/c_t would be 0/0.
+        """
+        return (1 / self.rho**2 - (self.alpha_T / self.sigma_T) ** 2).clamp(min=0).sqrt()
 
     def to(self, device: torch.device | str) -> BridgeTable:
         """The same table on another device."""
@@ -74,36 +145,68 @@ class BridgeTable:
         )
 
 
-def bridge_table(t: Tensor, alpha: Tensor, sigma: Tensor, alpha_T: Tensor, sigma_T: Tensor) -> BridgeTable:
-    """Eq. 12's coefficients for a schedule on any grid: t, alpha, sigma (N,), alpha_T and sigma_T 0-d."""
-    ratio = (sigma / alpha) ** 2 / (sigma_T / alpha_T) ** 2  # SNR_T / SNR_t
+def tabulate(schedule: Schedule, t: Tensor) -> BridgeTable:
+    """Eq. 12's coefficients of a schedule at times t (N,) in [0, 1], ascending; the ends are exact."""
+    t = t.double()
+    if t.dim() != 1 or not bool(((t >= 0) & (t <= 1)).all()) or not bool((t.diff() > 0).all()):
+        raise ValueError(f"times must ascend inside 0..1, shape (N,), not {t}; a bridge ends at T = 1")
+    end = torch.ones((), dtype=torch.float64)
+    alpha, sigma2, alpha_T, sigma2_T = schedule.alpha(t), schedule.sigma2(t), schedule.alpha(end), schedule.sigma2(end)
+    ratio = sigma2 / alpha**2 / (sigma2_T / alpha_T**2)  # SNR_T / SNR_t
     a = alpha * (1 - ratio)
     b = ratio * alpha / alpha_T
-    c = sigma * (1 - ratio).sqrt()
-    return BridgeTable(t, alpha, sigma, a, b, c, alpha_T, sigma_T)
+    c = (sigma2 * (1 - ratio)).sqrt()
+    return BridgeTable(t, alpha, sigma2.sqrt(), a, b, c, schedule.f(t), schedule.g2(t), alpha_T, sigma2_T.sqrt())
+
+
+def bridge_grid(schedule: Schedule, steps: int = 1000) -> BridgeTable:
+    """The grid of the authors' code: t_i = (i+1)/(steps+1), i = 0..steps-1."""
+    if steps < 2:
+        raise ValueError(f"a bridge's grid needs 2 points or more, not {steps}")
+    return tabulate(schedule, torch.arange(1, steps + 1, dtype=torch.float64) / (steps + 1))
 
 
 def gmax_table(beta0: float = 0.01, beta1: float = 50.0, steps: int = 1000) -> BridgeTable:
-    """Schedule "gmax": alpha = 1, sigma_t^2 = (beta1 - beta0) t^2/2 + beta0 t.
+    """The paper's bridge on the authors' grid."""
+    return bridge_grid(gmax(beta0, beta1), steps)
 
-    T = 1, so sigma_T^2 = (beta0 + beta1)/2 and SNR_T is not zero. Grid of the authors' code:
-    t_i = (i+1)/(steps+1), i = 0..steps-1.
+
+def ddpm_alphas_cumprod(
+    beta_start: float = 1e-4,
+    beta_end: float = 2e-2,
+    steps: int = 1000,
+    scaled: bool = False,
+    snr_shift: float = 1.0,
+    zero_terminal_snr: bool = False,
+) -> Tensor:
+    """A pre-trained diffusion model's cumulative product of alphas, (steps,) float64, descending.
+
+    Betas linear (DDPM), or linear in their root: `scaled` (Latent Diffusion). `snr_shift` s divides every SNR by s
+    (CogVideoX: 3); `zero_terminal_snr` moves and scales sqrt(alphas_cumprod) so that the last is 0 and the first stays
+    (Lin et al. 2024, algorithm 1). CogVideoX-2B: 0.00085, 0.012, scaled, 3.0, zero terminal SNR.
     """
-    if not (0 < beta0 <= beta1 and steps >= 2):
-        raise ValueError(f"gmax needs 0 < beta0 <= beta1 and steps >= 2, not {beta0=}, {beta1=}, {steps=}")
-    t = torch.arange(1, steps + 1, dtype=torch.float64) / (steps + 1)
-    sigma = ((beta1 - beta0) * t**2 / 2 + beta0 * t).sqrt()
-    sigma_T = torch.tensor((beta0 + beta1) / 2, dtype=torch.float64).sqrt()
-    return bridge_table(t, torch.ones_like(t), sigma, torch.ones_like(sigma_T), sigma_T)
+    power = 2 if scaled else 1
+    betas = torch.linspace(beta_start ** (1 / power), beta_end ** (1 / power), steps, dtype=torch.float64) ** power
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    alphas_cumprod = alphas_cumprod / (snr_shift + (1 - snr_shift) * alphas_cumprod)
+    if zero_terminal_snr:
+        root = alphas_cumprod.sqrt()
+        alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return alphas_cumprod
 
 
-def linear_alphas_cumprod(beta_start: float = 1e-4, beta_end: float = 2e-2, steps: int = 1000) -> Tensor:
-    """The pre-trained DDPM's cumulative product of alphas for linearly spaced betas, (steps,) float64."""
-    return torch.cumprod(1 - torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), dim=0)
+def sampling_indices(steps: int, grid: int = 1000, spacing: str = "uniform") -> Tensor:
+    """Grid indices that a sampler of `steps` steps visits, (steps,) int64, from grid - 1 down to 0.
 
-
-def sampling_indices(steps: int, grid: int = 1000) -> Tensor:
-    """Grid indices that a sampler of `steps` steps visits, (steps,) int64, from grid - 1 down to 0."""
+    uniform     evenly spaced, as in the authors' code;
+    quadratic   denser towards the clip: evenly spaced in the root of time.
+    """
     if not 1 <= steps <= grid:
         raise ValueError(f"a sampler on a grid of {grid} points takes 1 to {grid} steps, not {steps}")
-    return torch.linspace(grid - 1, 0, steps, dtype=torch.float64).round().long()
+    if spacing not in ("uniform", "quadratic"):
+        raise ValueError(f"spacing {spacing!r} is not known; choose uniform or quadratic")
+    if spacing == "uniform" or steps == 1:
+        return torch.linspace(grid - 1, 0, steps, dtype=torch.float64).round().long()
+    roots = torch.linspace(grid**0.5, 1, steps, dtype=torch.float64)
+    least = torch.arange(steps - 1, -1, -1)  # near 0 neighbours would share a point: each takes the next free one
+    return torch.maximum((roots**2).round().long() - 1, least)

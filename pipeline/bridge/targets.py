@@ -1,10 +1,22 @@
-"""What the bridge's network is asked for, and the forward process that makes its input (eq. 12 and 17)."""
+"""What the bridge's network is asked for, and the forward process that makes its input (eq. 12 and 17).
+
+Three parametrisations of one clean estimate, each with its inversion:
+  noise   eps_psi = (z_t - alpha_t z_0) / sigma_t, the paper's (eq. 17)
+  v       (a_t eps - c_t z_0) / sqrt(a_t^2 + c_t^2): v of the aligned latent (eq. 24), what CogVideoX was trained for
+  z0      the clip itself
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 from pipeline.bridge.schedule import BridgeTable
+
+Target = Literal["noise", "v", "z0"]
+Weighting = Literal["uniform", "noise"]
 
 
 def q_sample(z0: Tensor, prior: Tensor, noise: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
@@ -23,3 +35,65 @@ def z0_from_eps_psi(z_t: Tensor, eps: Tensor, table: BridgeTable, index: Tensor)
     """Eq. 17 solved for the clean latent: z_0 = (z_t - sigma_t eps_psi) / alpha_t, (B, F, C, h, w)."""
     k = table.at(index, z_t)
     return (z_t - k.sigma * eps) / k.alpha
+
+
+def bridge_v(z0: Tensor, noise: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
+    """v of the aligned latent: (a_t eps - c_t z_0) / sqrt(a_t^2 + c_t^2), (B, F, C, h, w)."""
+    k = table.at(index, z0)
+    return (k.a * noise - k.c * z0) / torch.hypot(k.a, k.c)
+
+
+def z0_from_v(z_t: Tensor, prior: Tensor, v: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
+    """`bridge_v` solved for z_0 = (a_t z~_t - c_t v) / sqrt(a_t^2 + c_t^2), z~_t as in eq. 24."""
+    k = table.at(index, z_t)
+    norm = torch.hypot(k.a, k.c)
+    return (k.a * (z_t - k.b * prior) / norm - k.c * v) / norm
+
+
+def target_of(kind: Target, z_t: Tensor, z0: Tensor, noise: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
+    """What a network of this parametrisation should answer for z_t, (B, F, C, h, w)."""
+    if kind == "v":
+        return bridge_v(z0, noise, table, index)
+    return z0 if kind == "z0" else eps_psi(z_t, z0, table, index)
+
+
+def clean_of(kind: Target, z_t: Tensor, prior: Tensor, prediction: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
+    """The clean estimate z0_hat (B, F, C, h, w) in a network's prediction."""
+    if kind == "v":
+        return z0_from_v(z_t, prior, prediction, table, index)
+    return prediction if kind == "z0" else z0_from_eps_psi(z_t, prediction, table, index)
+
+
+def loss_weight(kind: Target, weighting: Weighting, table: BridgeTable, index: Tensor) -> Tensor:
+    """Factor of each sample's squared error, (B,) float64: 1 (uniform), or what makes it eq. 17's (noise).
+
+    An error d of eps_psi is one of d sigma_t/alpha_t in z_0 and of d sigma_t sqrt(a_t^2 + c_t^2)/(alpha_t c_t) in v.
+    For gmax and v the factor is a_t/(a_t^2 + c_t^2), the authors' CogVideoX weight.
+    """
+    alpha, sigma, a, c = (column[index] for column in (table.alpha, table.sigma, table.a, table.c))
+    if weighting == "uniform" or kind == "noise":
+        return torch.ones_like(alpha)
+    clean = (alpha / sigma) ** 2
+    return clean if kind == "z0" else clean * c**2 / (a**2 + c**2)
+
+
+def h_transform(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
+    """Eq. 15, corrected: h = grad log p(z_T | z_t) with respect to z_t, (B, F, C, h, w).
+
+    With r = alpha_T/alpha_t, h = r (z_T - r z_t) / (sigma_T^2 - r^2 sigma_t^2). As printed, eq. 15 has the opposite
+    sign and lacks the factor r (see docs/mathematics.md).
+    """
+    k = table.at(index, z_t)
+    r = table.alpha_T.to(k.alpha) / k.alpha
+    variance = (table.sigma_T**2 - (table.alpha_T / table.alpha * table.sigma) ** 2)[index].to(k.alpha)
+    return r * (prior - r * z_t) / variance.view_as(r)
+
+
+def score_from_eps_psi(z_t: Tensor, prior: Tensor, eps: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
+    """Eq. 16: grad log q(z_t | z_T) = h - eps_psi / sigma_t, (B, F, C, h, w)."""
+    return h_transform(z_t, prior, table, index) - eps / table.at(index, z_t).sigma
+
+
+def eps_psi_from_score(z_t: Tensor, prior: Tensor, score: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
+    """Eq. 16 solved for the network's output: eps_psi = sigma_t (h - score)."""
+    return table.at(index, z_t).sigma * (h_transform(z_t, prior, table, index) - score)

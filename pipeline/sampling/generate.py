@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps
-from pipeline.bridge.samplers import ddim, sde_first_order
-from pipeline.bridge.schedule import BridgeTable, gmax_table, linear_alphas_cumprod, sampling_indices
+from pipeline.bridge.samplers import bridge_clean, ddim, diffusion_clean, sde_first_order
+from pipeline.bridge.schedule import BridgeTable, ddpm_alphas_cumprod, gmax_table, sampling_indices
 from pipeline.models.build import class_indices, load_model, load_prior
 from pipeline.models.conditioning import guided
 from pipeline.models.image_to_video import ImageToVideo
@@ -165,7 +165,7 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
     model, prior, prior_classes = load_networks(exports)
     bridge = exports.bridge
     table = gmax_table(bridge.beta0, bridge.beta1)
-    alphas_cumprod = linear_alphas_cumprod(bridge.pretrained_beta_start, bridge.pretrained_beta_end)
+    alphas_cumprod = ddpm_alphas_cumprod(bridge.pretrained_beta_start, bridge.pretrained_beta_end)
     return Sampler(
         exports=exports,
         model=model.to(device),
@@ -212,9 +212,11 @@ def generate(sampler: Sampler, image_latent: Tensor, labels: list[str], keys: li
     indices = sampling_indices(sampler.steps)
     noise = noise_of_keys(seed, keys, prior.shape[1:], sampler.device)
     if sampler.exports.bridge.process == "bridge":
-        clip = sde_first_order(denoise, sampler.table, prior, indices, noise, sampler.aligned_t)
+        clip = sde_first_order(
+            bridge_clean(denoise, sampler.table, prior, sampler.aligned_t), sampler.table, prior, indices, noise
+        )
     else:
-        clip = ddim(denoise, sampler.alphas_cumprod, noise(0), indices)
+        clip = ddim(diffusion_clean(denoise, sampler.alphas_cumprod), sampler.alphas_cumprod, noise(0), indices)
     return Generated(clip, prior)
 
 

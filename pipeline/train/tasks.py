@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline.bridge.alignment import aligned_timesteps
 from pipeline.bridge.loss import bridge_loss, diffusion_loss, per_sample_mse
-from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
+from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
 from pipeline.data.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior, class_indices
 from pipeline.models.image_to_video import ImageToVideo
@@ -59,7 +59,7 @@ def finetune_task(
 ) -> Task:
     """The loss of bridge.process. `frozen` is the neural prior, without it the image is replicated; `same_classes`
     gives the prior's index of each of the model's classes, as the prior may know them in another order."""
-    alphas_cumprod = linear_alphas_cumprod(bridge.pretrained_beta_start, bridge.pretrained_beta_end)
+    alphas_cumprod = ddpm_alphas_cumprod(bridge.pretrained_beta_start, bridge.pretrained_beta_end)
     table = gmax_table(bridge.beta0, bridge.beta1)
     aligned_t = aligned_timesteps(table, alphas_cumprod) if bridge.saf else None
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pipeline.bridge.alignment import Edge, align, aligned_timesteps, network_input
-from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
+from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
 from pipeline.bridge.targets import q_sample
 
 TABLE = gmax_table()
-ALPHAS_CUMPROD = linear_alphas_cumprod()
+ALPHAS_CUMPROD = ddpm_alphas_cumprod()
 
 
 def test_aligned_latent_is_not_the_diffusion_models() -> None:
@@ -45,7 +45,7 @@ def test_edge_conventions_are_the_same_or_differ_beyond_the_edge() -> None:
 
 
 def test_bridge_below_the_pretrained_grid_is_not_its_last_step() -> None:
-    short = linear_alphas_cumprod(steps=100)
+    short = ddpm_alphas_cumprod(steps=100)
     assert aligned_timesteps(TABLE, short)[-1] == 99
 
 

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps
 from pipeline.bridge.loss import bridge_loss, diffusion_loss
-from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
+from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
 from pipeline.bridge.targets import eps_psi, q_sample
 
 TABLE = gmax_table()
-ALPHAS_CUMPROD = linear_alphas_cumprod()
+ALPHAS_CUMPROD = ddpm_alphas_cumprod()
 ALIGNED = aligned_timesteps(TABLE, ALPHAS_CUMPROD)
 INDEX = torch.tensor([10, 990])
 Z0, PRIOR, NOISE = torch.randn(3, 2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))

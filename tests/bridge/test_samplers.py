@@ -1,19 +1,44 @@
-"""Samplers against data whose best denoiser and marginals are known in closed form, and their contracts."""
+"""Samplers against data whose best denoiser, marginals and flow are known in closed form, and their contracts."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
+from gaussian_bridge import DEVIATION, MEAN, PRIOR, best_clean, flow, impulse_moments, moments, order
 from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps
-from pipeline.bridge.samplers import ddim, sde_first_order
-from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod, sampling_indices
+from pipeline.bridge.samplers import (
+    bridge_clean,
+    dbim,
+    ddim,
+    diffusion_clean,
+    ode_first_order,
+    ode_second_order,
+    sde_first_order,
+    stochastic_heun,
+)
+from pipeline.bridge.schedule import (
+    BridgeTable,
+    ddpm_alphas_cumprod,
+    gmax,
+    gmax_table,
+    sampling_indices,
+    tabulate,
+    vp,
+)
+from pipeline.bridge.targets import eps_psi
 
 TABLE = gmax_table()
-ALPHAS_CUMPROD = linear_alphas_cumprod()
-MEAN, DEVIATION, PRIOR = 0.5, 0.8, 2.0
+ALPHAS_CUMPROD = ddpm_alphas_cumprod()
 SHAPE = (1, 4, 5, 50, 50)
+# 10000 points with T itself the last: fine enough for 640 steps, and no error of a bridge that ends before T
+N = 10000
+FINE = {
+    name: tabulate(s, torch.arange(1, N + 1, dtype=torch.float64) / N) for name, s in (("gmax", gmax()), ("vp", vp()))
+}
+START, END = 9500, 499  # t = 0.95 and 0.05
+ONE = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
 
 
 def drawn(seed: int) -> Callable[[int], Tensor]:
@@ -21,11 +46,10 @@ def drawn(seed: int) -> Callable[[int], Tensor]:
     return lambda k: torch.randn(SHAPE, generator=generator)
 
 
-def gaussian_denoiser(z: Tensor, t: Tensor) -> Tensor:
-    """eps_psi of the best estimate E[z0 | z_t, z_T] when z0 ~ N(MEAN, DEVIATION^2) whatever the prior."""
-    a, b, c, sigma = (float(column[int(t[0])]) for column in (TABLE.a, TABLE.b, TABLE.c, TABLE.sigma))
-    gain = a * DEVIATION**2 / (a**2 * DEVIATION**2 + c**2)
-    return (z - (MEAN + gain * (z - a * MEAN - b * PRIOR))) / sigma
+def gaussian_denoiser(table: BridgeTable) -> Callable[[Tensor, Tensor], Tensor]:
+    """The best estimate as a network's eps_psi."""
+    clean = best_clean(table)
+    return lambda z, t: eps_psi(z, clean(z, t[0].long()), table, t.long())
 
 
 def gaussian_eps(z: Tensor, t: Tensor) -> Tensor:
@@ -35,21 +59,119 @@ def gaussian_eps(z: Tensor, t: Tensor) -> Tensor:
     return (z - abar**0.5 * (MEAN + gain * (z - abar**0.5 * MEAN))) / (1 - abar) ** 0.5
 
 
+def path(steps: int, *first: int) -> Tensor:
+    """Even steps from START to END, after the indices `first`."""
+    even = torch.linspace(first[-1] if first else START, END, steps + 1, dtype=torch.float64).round().long()
+    return torch.cat([torch.tensor(first[:-1], dtype=torch.int64), even])
+
+
+def last_latent(sampler: Callable[..., Tensor], *arguments: object, **named: object) -> Tensor:
+    """z at the last index of the path, which the sampler itself goes beyond."""
+    seen: list[Tensor] = []
+    sampler(*arguments, **named, callback=lambda k, z, z0: seen.append(z))
+    return seen[-1]
+
+
+@pytest.mark.parametrize("schedule", FINE)
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [(ode_first_order, 1), (ode_second_order, 2), (stochastic_heun, 2)],
+    ids=lambda x: str(x)[:24],
+)
+def test_ode_sampler_is_of_lower_order(sampler: Callable[..., Tensor], expected: int, schedule: str) -> None:
+    table = FINE[schedule]
+    prior, truth = PRIOR * ONE, flow(table, PRIOR * ONE, START, END)
+    more = {"noise": None, "churn": 0.0} if sampler is stochastic_heun else {}
+    counts = [40, 80, 160, 320]
+    errors = [
+        abs(float(last_latent(sampler, best_clean(table), table, prior, path(n), **more) - truth)) for n in counts
+    ]
+    assert order(errors, counts) > expected - 0.1
+
+
+@pytest.mark.parametrize("schedule", FINE)
+@pytest.mark.parametrize("expected", [1, 2, 3])
+def test_dbim_is_of_lower_order(expected: int, schedule: str) -> None:
+    table = FINE[schedule]
+    clean, prior = best_clean(table), PRIOR * ONE
+    booted = table.a[START] * clean(prior, torch.tensor(N - 1)) + table.b[START] * prior + table.c[START]
+    truth = flow(table, booted, START, END)
+    # its first steps are of lower order, for want of a history: made tiny, they do not hide the order of the rest
+    first = (N - 1, *range(START, START - 2 * expected, -2))
+    counts = [160, 320, 640]
+    errors = []
+    for n in counts:
+        z = last_latent(dbim, clean, table, prior, path(n, *first), lambda k: ONE, order=expected)
+        errors.append(abs(float(z - truth)))
+    assert order(errors, counts) > expected - 0.2
+    assert errors[-1] < {1: 3e-3, 2: 3e-5, 3: 1e-6}[expected]
+
+
+@pytest.mark.parametrize("schedule", FINE)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, None])
+def test_stochastic_samplers_miss_the_exact_moments(eta: float | None, schedule: str) -> None:
+    """Mean exact at any number of steps, variance with order 1; eta None is DDBM's sampler."""
+    table = FINE[schedule]
+    counts, errors = [40, 80, 160], []
+    mean, variance = moments(table, END)
+    for n in counts:
+        indices = path(n, N - 1)
+
+        def sample(prior: Tensor, noise: Callable[[int], Tensor], indices: Tensor = indices) -> Tensor:
+            if eta is None:
+                return last_latent(stochastic_heun, best_clean(table), table, prior, indices[1:], noise)
+            return last_latent(dbim, best_clean(table), table, prior, indices, noise, eta=eta)
+
+        found = impulse_moments(sample, n)
+        assert abs(found[0] - mean) < (1e-9 if eta is not None else 0.2)
+        errors.append(abs(found[1] - variance))
+    if eta is not None:
+        assert order(errors, counts) > 0.85
+    assert errors[-1] < 0.15 * variance
+
+
+def test_dbim_of_eta_one_is_not_the_first_order_sde() -> None:
+    indices = sampling_indices(9)
+    prior = PRIOR * ONE.expand(2, 3, 1, 2, 2)
+    noises = torch.randn(9, *prior.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    one = dbim(best_clean(FINE["gmax"]), FINE["gmax"], prior, indices + N - 1000, lambda k: noises[k], eta=1.0)
+    other = sde_first_order(best_clean(FINE["gmax"]), FINE["gmax"], prior, indices + N - 1000, lambda k: noises[k])
+    torch.testing.assert_close(one, other)
+
+
+def test_first_order_ode_is_not_bridge_tts() -> None:
+    """Their proposition 3.2, with sigma-bar^2 = rho_T^2 - rho_t^2 and alpha = 1."""
+    s, t, z0, z, prior = 900, 500, 0.3, 1.7, PRIOR
+    rho_s, rho_t, rho_T = float(TABLE.rho[s]), float(TABLE.rho[t]), float(TABLE.sigma_T)
+    bar_s, bar_t = (rho_T**2 - rho_s**2) ** 0.5, (rho_T**2 - rho_t**2) ** 0.5
+    expected = rho_t * bar_t / (rho_s * bar_s) * z
+    expected += (bar_t**2 - bar_s * rho_t * bar_t / rho_s) / rho_T**2 * z0
+    expected += (rho_t**2 - rho_s * rho_t * bar_t / bar_s) / rho_T**2 * prior
+    seen: list[Tensor] = []
+    # two steps: the first brings z to s, where the second starts
+    clean = [lambda z, k: z0 * ONE]
+    ode_first_order(
+        clean[0], TABLE, prior * ONE, torch.tensor([s, t]), callback=lambda k, latent, estimate: seen.append(latent)
+    )
+    shift = rho_t * bar_t / (rho_s * bar_s) * (z - prior)
+    assert float(seen[1]) == pytest.approx(expected - shift)
+
+
 def test_bridge_marginals_are_not_those_of_the_forward_process() -> None:
     indices = sampling_indices(200)
     visited: dict[int, Tensor] = {}
+    prior = torch.full(SHAPE, PRIOR)
     z0 = sde_first_order(
-        gaussian_denoiser,
+        bridge_clean(gaussian_denoiser(TABLE), TABLE, prior),
         TABLE,
-        torch.full(SHAPE, PRIOR),
+        prior,
         indices,
         drawn(0),
         callback=lambda k, z, estimate: visited.update({int(indices[k]): z}),
     )
     for index in (int(indices[k]) for k in (40, 100, 160, 190)):
-        a, b, c = (float(column[index]) for column in (TABLE.a, TABLE.b, TABLE.c))
-        variance = a**2 * DEVIATION**2 + c**2
-        assert abs(visited[index].mean().item() - (a * MEAN + b * PRIOR)) < 0.03
+        mean, variance = moments(TABLE, index)
+        assert abs(visited[index].mean().item() - mean) < 0.03
         assert abs(visited[index].var().item() / variance - 1) < 0.05
     assert abs(z0.mean().item() - MEAN) < 0.03
     assert abs(z0.std().item() / DEVIATION - 1) < 0.03
@@ -58,26 +180,38 @@ def test_bridge_marginals_are_not_those_of_the_forward_process() -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_does_not_give_the_data(eta: float) -> None:
     start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    z0 = ddim(gaussian_eps, ALPHAS_CUMPROD, start, sampling_indices(200), drawn(2), eta)
+    clean = diffusion_clean(gaussian_eps, ALPHAS_CUMPROD)
+    z0 = ddim(clean, ALPHAS_CUMPROD, start, sampling_indices(200), drawn(2), eta)
     assert abs(z0.mean().item() - MEAN) < 0.03
     assert abs(z0.std().item() / DEVIATION - 1) < 0.03
 
 
+def test_diffusion_networks_of_other_targets_give_another_estimate() -> None:
+    z0, eps, s = 0.3 * ONE, -1.2 * ONE, torch.tensor(700)
+    signal, deviation = ALPHAS_CUMPROD[s].sqrt(), (1 - ALPHAS_CUMPROD[s]).sqrt()
+    z = signal * z0 + deviation * eps
+    for target, answer in (("noise", eps), ("v", signal * eps - deviation * z0), ("z0", z0)):
+        clean = diffusion_clean(lambda z, t, answer=answer: answer, ALPHAS_CUMPROD, target)
+        torch.testing.assert_close(clean(z, s), z0)
+
+
 def test_one_step_is_not_the_first_estimate() -> None:
     prior = torch.full((2, 1, 1, 1, 1), PRIOR)
-    z0 = sde_first_order(lambda z, t: torch.zeros_like(z), TABLE, prior, sampling_indices(1), noise=lambda k: prior)
+    clean = bridge_clean(lambda z, t: torch.zeros_like(z), TABLE, prior)
+    z0 = sde_first_order(clean, TABLE, prior, sampling_indices(1), noise=lambda k: prior)
     torch.testing.assert_close(z0, prior)
 
 
-def test_noise_is_asked_at_the_last_step() -> None:
+@pytest.mark.parametrize("sampler", [sde_first_order, stochastic_heun, dbim])
+def test_noise_is_asked_at_the_last_step(sampler: Callable[..., Tensor]) -> None:
     asked: list[int] = []
 
     def noise(k: int) -> Tensor:
         asked.append(k)
         return torch.zeros(1, 1, 1, 1, 1)
 
-    sde_first_order(lambda z, t: z, TABLE, torch.ones(1, 1, 1, 1, 1), sampling_indices(4), noise)
-    assert asked == [0, 1, 2]
+    sampler(lambda z, s: z, TABLE, torch.ones(1, 1, 1, 1, 1), sampling_indices(4), noise)
+    assert asked == ([0] if sampler is dbim else [0, 1, 2])  # eta = 0: after the start, nothing is drawn
 
 
 def test_aligned_sampler_shows_the_network_the_bridges_own_time() -> None:
@@ -90,15 +224,15 @@ def test_aligned_sampler_shows_the_network_the_bridges_own_time() -> None:
         return z
 
     prior = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
-    sde_first_order(network, TABLE, prior, indices, lambda k: torch.zeros_like(prior), aligned_t)
+    clean = bridge_clean(network, TABLE, prior, aligned_t)
+    sde_first_order(clean, TABLE, prior, indices, lambda k: torch.zeros_like(prior))
     assert seen == aligned_t[indices].tolist()
 
 
 def test_half_precision_prior_accumulates_in_half_precision() -> None:
     prior = torch.ones(1, 1, 1, 1, 1, dtype=torch.bfloat16)
-    z0 = sde_first_order(
-        lambda z, t: z.bfloat16(), TABLE, prior, sampling_indices(3), lambda k: torch.zeros_like(prior)
-    )
+    clean = bridge_clean(lambda z, t: z.bfloat16(), TABLE, prior)
+    z0 = sde_first_order(clean, TABLE, prior, sampling_indices(3), lambda k: torch.zeros_like(prior))
     assert z0.dtype == torch.float32
 
 
@@ -112,6 +246,17 @@ def test_path_that_does_not_go_down_is_accepted(indices: list[int]) -> None:
 def test_stochastic_ddim_without_noise_is_accepted() -> None:
     with pytest.raises(ValueError, match="noise"):
         ddim(lambda z, t: z, ALPHAS_CUMPROD, torch.ones(1, 1, 1, 1, 1), sampling_indices(2), eta=1.0)
+
+
+@pytest.mark.parametrize(("wrong", "match"), [({"order": 4}, "order=4"), ({"order": 2, "eta": 0.5}, "eta 0")])
+def test_impossible_dbim_is_accepted(wrong: dict[str, float], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        dbim(lambda z, s: z, TABLE, ONE, sampling_indices(2), lambda k: ONE, **wrong)  # type: ignore[arg-type]
+
+
+def test_churn_of_the_whole_step_is_accepted() -> None:
+    with pytest.raises(ValueError, match="churn = 1"):
+        stochastic_heun(lambda z, s: z, TABLE, ONE, sampling_indices(2), lambda k: ONE, churn=1.0)
 
 
 def test_global_randomness_is_drawn() -> None:

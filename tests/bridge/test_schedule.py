@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod, sampling_indices
+from pipeline.bridge.schedule import (
+    BridgeTable,
+    Schedule,
+    bridge_grid,
+    ddpm_alphas_cumprod,
+    gmax,
+    gmax_table,
+    sampling_indices,
+    tabulate,
+    vp,
+)
 
 TABLE = gmax_table()
 
@@ -50,20 +60,73 @@ def test_a_timestep_is_taken_for_an_index() -> None:
         TABLE.at(torch.tensor([500.0]), torch.zeros(1, 1, 1, 1, 1))
 
 
+@pytest.mark.parametrize("schedule", [gmax(), vp()], ids=["gmax", "vp"])
+def test_ends_of_the_bridge_are_not_the_clip_and_the_prior(schedule: Schedule) -> None:
+    near = 1e-9
+    table = tabulate(schedule, torch.tensor([0, near, 1 - near, 1], dtype=torch.float64))
+    assert (table.a[0], table.b[0], table.c[0]) == (1, 0, 0)
+    assert (table.a[-1], table.b[-1], table.c[-1]) == (0, 1, 0)
+    # next to the ends, to first order in t and in 1 - t: d log(rho^2)/dt = g^2/sigma^2
+    g2_0, g2_T = table.g2[0], table.g2[-1]
+    torch.testing.assert_close(table.c[1] ** 2, g2_0 * near, rtol=1e-5, atol=0)
+    torch.testing.assert_close(table.c[2] ** 2, g2_T * near, rtol=1e-5, atol=0)
+    torch.testing.assert_close(table.a[2], table.alpha_T * g2_T / table.sigma_T**2 * near, rtol=1e-5, atol=0)
+    assert table.root_snr[-1] < 1e-8 and bool(table.root_snr[0].isinf())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "beta0", "beta1", "name"), [(gmax(), 0.01, 50.0, "gmax"), (vp(), 0.01, 20.0, "vp")]
+)
+def test_sde_of_the_schedule_is_another(schedule: Schedule, beta0: float, beta1: float, name: str) -> None:
+    t = torch.linspace(0, 1, 7, dtype=torch.float64)
+    beta = beta0 + (beta1 - beta0) * t
+    torch.testing.assert_close(schedule.g2(t), beta)
+    torch.testing.assert_close(schedule.f(t), -beta / 2 if name == "vp" else torch.zeros_like(t))
+
+
+def test_continuous_vp_is_not_ddpm_in_the_limit() -> None:
+    """Linear betas 1e-4 .. 2e-2 over N = 1000 steps are beta_t = 0.1 .. 20, to first order in 1/N."""
+    t = (torch.arange(1000, dtype=torch.float64) + 0.5) / 999.5
+    alpha2 = vp(0.1, 20.0).alpha(t) ** 2
+    assert float((alpha2 - ddpm_alphas_cumprod()).abs().max()) < 2e-3
+
+
+@pytest.mark.parametrize("table", [TABLE, bridge_grid(vp())], ids=["gmax", "vp"])
+def test_bridge_snr_is_not_the_difference_of_snrs(table: BridgeTable) -> None:
+    torch.testing.assert_close(table.a / table.c, table.root_snr, rtol=1e-9, atol=0)
+
+
+def test_times_outside_the_bridge_are_tabulated() -> None:
+    with pytest.raises(ValueError, match=r"inside 0\.\.1"):
+        tabulate(gmax(), torch.tensor([0.5, 1.1]))
+
+
 def test_schedule_of_impossible_betas_is_accepted() -> None:
     with pytest.raises(ValueError, match="beta0=50"):
         gmax_table(beta0=50, beta1=0.01)
 
 
 def test_pretrained_schedule_leaves_its_range() -> None:
-    alphas_cumprod = linear_alphas_cumprod()
+    alphas_cumprod = ddpm_alphas_cumprod()
     assert alphas_cumprod[0] == 1 - 1e-4
     assert 0 < alphas_cumprod[-1] < 1e-4
 
 
+def test_shifted_snrs_are_not_shifted() -> None:
+    plain, shifted = ddpm_alphas_cumprod(), ddpm_alphas_cumprod(snr_shift=3.0)
+    torch.testing.assert_close(plain / (1 - plain), 3 * shifted / (1 - shifted))
+
+
+def test_zero_terminal_snr_moves_the_first_step() -> None:
+    plain, rescaled = ddpm_alphas_cumprod(), ddpm_alphas_cumprod(zero_terminal_snr=True)
+    assert rescaled[-1] == 0
+    torch.testing.assert_close(rescaled[0], plain[0])
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "quadratic"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 250, 1000])
-def test_sampling_path_misses_an_end_or_repeats_a_point(steps: int) -> None:
-    indices = sampling_indices(steps)
+def test_sampling_path_misses_an_end_or_repeats_a_point(steps: int, spacing: str) -> None:
+    indices = sampling_indices(steps, spacing=spacing)
     assert len(indices) == steps
     assert indices[0] == 999
     assert steps == 1 or indices[-1] == 0

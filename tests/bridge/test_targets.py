@@ -1,11 +1,25 @@
 """The network's target and its inversion."""
 
+import pytest
 import torch
+from torch import Tensor
 
-from pipeline.bridge.schedule import gmax_table
-from pipeline.bridge.targets import eps_psi, q_sample, z0_from_eps_psi
+from pipeline.bridge.schedule import BridgeTable, bridge_grid, gmax_table, vp
+from pipeline.bridge.targets import (
+    Target,
+    clean_of,
+    eps_psi,
+    eps_psi_from_score,
+    h_transform,
+    loss_weight,
+    q_sample,
+    score_from_eps_psi,
+    target_of,
+    z0_from_eps_psi,
+)
 
 TABLE = gmax_table()
+VP = bridge_grid(vp())
 
 
 def test_inversion_does_not_give_the_clip_back() -> None:
@@ -32,3 +46,59 @@ def test_half_precision_clips_lose_the_target() -> None:
     index = torch.tensor([3])  # sigma is 0.02 here: rounding z_t to bfloat16 would leave nothing of the noise
     z_t = q_sample(z0, z0, noise, TABLE, index)
     assert abs(eps_psi(z_t, z0, TABLE, index).item() - 1) < 1e-3
+
+
+def latents(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    z0, prior, noise = torch.randn(3, count, 2, 1, 2, 2, generator=generator, dtype=torch.float64)
+    return z0, prior, noise
+
+
+@pytest.mark.parametrize("table", [TABLE, VP], ids=["gmax", "vp"])
+@pytest.mark.parametrize("kind", ["noise", "v", "z0"])
+def test_inversion_of_a_target_does_not_give_the_clip_back(kind: Target, table: BridgeTable) -> None:
+    z0, prior, noise = latents(4)
+    index = torch.tensor([0, 10, 500, 998])
+    z_t = q_sample(z0, prior, noise, table, index)
+    answer = target_of(kind, z_t, z0, noise, table, index)
+    torch.testing.assert_close(clean_of(kind, z_t, prior, answer, table, index), z0)
+
+
+@pytest.mark.parametrize("kind", ["v", "z0"])
+def test_weighted_error_is_not_that_of_eps_psi(kind: Target) -> None:
+    """An error in one parametrisation, turned into one of eps_psi, costs what the weight says."""
+    z0, prior, noise = latents(3)
+    index = torch.tensor([3, 500, 990])
+    z_t = q_sample(z0, prior, noise, VP, index)
+    wrong = target_of(kind, z_t, z0, noise, VP, index) + 0.1
+    estimate = clean_of(kind, z_t, prior, wrong, VP, index)
+    error = (eps_psi(z_t, estimate, VP, index) - eps_psi(z_t, z0, VP, index)).square().flatten(1).mean(1)
+    torch.testing.assert_close(0.1**2 * loss_weight(kind, "noise", VP, index), error)
+    assert loss_weight(kind, "uniform", VP, index).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("table", [TABLE, VP], ids=["gmax", "vp"])
+def test_h_is_not_the_gradient_of_the_transition_density(table: BridgeTable) -> None:
+    """p(z_T | z_t) = N(r z_t, sigma_T^2 - r^2 sigma_t^2), r = alpha_T/alpha_t; its gradient by autograd (eq. 15)."""
+    z0, prior, noise = latents(3)
+    index = torch.tensor([5, 500, 990])
+    z_t = q_sample(z0, prior, noise, table, index).requires_grad_()
+    r = (table.alpha_T / table.alpha[index]).view(-1, 1, 1, 1, 1)
+    variance = table.sigma_T**2 - r**2 * table.sigma[index].view(-1, 1, 1, 1, 1) ** 2
+    density = torch.distributions.Normal(r * z_t, variance.sqrt()).log_prob(prior).sum()
+    (expected,) = torch.autograd.grad(density, z_t)
+    torch.testing.assert_close(h_transform(z_t, prior, table, index), expected)
+
+
+@pytest.mark.parametrize("table", [TABLE, VP], ids=["gmax", "vp"])
+def test_score_is_not_the_gradient_of_the_bridge_marginal(table: BridgeTable) -> None:
+    """Given z_0, eps_psi is exact, and so is eq. 16: the gradient of log N(z_t; a z_0 + b z_T, c^2), by autograd."""
+    z0, prior, noise = latents(3)
+    index = torch.tensor([5, 500, 990])
+    z_t = q_sample(z0, prior, noise, table, index).requires_grad_()
+    a, b, c = (column[index].view(-1, 1, 1, 1, 1) for column in (table.a, table.b, table.c))
+    (expected,) = torch.autograd.grad(torch.distributions.Normal(a * z0 + b * prior, c).log_prob(z_t).sum(), z_t)
+    eps = eps_psi(z_t, z0, table, index)
+    score = score_from_eps_psi(z_t, prior, eps, table, index)
+    torch.testing.assert_close(score, expected)
+    torch.testing.assert_close(eps_psi_from_score(z_t, prior, score, table, index), eps)

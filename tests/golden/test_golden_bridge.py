@@ -10,16 +10,16 @@ from torch import Tensor
 
 from pipeline.bridge.alignment import align, aligned_timesteps
 from pipeline.bridge.loss import bridge_loss
-from pipeline.bridge.samplers import sde_first_order
-from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod, sampling_indices
-from pipeline.bridge.targets import eps_psi, q_sample
+from pipeline.bridge.samplers import bridge_clean, sde_first_order
+from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table, sampling_indices
+from pipeline.bridge.targets import bridge_v, eps_psi, loss_weight, q_sample, z0_from_v
 from pipeline.models.prior import replicate
 
 HERE = Path(__file__).parent
 GOLDEN = load_file(HERE / "bridge_seed0.safetensors")
 COGVIDEOX = load_file(HERE / "cogvideox_bridge_seed0.safetensors")
 TABLE = gmax_table()
-ALIGNED = {False: None, True: aligned_timesteps(TABLE, linear_alphas_cumprod())}
+ALIGNED = {False: None, True: aligned_timesteps(TABLE, ddpm_alphas_cumprod())}
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -54,11 +54,11 @@ def test_coefficients_differ_from_the_authors(ours: str, theirs: str) -> None:
 
 
 def test_pretrained_schedule_differs_from_the_authors() -> None:
-    torch.testing.assert_close(linear_alphas_cumprod(), GOLDEN["table.alphas_cumprod"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(ddpm_alphas_cumprod(), GOLDEN["table.alphas_cumprod"], rtol=1e-12, atol=0)
 
 
 def test_aligned_timesteps_differ_from_the_authors_latte() -> None:
-    found = aligned_timesteps(TABLE, linear_alphas_cumprod(), edge="latte")
+    found = aligned_timesteps(TABLE, ddpm_alphas_cumprod(), edge="latte")
     torch.testing.assert_close(found, GOLDEN["table.bridge_aligned_t"], rtol=0, atol=0.01)
 
 
@@ -73,19 +73,30 @@ def test_aligned_latent_differs_from_the_authors() -> None:
     assert relative_error(found, COGVIDEOX["aligned_x_t"]) < 1e-6
 
 
+def test_pretrained_schedule_differs_from_cogvideox() -> None:
+    found = ddpm_alphas_cumprod(0.00085, 0.012, scaled=True, snr_shift=3.0, zero_terminal_snr=True)
+    torch.testing.assert_close(found, COGVIDEOX["diffusion.alphas_cumprod"], rtol=1e-9, atol=1e-12)
+
+
+def test_v_target_its_inversion_or_weight_differs_from_the_authors_cogvideox() -> None:
+    x0, prior, noise, t = (COGVIDEOX[name] for name in ("x0", "prior", "noise", "t"))
+    assert relative_error(q_sample(x0, prior, noise, TABLE, t), COGVIDEOX["x_t"]) < 1e-6
+    assert relative_error(bridge_v(x0, noise, TABLE, t), COGVIDEOX["v_target"]) < 1e-6
+    found = z0_from_v(COGVIDEOX["x_t"], prior, COGVIDEOX["v_target"], TABLE, t)
+    assert relative_error(found, COGVIDEOX["x0_from_v"]) < 1e-5
+    weight = loss_weight("v", "noise", TABLE, t)
+    torch.testing.assert_close(weight.float(), COGVIDEOX["weight"].flatten(), rtol=1e-5, atol=0)
+
+
 def test_sampler_step_differs_from_the_authors() -> None:
-    """One step from index 990 to 970, the clean estimate being CogVideoX's inversion of v at index 990."""
-    x_t, prior, v = (COGVIDEOX[name].double() for name in ("x_t", "prior", "v_target"))
-    start, end = 990, 970
-    a, c = TABLE.a[start], TABLE.c[start]
-    index = torch.full((len(x_t),), start)
-    z0 = (a * align(x_t, prior, TABLE, index) - c * v) / (a**2 + c**2).sqrt()
+    """One step from index 990 to 970, the golden v targets being the network's answer."""
+    x_t, prior = COGVIDEOX["x_t"], COGVIDEOX["prior"]
     visited: list[Tensor] = []
     sde_first_order(
-        lambda z, t: eps_psi(z, z0, TABLE, t.long()),
+        bridge_clean(lambda z, t: COGVIDEOX["v_target"], TABLE, prior, target="v"),
         TABLE,
         x_t,
-        torch.tensor([start, end]),
+        torch.tensor([990, 970]),
         noise=lambda k: COGVIDEOX["step_noise"],
         callback=lambda k, z, estimate: visited.append(z),
     )
@@ -118,6 +129,7 @@ def test_trajectory_differs_from_the_authors(steps: int, saf: bool, dtype: torch
     assert indices.tolist() == g[f"sde{steps}.timesteps"].flip(0).tolist()
     noises = g[f"sde{steps}.align{int(saf)}.noise"]
     prior = replicate(g["image"][:, 0], 4)
-    found = sde_first_order(stated_network(g["image"]), TABLE, prior, indices, lambda k: noises[k], ALIGNED[saf])
+    clean = bridge_clean(stated_network(g["image"]), TABLE, prior, ALIGNED[saf])
+    found = sde_first_order(clean, TABLE, prior, indices, lambda k: noises[k])
     assert len(noises) == steps - 1
     assert relative_error(found, g[f"sde{steps}.align{int(saf)}.out"]) < 1e-6

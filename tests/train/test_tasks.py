@@ -9,7 +9,7 @@ from tiny_cache import CLASSES, tiny_settings
 from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps, network_input
-from pipeline.bridge.schedule import gmax_table, linear_alphas_cumprod
+from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
 from pipeline.bridge.targets import eps_psi, q_sample
 from pipeline.data.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior
@@ -54,7 +54,7 @@ def test_bridge_from_the_replicated_image(batch: TrainingBatch, saf: bool) -> No
     table = gmax_table()
     prior = replicate(z0[:, 0], 4)
     z_t = q_sample(z0, prior, batch.noise, table, batch.index)
-    aligned = aligned_timesteps(table, linear_alphas_cumprod()) if saf else None
+    aligned = aligned_timesteps(table, ddpm_alphas_cumprod()) if saf else None
     z, t = network_input(z_t, prior, table, batch.index, aligned)
     torch.testing.assert_close((spy.z, spy.t), (z, t))
     torch.testing.assert_close(losses, eps_psi(z_t, z0, table, batch.index).square().flatten(1).mean(1))
@@ -81,7 +81,7 @@ def test_diffusion_is_asked_for_the_noise(batch: TrainingBatch, image_condition:
     spy = Spy()
     losses = task(process="diffusion", image_condition=image_condition).loss(spy, batch)
     torch.testing.assert_close(losses, batch.noise.square().flatten(1).mean(1))
-    abar = linear_alphas_cumprod()[batch.index].float().view(-1, 1, 1, 1, 1)
+    abar = ddpm_alphas_cumprod()[batch.index].float().view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(spy.z, abar.sqrt() * batch.latents.z0 + (1 - abar).sqrt() * batch.noise)
     assert set(spy.conditions) == ({"image_latent"} if image_condition == "frame" else set())
 
