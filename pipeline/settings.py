@@ -158,11 +158,38 @@ class BridgeSettings(Section):
     process: Literal["bridge", "diffusion"]
     prior: Literal["replicated", "neural"]
     prior_path: str | None
+    schedule: Literal["gmax", "vp"]
     beta0: PositiveFloat
     beta1: PositiveFloat
+    target: Literal["noise", "v", "z0"]
+    loss_weight: Literal["uniform", "noise"]
     saf: bool
-    pretrained_beta_start: PositiveFloat
-    pretrained_beta_end: PositiveFloat
+    saf_edge: Literal["latte", "cogvideox"]
+    pretrained_betas: Literal["linear", "scaled_linear"]
+    pretrained_beta_start: Beta
+    pretrained_beta_end: Beta
+    pretrained_snr_shift: PositiveFloat
+    pretrained_zero_terminal_snr: bool
+    time_noise: PositiveFloat | None
+    time_noise_power: PositiveFloat
+
+    @model_validator(mode="after")
+    def _schedules(self) -> Self:
+        if self.beta0 > self.beta1:
+            raise ValueError(
+                f"bridge.beta0 = {self.beta0} exceeds bridge.beta1 = {self.beta1}; noise must grow with time"
+            )
+        if not 0 < self.pretrained_beta_start <= self.pretrained_beta_end:
+            raise ValueError(
+                f"bridge.pretrained_beta_start = {self.pretrained_beta_start}: expected above 0 and at most "
+                f"pretrained_beta_end = {self.pretrained_beta_end}"
+            )
+        if self.process == "diffusion" and self.pretrained_zero_terminal_snr and self.target == "noise":
+            raise ValueError(
+                "bridge.pretrained_zero_terminal_snr = true: at its last step a noise-predicting diffusion model says "
+                "nothing of the clip; set bridge.target v or z0"
+            )
+        return self
 
 
 class TrainSettings(Section):
@@ -199,10 +226,28 @@ class SampleSettings(Section):
     model_path: str | None
     images: str | None
     count: PositiveInt | None
+    sampler: Literal[
+        "auto", "sde_first_order", "ode_first_order", "ode_second_order", "stochastic_heun", "dbim", "ddim"
+    ]
     steps: Annotated[int, Field(ge=1, le=1000)]
+    spacing: Literal["uniform", "quadratic"]
+    eta: Fraction
+    order: Literal[1, 2, 3]
+    start: Annotated[float, Field(gt=0, le=1)]
+    analytic_init: str | None
     guidance: NonNegative
     batch: PositiveInt
     fps: PositiveInt
+
+    @model_validator(mode="after")
+    def _sampler(self) -> Self:
+        if self.order > 1 and (self.sampler != "dbim" or self.eta > 0):
+            raise ValueError(
+                f"sample.order = {self.order} is dbim's, with sample.eta 0; set sample.order 1 or sample.sampler dbim"
+            )
+        if self.eta > 0 and self.sampler not in ("auto", "dbim", "ddim"):
+            raise ValueError(f"sample.eta = {self.eta} is of dbim and ddim, not {self.sampler}; set sample.eta 0")
+        return self
 
 
 class DecodeResources(Section):

@@ -41,13 +41,22 @@ class TrainingBatch:
 
     latents: LatentBatch
     noise: Tensor  # (B, F, C, h, w) float32
+    image_noise: Tensor  # (B, C, h, w) float32, and
+    image_level: Tensor  # (B,) float32, both standard normal: what TimeNoise disturbs the image condition with
     index: Tensor  # (B,) int64 time index in 0..999, always on the CPU, where the schedules are
     weight: Tensor  # (B,) float32: 1, or 0 for what does not count: a repeat that fills a share up, a damaged clip
     damaged: tuple[str, ...] = ()  # what is wrong with the clips of this batch that could not be read
 
     def to(self, device: torch.device) -> "TrainingBatch":
         latents = replace(self.latents, z0=self.latents.z0.to(device), label=self.latents.label.to(device))
-        return TrainingBatch(latents, self.noise.to(device), self.index, self.weight.to(device), self.damaged)
+        return replace(
+            self,
+            latents=latents,
+            noise=self.noise.to(device),
+            image_noise=self.image_noise.to(device),
+            image_level=self.image_level.to(device),
+            weight=self.weight.to(device),
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ def make_batch(
     docstring for its randomness. A clip that is not what was written is zeros of no weight.
     """
     keys: list[str] = []
-    z0, labels, noises, indices = [], [], [], []
+    z0, labels, noises, image_noises, image_levels, indices = [], [], [], [], [], []
     weight = (torch.arange(len(picks)) < (len(picks) if counted is None else counted)).float()
     damaged: list[str] = []
     for position, index in picks:
@@ -154,9 +163,19 @@ def make_batch(
         labels.append(drop_labels(label, source.label_dropout, len(source.classes), random))
         z0.append(sample_posterior(mean, logvar, posterior_noise, source.scaling_factor))
         noises.append(noise)
+        image_noises.append(torch.randn(mean.shape[1:], generator=random))
+        image_levels.append(torch.randn(1, generator=random))
         keys.append(row["key"])
     latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels))
-    return TrainingBatch(latents, torch.stack(noises), torch.cat(indices), weight, tuple(damaged))
+    return TrainingBatch(
+        latents,
+        torch.stack(noises),
+        torch.stack(image_noises),
+        torch.cat(image_levels),
+        torch.cat(indices),
+        weight,
+        tuple(damaged),
+    )
 
 
 def training_batches(

@@ -15,6 +15,17 @@ def frame_difference(frames: np.ndarray) -> float:
     return float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
 
 
+def motion_score(flow: np.ndarray) -> float:
+    """CIL's motion score (Appendix B): mean length of the optical flow, in pixels a frame, of (F - 1, H, W, 2).
+
+    Of the flow from each frame to the next, by whatever network; scores of two networks, or at two resolutions, do not
+    compare.
+    """
+    if flow.ndim != 4 or flow.shape[-1] != 2 or not len(flow):
+        raise ValueError(f"a clip's optical flow is (F - 1, H, W, 2) with F >= 2, not {flow.shape}")
+    return float(np.linalg.norm(flow.astype(np.float64), axis=-1).mean())
+
+
 def motion_ratio(generated: float, true: float) -> float | None:
     """generated / true, frame differences of the same scene; None where the true clip is still."""
     return None if true < STILL else generated / true

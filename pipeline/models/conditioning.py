@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -31,5 +31,36 @@ def guided(
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         conditional, unconditional = network(torch.cat([z, z]), torch.cat([t, t]), labels, **twice).chunk(2)
         return torch.lerp(unconditional, conditional, scale)
+
+    return denoise
+
+
+def guided_by_text_and_image(
+    network: Callable[..., Tensor],
+    both: Mapping[str, Tensor],
+    image: Mapping[str, Tensor],
+    neither: Mapping[str, Tensor],
+    text_scale: float,
+    image_scale: float,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`denoise(z, t)` for a sampler, guided by image and text with a scale each (Brooks et al. 2023, eq. 3).
+
+    neither + image_scale * (image - neither) + text_scale * (both - image): `both`, `image` (its text empty) and
+    `neither` are the batched conditions network(z, t, **conditions) takes, under the same names; three evaluations go
+    through one call. Scales 1 and 1 are the plain network, and are one evaluation; image_scale = text_scale is
+    guidance of both together, against `neither`, for which `image` need not be asked.
+    """
+    if text_scale == image_scale == 1.0:
+        return lambda z, t: network(z, t, **both)
+    parts = [both, neither] if text_scale == image_scale else [both, image, neither]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in both}
+
+    def denoise(z: Tensor, t: Tensor) -> Tensor:
+        count = len(parts)
+        answers = network(torch.cat([z] * count), torch.cat([t] * count), **joined).chunk(count)
+        if count == 2:
+            return torch.lerp(answers[1], answers[0], text_scale)
+        with_both, with_image, without = answers
+        return without + image_scale * (with_image - without) + text_scale * (with_both - with_image)
 
     return denoise

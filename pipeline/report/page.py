@@ -19,7 +19,14 @@ from pipeline.storage import read_json, write_bytes, write_json
 from pipeline.train.history import duration, read_history
 
 TEMPLATE = Path(__file__).with_name("page.html")
-SAMPLERS = {"sde_first_order": "first-order SDE sampler", "ddim": "DDIM"}
+SAMPLERS = {
+    "sde_first_order": "first-order SDE sampler",
+    "ode_first_order": "first-order ODE sampler",
+    "ode_second_order": "second-order ODE sampler",
+    "stochastic_heun": "stochastic Heun sampler",
+    "dbim": "DBIM",
+    "ddim": "DDIM",
+}
 PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "av", "decord", "webdataset", "pyarrow")
 STAGES = {"cache": "caching latents", "prior": "neural prior", "finetune": "fine-tuning", "samples": "sampling"}
 

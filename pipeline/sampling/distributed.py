@@ -17,7 +17,16 @@ from pipeline.metrics.statistics import summarise_columns
 from pipeline.models.vae_files import vae_identity
 from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
-from pipeline.sampling.generate import Exports, check_vae, find_exports, load_networks, load_sampler, weights_sha256
+from pipeline.sampling.generate import (
+    Exports,
+    check_sampler,
+    check_vae,
+    find_exports,
+    load_networks,
+    load_sampler,
+    sampler_name,
+    weights_sha256,
+)
 from pipeline.sampling.items import Item, Refused, held_out_items, image_items
 from pipeline.sampling.outputs import decode_mp4, encode_mp4, tile
 from pipeline.sampling.work import sample_batch
@@ -86,6 +95,7 @@ def make_plan(settings: Settings) -> Plan:
     exports = find_exports(settings)
     weights_hash, _ = vae_identity(settings.vae.path)
     check_vae(exports, settings.vae.path, weights_hash)
+    check_sampler(exports, settings.sample)
     cache = None
     refused: list[Refused] = []
     if settings.sample.images is None:
@@ -102,9 +112,10 @@ def make_plan(settings: Settings) -> Plan:
         "vae": weights_hash,
         "vae_dtype": settings.vae.dtype,
         "bridge": exports.config["bridge"],
-        "sampler": "sde_first_order" if exports.bridge.process == "bridge" else "ddim",
-        "steps": settings.sample.steps,
-        "guidance": settings.sample.guidance,
+        "sampler": sampler_name(exports, settings.sample),
+        **settings.sample.model_dump(
+            include={"steps", "spacing", "eta", "order", "start", "analytic_init", "guidance"}
+        ),
         "seed": settings.run.seed,
         "fps": settings.sample.fps,
     }

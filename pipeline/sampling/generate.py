@@ -14,9 +14,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.bridge.alignment import aligned_timesteps
-from pipeline.bridge.samplers import bridge_clean, ddim, diffusion_clean, sde_first_order
-from pipeline.bridge.schedule import BridgeTable, ddpm_alphas_cumprod, gmax_table, sampling_indices
+from pipeline.bridge.leakage import analytic_init
+from pipeline.bridge.process import Process, process_of
+from pipeline.bridge.samplers import (
+    Clean,
+    Noise,
+    bridge_clean,
+    dbim,
+    ddim,
+    diffusion_clean,
+    ode_first_order,
+    ode_second_order,
+    sde_first_order,
+    stochastic_heun,
+)
+from pipeline.bridge.schedule import sampling_indices
+from pipeline.data.moments import Moments, load_moments
 from pipeline.models.build import class_indices, load_model, load_prior
 from pipeline.models.conditioning import guided
 from pipeline.models.image_to_video import ImageToVideo
@@ -24,7 +37,7 @@ from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior, replicate
 from pipeline.models.vae import Vae, load_vae
 from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE
-from pipeline.settings import BridgeSettings, Settings, UserError
+from pipeline.settings import BridgeSettings, SampleSettings, Settings, UserError
 from pipeline.storage import read_json, resolve
 from pipeline.train.initial import local_copy
 
@@ -54,11 +67,9 @@ class Sampler:
     prior_classes: list[str]
     vae: Vae
     device: torch.device
-    table: BridgeTable
-    alphas_cumprod: Tensor
-    aligned_t: Tensor | None
-    steps: int
-    guidance: float
+    process: Process
+    how: SampleSettings
+    moments: Moments | None  # of the training clips, for Analytic-Init
     decode_frames: int  # frames that the VAE decodes at once
 
 
@@ -78,7 +89,7 @@ def find_exports(settings: Settings) -> Exports:
     config = _config(path, "sample.model_path", "train one with jobs/finetune.py")
     bridge = settings.bridge.model_copy(update=config["bridge"])
     prior_path = None
-    if bridge.prior == "neural":
+    if (bridge.process == "bridge" and bridge.prior == "neural") or config["model"]["prior_condition"]:
         recorded = config.get("prior_export")
         if settings.bridge.prior_path:
             prior_path = settings.bridge.prior_path
@@ -157,15 +168,36 @@ def load_networks(exports: Exports) -> tuple[ImageToVideo, NeuralPrior | None, l
         return model, prior, config["classes"]
 
 
+def sampler_name(exports: Exports, how: SampleSettings) -> str:
+    """sample.sampler, what auto stands for being said."""
+    if how.sampler != "auto":
+        return how.sampler
+    return "sde_first_order" if exports.bridge.process == "bridge" else "ddim"
+
+
+def check_sampler(exports: Exports, how: SampleSettings) -> None:
+    """Raise UserError if the sampler is not for the process that the model was trained for."""
+    name, process = sampler_name(exports, how), exports.bridge.process
+    if (name == "ddim") != (process == "diffusion"):
+        other = "ddim or auto" if process == "diffusion" else "auto, or any but ddim"
+        raise UserError(f"sample.sampler = {name}: {exports.model_path} is a {process} model; set {other}")
+    if process == "bridge" and (how.start < 1 or how.analytic_init is not None):
+        raise UserError(
+            f"sample.start = {how.start}, sample.analytic_init = {how.analytic_init}: they choose the noise that diffusion "
+            f"starts from, but {exports.model_path} is a bridge, which starts at its prior; set start 1 and analytic_init null"
+        )
+    if name == "sde_first_order" and how.eta > 0:
+        raise UserError(f"sample.eta = {how.eta} is of dbim and ddim; set sample.eta 0 or sample.sampler dbim")
+
+
 def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Sampler:
     """Everything that `generate` needs. Raises UserError or WeightsMismatch."""
     exports = find_exports(settings)
     vae = load_vae(settings.vae.path, settings.vae.dtype, device)
     check_vae(exports, settings.vae.path, vae.weights_hash)
     model, prior, prior_classes = load_networks(exports)
-    bridge = exports.bridge
-    table = gmax_table(bridge.beta0, bridge.beta1)
-    alphas_cumprod = ddpm_alphas_cumprod(bridge.pretrained_beta_start, bridge.pretrained_beta_end)
+    how = settings.sample
+    check_sampler(exports, how)
     return Sampler(
         exports=exports,
         model=model.to(device),
@@ -173,11 +205,9 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
         prior_classes=prior_classes,
         vae=vae,
         device=torch.device(device),
-        table=table,
-        alphas_cumprod=alphas_cumprod,
-        aligned_t=aligned_timesteps(table, alphas_cumprod) if bridge.saf else None,
-        steps=settings.sample.steps,
-        guidance=settings.sample.guidance,
+        process=process_of(exports.bridge),
+        how=how,
+        moments=None if how.analytic_init is None else load_moments(how.analytic_init, exports.config["latent_shape"]),
         decode_frames=settings.vae.batch_frames,
     )
 
@@ -202,29 +232,57 @@ def generate(sampler: Sampler, image_latent: Tensor, labels: list[str], keys: li
     """
     image_latent = image_latent.to(sampler.device)
     y = class_indices(labels, sampler.exports.config["classes"]).to(sampler.device)
-    prior = make_prior(sampler, image_latent, labels)
+    neural, end_point = make_priors(sampler, image_latent, labels)
     conditions: dict[str, Tensor | None] = {}
     if sampler.model.image_condition == "frame":
         conditions["image_latent"] = image_latent
     if sampler.model.prior_condition:
-        conditions["prior"] = prior
-    denoise = guided(sampler.model, y, sampler.model.null_class, sampler.guidance, **conditions)
-    indices = sampling_indices(sampler.steps)
-    noise = noise_of_keys(seed, keys, prior.shape[1:], sampler.device)
-    if sampler.exports.bridge.process == "bridge":
-        clip = sde_first_order(
-            bridge_clean(denoise, sampler.table, prior, sampler.aligned_t), sampler.table, prior, indices, noise
-        )
-    else:
-        clip = ddim(diffusion_clean(denoise, sampler.alphas_cumprod), sampler.alphas_cumprod, noise(0), indices)
-    return Generated(clip, prior)
+        conditions["prior"] = neural
+    denoise = guided(sampler.model, y, sampler.model.null_class, sampler.how.guidance, **conditions)
+    noise = noise_of_keys(seed, keys, end_point.shape[1:], sampler.device)
+    bridge, (table, alphas_cumprod, aligned_t) = sampler.exports.bridge, sampler.process
+    if bridge.process == "bridge":
+        clean = bridge_clean(denoise, table, end_point, aligned_t, bridge.target)
+        return Generated(sample_bridge(sampler, clean, end_point, noise), end_point)
+    clean = diffusion_clean(denoise, alphas_cumprod, bridge.target)
+    first = max(round(sampler.how.start * len(alphas_cumprod)), 1)
+    indices = sampling_indices(min(sampler.how.steps, first), first, sampler.how.spacing)
+    z = start_noise(sampler, noise(0), float(alphas_cumprod[first - 1]))
+    return Generated(ddim(clean, alphas_cumprod, z, indices, noise, sampler.how.eta), end_point)
 
 
-def make_prior(sampler: Sampler, image_latent: Tensor, labels: list[str]) -> Tensor:
-    """The bridge's end point (B, F, C, h, w): the image replicated, or what the neural prior makes of it."""
-    if sampler.prior is None:
-        return replicate(image_latent, sampler.exports.latent_shape[0])
-    return sampler.prior(image_latent, class_indices(labels, sampler.prior_classes).to(sampler.device))
+def sample_bridge(sampler: Sampler, clean: Clean, prior: Tensor, noise: Noise) -> Tensor:
+    """z_0 (B, F, C, h, w) by the bridge sampler that the settings name."""
+    how, table = sampler.how, sampler.process.table
+    indices = sampling_indices(how.steps, len(table), how.spacing)
+    name = sampler_name(sampler.exports, how)
+    if name == "dbim":
+        return dbim(clean, table, prior, indices, noise, how.eta, how.order)
+    if name == "stochastic_heun":
+        return stochastic_heun(clean, table, prior, indices, noise)
+    if name == "ode_first_order":
+        return ode_first_order(clean, table, prior, indices)
+    if name == "ode_second_order":
+        return ode_second_order(clean, table, prior, indices)
+    return sde_first_order(clean, table, prior, indices, noise)
+
+
+def start_noise(sampler: Sampler, noise: Tensor, abar: float) -> Tensor:
+    """What diffusion starts from: the noise itself, or with Analytic-Init a draw from the nearest marginal."""
+    if sampler.moments is None:
+        return noise
+    mean, variance = sampler.moments.mean, sampler.moments.variance
+    return analytic_init(torch.from_numpy(mean), variance, abar**0.5, (1 - abar) ** 0.5, noise)
+
+
+def make_priors(sampler: Sampler, image_latent: Tensor, labels: list[str]) -> tuple[Tensor | None, Tensor]:
+    """F_eta's output, if the model was trained with one, and the bridge's end point: that or the image replicated."""
+    neural = None
+    if sampler.prior is not None:
+        neural = sampler.prior(image_latent, class_indices(labels, sampler.prior_classes).to(sampler.device))
+    if neural is not None and sampler.exports.bridge.prior == "neural":
+        return neural, neural
+    return neural, replicate(image_latent, sampler.exports.latent_shape[0])
 
 
 def noise_of_keys(seed: int, keys: list[str], shape: torch.Size, device: torch.device) -> Callable[[int], Tensor]:

@@ -103,9 +103,9 @@ def check_latents(what: str, config: dict[str, Any], info: CacheInfo) -> None:
 def check_prior(settings: Settings, info: CacheInfo) -> str:
     """The neural prior's export, by config.json. Raises UserError if there is none or it does not fit."""
     path = settings.prior_export
-    remedy = "run jobs/train_prior.py first, or set bridge.prior replicated"
+    remedy = "run jobs/train_prior.py first, or set bridge.prior replicated and model.prior_condition false"
     if not is_export(shipped_path(path)):
-        raise UserError(f"{path}: no neural prior there (bridge.prior = neural, bridge.prior_path); {remedy}")
+        raise UserError(f"{path}: no neural prior there (bridge.prior_path); {remedy}")
     config = read_config(shipped_path(path), "bridge.prior_path")
     if config["kind"] != "prior":
         raise UserError(f"{path}: holds a {config['kind']} model, expected prior (bridge.prior_path); {remedy}")

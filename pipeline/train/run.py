@@ -91,8 +91,8 @@ def meta_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[nn.Module
 
 def uses_prior(job: Job, settings: Settings) -> bool:
     """Whether the neural prior takes part in the job's loss."""
-    needed = settings.bridge.process == "bridge" or settings.model.prior_condition
-    return job == "finetune" and needed and settings.bridge.prior == "neural"
+    starts_there = settings.bridge.process == "bridge" and settings.bridge.prior == "neural"
+    return job == "finetune" and (starts_there or settings.model.prior_condition)
 
 
 def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:

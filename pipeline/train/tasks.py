@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.bridge.alignment import aligned_timesteps
+from pipeline.bridge.leakage import add_time_noise, time_noise_level
 from pipeline.bridge.loss import bridge_loss, diffusion_loss, per_sample_mse
-from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
+from pipeline.bridge.process import process_of
 from pipeline.data.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior, class_indices
 from pipeline.models.image_to_video import ImageToVideo
@@ -57,37 +57,40 @@ def finetune_task(
     frozen: NeuralPrior | None = None,
     same_classes: Tensor | None = None,
 ) -> Task:
-    """The loss of bridge.process. `frozen` is the neural prior, without it the image is replicated; `same_classes`
-    gives the prior's index of each of the model's classes, as the prior may know them in another order."""
-    alphas_cumprod = ddpm_alphas_cumprod(bridge.pretrained_beta_start, bridge.pretrained_beta_end)
-    table = gmax_table(bridge.beta0, bridge.beta1)
-    aligned_t = aligned_timesteps(table, alphas_cumprod) if bridge.saf else None
-
-    def end_point(batch: TrainingBatch) -> Tensor:
-        z0, image_latent = batch.latents.z0, batch.latents.image_latent
-        if frozen is None:
-            return replicate(image_latent, z0.shape[1])
-        assert same_classes is not None
-        with torch.no_grad():
-            return frozen(image_latent, same_classes.to(z0.device)[batch.latents.label]).float()
+    """The loss of bridge.process. `frozen` is the neural prior F_eta: the bridge's end point (bridge.prior neural), what
+    the network is shown (model.prior_condition), or both; `same_classes` gives its index of each of the model's classes,
+    as it may know them in another order."""
+    table, alphas_cumprod, aligned_t = process_of(bridge)
 
     def loss(network: Network, batch: TrainingBatch) -> Tensor:
         latents = batch.latents
-        needs_prior = bridge.process == "bridge" or model.prior_condition
-        prior = end_point(batch) if needs_prior else None
+        z0, image_latent = latents.z0, latents.image_latent
+        neural = None
+        if frozen is not None:
+            assert same_classes is not None
+            with torch.no_grad():
+                neural = frozen(image_latent, same_classes.to(z0.device)[latents.label]).float()
         conditions: dict[str, Tensor | None] = {}
         if model.image_condition == "frame":
-            conditions["image_latent"] = latents.image_latent
+            conditions["image_latent"] = image_latent
+            if bridge.time_noise is not None:
+                time = (batch.index.to(z0.device) + 1) / len(alphas_cumprod)
+                level = time_noise_level(batch.image_level, time, bridge.time_noise, bridge.time_noise_power)
+                conditions["image_latent"] = add_time_noise(image_latent, batch.image_noise, level)
         if model.prior_condition:
-            conditions["prior"] = prior
+            assert neural is not None
+            conditions["prior"] = neural
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             return network(z, t, latents.label, **conditions)
 
         if bridge.process == "diffusion":
-            return diffusion_loss(denoise, alphas_cumprod, latents.z0, batch.index, batch.noise)
+            return diffusion_loss(denoise, alphas_cumprod, z0, batch.index, batch.noise, bridge.target)
+        prior = neural if bridge.prior == "neural" else replicate(image_latent, z0.shape[1])
         assert prior is not None
-        return bridge_loss(denoise, table, latents.z0, prior, batch.index, batch.noise, aligned_t)
+        return bridge_loss(
+            denoise, table, z0, prior, batch.index, batch.noise, aligned_t, bridge.target, bridge.loss_weight
+        )
 
     return Task(model, loss, frozen)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.metrics.motion import frame_difference, motion_ratio
+from pipeline.metrics.motion import frame_difference, motion_ratio, motion_score
 
 
 def test_still_clip_does_not_move() -> None:
@@ -29,3 +29,11 @@ def test_ratio() -> None:
 def test_one_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="two frames"):
         frame_difference(np.zeros((1, 4, 4, 3), np.uint8))
+
+
+def test_motion_score_is_the_length_of_the_flow() -> None:
+    flow = np.zeros((3, 4, 4, 2), np.float16)
+    flow[:, :2] = (3, -4)  # half of the picture moves five pixels a frame
+    assert motion_score(flow) == 2.5
+    with pytest.raises(ValueError, match="optical flow"):
+        motion_score(flow[..., 0])

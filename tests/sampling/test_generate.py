@@ -1,13 +1,17 @@
 """A clip depends on its image, class, key and the seed, and on nothing else."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import SHAPE, save_model, tiny_model, tiny_settings
 
+from pipeline.data.moments import Moments, save_moments
 from pipeline.models.weights import WeightsMismatch
-from pipeline.sampling.generate import Sampler, find_exports, generate, load_networks, load_sampler, make_prior
+from pipeline.sampling.generate import Sampler, find_exports, generate, load_networks, load_sampler, make_priors
 from pipeline.settings import Settings, UserError
 
 KEYS = ["a", "b", "c", "d"]
@@ -21,6 +25,10 @@ def sampler(tiny_run: Settings) -> Sampler:
 
 def images() -> torch.Tensor:
     return torch.randn(4, *SHAPE[1:], generator=torch.Generator().manual_seed(5))
+
+
+def with_how(sampler: Sampler, /, **changes: Any) -> Sampler:
+    return replace(sampler, how=sampler.how.model_copy(update=changes))
 
 
 def test_batch_size_does_not_change_a_clip(sampler: Sampler) -> None:
@@ -42,14 +50,15 @@ def test_key_seed_image_and_class_each_change_a_clip(sampler: Sampler) -> None:
 
 
 def test_neural_prior_is_the_starting_point(sampler: Sampler) -> None:
-    prior = make_prior(sampler, images(), LABELS)
+    shown, prior = make_priors(sampler, images(), LABELS)
+    assert shown is prior
     assert prior.shape == (4, *SHAPE)
     assert torch.equal(generate(sampler, images(), LABELS, KEYS, seed=0).prior, prior)
     assert not torch.allclose(prior, images()[:, None].expand_as(prior))
 
 
 def test_one_step_does_without_noise(sampler: Sampler) -> None:
-    single = Sampler(**{**vars(sampler), "steps": 1})
+    single = with_how(sampler, steps=1)
     assert torch.equal(
         generate(single, images(), LABELS, KEYS, seed=0).clip, generate(single, images(), LABELS, KEYS, seed=9).clip
     )
@@ -62,7 +71,7 @@ def test_guidance_of_one_is_one_evaluation(sampler: Sampler) -> None:
         generate(sampler, images(), LABELS, KEYS, seed=0)
         assert calls == [4, 4, 4]
         calls.clear()
-        generate(Sampler(**{**vars(sampler), "guidance": 2.0}), images(), LABELS, KEYS, seed=0)
+        generate(with_how(sampler, guidance=2.0), images(), LABELS, KEYS, seed=0)
         assert calls == [8, 8, 8]
     finally:
         handle.remove()
@@ -70,7 +79,12 @@ def test_guidance_of_one_is_one_evaluation(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize(
     ("process", "image_condition", "prior_condition"),
-    [("diffusion", "none", False), ("diffusion", "frame", False), ("bridge", "frame", True)],
+    [
+        ("diffusion", "none", False),
+        ("diffusion", "frame", False),
+        ("diffusion", "frame", True),
+        ("bridge", "frame", True),
+    ],
 )
 def test_other_processes_and_conditions(
     tmp_path: Path, tiny_vae: Path, process: str, image_condition: str, prior_condition: bool
@@ -80,11 +94,69 @@ def test_other_processes_and_conditions(
     )
     model = tiny_model(image_condition, prior_condition)
     save_model(settings, Path(settings.model_export), "image_to_video", model)
+    if prior_condition:  # F_eta is shown, though the bridge starts from the replicated image
+        save_model(settings, Path(settings.prior_export), "prior", tiny_model("none"), seed=1)
     sampler = load_sampler(settings)
+    assert (sampler.prior is not None) == prior_condition
     made = generate(sampler, images(), LABELS, KEYS, seed=0)
     assert made.clip.shape == (4, *SHAPE)
     assert bool(made.clip.isfinite().all())
     assert torch.equal(made.prior, images()[:, None].expand(4, *SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations", "draws"),
+    [
+        ("sde_first_order", 4, True),
+        ("ode_first_order", 4, False),
+        ("ode_second_order", 7, False),
+        ("stochastic_heun", 10, True),
+        ("dbim", 4, True),
+    ],
+)
+def test_every_bridge_sampler(sampler: Sampler, name: str, evaluations: int, draws: bool) -> None:
+    chosen = with_how(sampler, sampler=name, steps=4, spacing="quadratic", order=3 if name == "dbim" else 1)
+    calls: list[int] = []
+    handle = sampler.model.register_forward_hook(lambda module, given, out: calls.append(len(out)))
+    try:
+        made = [generate(chosen, images(), LABELS, KEYS, seed=seed).clip for seed in (0, 1)]
+    finally:
+        handle.remove()
+    assert len(calls) == 2 * evaluations
+    assert bool(made[0].isfinite().all())
+    assert torch.equal(*made) != draws
+
+
+def test_analytic_init_starts_from_the_marginal(tmp_path: Path, tiny_vae: Path) -> None:
+    settings = tiny_settings(
+        tmp_path,
+        tiny_vae,
+        "--bridge.saf=false",
+        "--bridge.process=diffusion",
+        f"--sample.analytic_init={tmp_path}/moments",
+    )
+    save_model(settings, Path(settings.model_export), "image_to_video", tiny_model())
+    with pytest.raises(UserError, match=r"no moments.json there; run jobs/latent_moments.py"):
+        load_sampler(settings)
+    save_moments(str(tmp_path / "moments"), Moments(10, np.full(SHAPE, 3.0), 4.0 * 10 * np.prod(SHAPE)), "-")
+    sampler = with_how(load_sampler(settings), start=0.5)
+    started: list[torch.Tensor] = []
+    handle = sampler.model.register_forward_pre_hook(lambda module, given: started.append(given[0]))
+    try:
+        generate(sampler, images(), LABELS, KEYS, seed=0)
+    finally:
+        handle.remove()
+    abar = float(sampler.process.alphas_cumprod[499])
+    assert float(started[0].mean()) == pytest.approx(abar**0.5 * 3.0, abs=0.1)
+    assert float(started[0].var()) == pytest.approx(abar * 4.0 + 1 - abar, rel=0.15)
+
+
+def test_sampler_of_another_process_is_one_line(tiny_run: Settings, tmp_path: Path, tiny_vae: Path) -> None:
+    wrong = {"sampler": "ddim"}, {"start": 0.9}, {"eta": 0.5}
+    for changes in wrong:
+        settings = tiny_run.model_copy(update={"sample": tiny_run.sample.model_copy(update=changes)})
+        with pytest.raises(UserError, match=next(iter(changes))):
+            load_sampler(settings)
 
 
 def test_wrong_exports_are_one_line(tmp_path: Path, tiny_vae: Path, tiny_run: Settings) -> None:

@@ -9,6 +9,7 @@ from tiny_cache import CLASSES, tiny_settings
 from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps, network_input
+from pipeline.bridge.leakage import time_noise_level
 from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
 from pipeline.bridge.targets import eps_psi, q_sample
 from pipeline.data.batches import TrainingBatch
@@ -27,7 +28,8 @@ def batch() -> TrainingBatch:
     random = torch.Generator().manual_seed(0)
     z0, noise = torch.randn((2, 3, *SHAPE), generator=random)
     latents = LatentBatch(["a", "b", "c"], z0, torch.tensor([0, 1, 2]))
-    return TrainingBatch(latents, noise, torch.tensor([10, 500, 990]), torch.ones(3))
+    image_noise, level = torch.randn((3, *SHAPE[1:]), generator=random), torch.randn(3, generator=random)
+    return TrainingBatch(latents, noise, image_noise, level, torch.tensor([10, 500, 990]), torch.ones(3))
 
 
 class Spy:
@@ -74,6 +76,39 @@ def test_bridge_from_the_neural_prior_which_stays_as_it_is(batch: TrainingBatch)
     torch.testing.assert_close(spy.conditions["prior"], expected)
     one.loss(one.model, batch).mean().backward()
     assert all(parameter.grad is None for parameter in prior.parameters())
+
+
+@pytest.mark.parametrize("prior", ["replicated", "neural"])
+@pytest.mark.parametrize("process", ["bridge", "diffusion"])
+def test_network_is_shown_f_eta_wherever_the_process_starts(batch: TrainingBatch, process: str, prior: str) -> None:
+    """The configurations of Table 5: the prior of the process and what the network is conditioned on are two settings."""
+    f_eta = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))
+    for parameter in f_eta.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    spy = Spy()
+    task(f_eta, process=process, prior=prior, prior_condition=True).loss(spy, batch)
+    shown = f_eta(batch.latents.image_latent, torch.tensor([1, 0, 2])).detach()
+    torch.testing.assert_close(spy.conditions["prior"], shown)
+    if process == "bridge":
+        start = shown if prior == "neural" else replicate(batch.latents.image_latent, 4)
+        torch.testing.assert_close(
+            spy.z, q_sample(batch.latents.z0, start, batch.noise, gmax_table(), batch.index), check_dtype=False
+        )
+
+
+@pytest.mark.parametrize("process", ["bridge", "diffusion"])
+def test_time_noise_is_on_the_image_condition_alone(batch: TrainingBatch, process: str) -> None:
+    spies = Spy(), Spy()
+    clean, noisy = (
+        task(process=process, time_noise=level).loss(spy, batch) for spy, level in zip(spies, (None, 2.0), strict=True)
+    )
+    torch.testing.assert_close(spies[0].z, spies[1].z)
+    torch.testing.assert_close(clean, noisy)  # the spy answers zero whatever it sees: the target is the same
+    seen = spies[1].conditions["image_latent"]
+    assert seen is not None
+    level = time_noise_level(batch.image_level, (batch.index + 1) / 1000, 2.0)
+    expected = batch.latents.image_latent + level.view(-1, 1, 1, 1) * batch.image_noise
+    torch.testing.assert_close(seen, expected)
 
 
 @pytest.mark.parametrize("image_condition", ["frame", "none"])

@@ -1,0 +1,128 @@
+"""How few steps each sampler needs, on a trained bridge: the spectrum of its clips against that of many steps.
+
+    python benchmarks/samplers.py --recipe demo --run.storage runs     # after `make demo`; a quarter of an hour on two cores
+
+Takes the run's export, its neural prior and its cache, as jobs/sample.py does; `--clips` of the cache's clips, held-out ones
+first, each sampled by every sampler at every number of network evaluations. Too few steps show as energy that is missing
+(blur, too little motion) or too much (noise). So of what remains when a clip's image is taken away the mean energy is
+measured in 4 bands of temporal by 4 of spatial frequency, and `decibels` is the root mean square, over the bands, of its
+ratio to that of the reference, first-order SDE with `--reference` steps. `floor` is the same of two runs of the reference,
+`decibels_to_truth` that to the true clips. Goes to benchmarks/results/samplers.json.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from circumstances import circumstances
+
+from pipeline.config import load
+from pipeline.data.manifest import Cache, open_cache
+from pipeline.data.shards import read_latent
+from pipeline.models.prior import replicate
+from pipeline.sampling.generate import Sampler, generate, load_sampler
+from pipeline.schema import TEST, TRAIN
+
+RESULT = Path(__file__).parent / "results" / "samplers.json"
+EVALUATIONS = (5, 10, 20)
+BANDS = 4
+BATCH = 16
+# name: settings, and evaluations a step
+SAMPLERS: dict[str, tuple[dict[str, Any], int]] = {
+    "sde_first_order": ({"sampler": "sde_first_order"}, 1),
+    "sde_first_order, quadratic": ({"sampler": "sde_first_order", "spacing": "quadratic"}, 1),
+    "ode_second_order": ({"sampler": "ode_second_order"}, 2),
+    "stochastic_heun, quadratic": ({"sampler": "stochastic_heun", "spacing": "quadratic"}, 3),
+    "dbim eta 0": ({"sampler": "dbim"}, 1),
+    "dbim order 2": ({"sampler": "dbim", "order": 2}, 1),
+    "dbim order 3": ({"sampler": "dbim", "order": 3}, 1),
+    "dbim order 2, quadratic": ({"sampler": "dbim", "order": 2, "spacing": "quadratic"}, 1),
+}
+
+
+def spectrum(clips: torch.Tensor) -> torch.Tensor:
+    """Mean energy of (N, F, C, h, w) in BANDS x BANDS bands of temporal by spatial frequency, in decibels, (BANDS^2,)."""
+    _, frames, _, height, width = clips.shape
+    energy = torch.fft.fftn(clips.double(), dim=(1, 3, 4)).abs().square().mean((0, 2))
+    time = torch.fft.fftfreq(frames).abs()[:, None, None]
+    space = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.fftfreq(width)[None]).clamp(max=0.4999)
+    band = (time * 2 * BANDS).long().clamp(max=BANDS - 1) * BANDS + (space * 2 * BANDS).long()
+    total = torch.zeros(BANDS**2, dtype=torch.float64).index_add(0, band.flatten(), energy.flatten())
+    return 10 * (total / band.flatten().bincount(minlength=BANDS**2)).log10()
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Root mean square over the bands of the ratio of two sets of clips' energies, in decibels."""
+    return round(float((spectrum(one) - spectrum(other)).square().mean().sqrt()), 3)
+
+
+def clips_of(cache: Cache, count: int) -> tuple[torch.Tensor, list[str], list[str]]:
+    """Scaled latents (N, F, C, h, w), class names and keys."""
+    rows = [*cache.select(TEST), *cache.select(TRAIN)][:count]
+    latents = torch.stack([torch.from_numpy(read_latent(cache.path, row)[0]).float() for row in rows])
+    return latents * cache.info["scaling_factor"], [row["label"] for row in rows], [row["key"] for row in rows]
+
+
+def sample(
+    sampler: Sampler, data: tuple[torch.Tensor, list[str], list[str]], seed: int, how: dict[str, Any]
+) -> torch.Tensor:
+    """(N, F, C, h, w): one clip for each image, less the image."""
+    latents, labels, keys = data
+    chosen = Sampler(**{**vars(sampler), "how": sampler.how.model_copy(update={"order": 1, "eta": 0.0, **how})})
+    made = []
+    for start in range(0, len(keys), BATCH):
+        part = slice(start, start + BATCH)
+        made.append(generate(chosen, latents[part, 0], labels[part], keys[part], seed).clip)
+    return remainder(torch.cat(made), latents)
+
+
+def remainder(clips: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    return clips - replicate(latents[:, 0], clips.shape[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--reference", type=int, default=200, help="steps of the reference sampler")
+    known, rest = parser.parse_known_args()
+    settings, _ = load(rest)
+    sampler = load_sampler(settings)
+    data = clips_of(open_cache(settings.cache_path), known.clips)
+    truth = remainder(data[0], data[0])
+    reference, again = (
+        sample(sampler, data, seed, {"sampler": "sde_first_order", "steps": known.reference}) for seed in (1000, 2000)
+    )
+    rows: dict[str, dict[str, Any]] = {}
+    for name, (how, each) in SAMPLERS.items():
+        for evaluations in EVALUATIONS:
+            steps = max((evaluations - 1) // each + 1, 2)
+            begun = time.perf_counter()
+            found = sample(sampler, data, 0, {"spacing": "uniform", **how, "steps": steps})
+            row = {
+                "evaluations": (steps - 1) * each + 1,
+                "decibels": apart(found, reference),
+                "decibels_to_truth": apart(found, truth),
+                "seconds": round(time.perf_counter() - begun, 1),
+            }
+            rows.setdefault(name, {})[str(evaluations)] = row
+            print(f"{name:28} {row}", flush=True)
+    config = sampler.exports.config
+    result = {
+        **circumstances(),
+        "model": {name: config[name] for name in ("model", "bridge", "steps", "latent_shape")},
+        "clips": len(truth),
+        "reference_steps": known.reference,
+        "floor": apart(reference, again),
+        "reference_to_truth": apart(reference, truth),
+        "samplers": rows,
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"floor {result['floor']}, reference to truth {result['reference_to_truth']}; {RESULT}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

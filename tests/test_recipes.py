@@ -1,0 +1,101 @@
+"""Every recipe of the UCF-101 experiments plans, and trains two steps, at a shrunken size through the real code."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_cache import MODEL, write_cache
+
+from pipeline.config import load, recipes
+from pipeline.data.batches import training_batches, training_source
+from pipeline.data.manifest import open_cache
+from pipeline.models.build import build_prior
+from pipeline.models.latte import Latte
+from pipeline.models.weights import save_export
+from pipeline.settings import Settings
+from pipeline.train.loop import Place
+from pipeline.train.run import export_config, plan_training, prepare, uses_prior
+from pipeline.train.worker import build_task
+
+NAMES = [name for name in recipes() if name.startswith(("ucf101-", "latte-"))]
+# Table 5: what the process is and starts from, and whether the network is conditioned on F_eta
+TABLE_5 = {
+    ("diffusion", "replicated", True),
+    ("bridge", "replicated", False),
+    ("bridge", "replicated", True),
+    ("bridge", "neural", False),
+    ("bridge", "neural", True),
+}
+
+
+def shrunken(name: str, folder: Path) -> Settings:
+    """The recipe, of small clips, models and batches: all that it says of the process stays."""
+    lines = {
+        "run.storage": folder,
+        "cache.path": folder / "cache",
+        "data.frames": 4,
+        "data.height": 32,
+        "data.width": 32,
+    }
+    lines |= {"vae.path": "shipped:vae", "vae.dtype": "float32", "cluster.train.workers": 1}
+    for section in ("", "prior."):
+        lines |= {f"{section}model.{key}": value for key, value in MODEL.items()}
+        lines |= {f"{section}train.global_batch": 4, f"{section}train.steps": 2, f"{section}train.warmup_steps": 0}
+    if name.startswith("latte-"):
+        lines["train.init"] = folder / "latte.pt"
+    return load(["--recipe", name, *(f"--{key}={value}" for key, value in lines.items())])[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache, a neural prior, and a published diffusion Latte with learned sigma."""
+    folder = tmp_path_factory.mktemp("recipes")
+    settings = shrunken("ucf101-bridge", folder)
+    cache = write_cache(settings, clips=8, held_out=0)
+    prior = build_prior(settings.prior.model, cache.info["latent_shape"], len(cache.info["classes"]))
+    save_export(folder / "prior", prior.backbone.state_dict(), export_config("prior", settings, cache.info))
+    diffusion = Latte(
+        input_size=4,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_frames=4,
+        num_classes=2,
+        depth=2,
+        hidden_size=16,
+        num_heads=2,
+    )
+    torch.save({"ema": diffusion.state_dict()}, folder / "latte.pt")
+    return folder
+
+
+def test_recipes_of_table_5_are_not_all_there() -> None:
+    found = set()
+    for name in NAMES:
+        settings = load(["--recipe", name])[0]
+        found.add((settings.bridge.process, settings.bridge.prior, settings.model.prior_condition))
+    assert found == TABLE_5 | {("diffusion", "replicated", False)}  # and VDT-I2V itself
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_does_not_plan_or_train(name: str, folder: Path) -> None:
+    settings = shrunken(name, folder)
+    settings = settings.model_copy(
+        update={"bridge": settings.bridge.model_copy(update={"prior_path": f"{folder}/prior"})}
+    )
+    plan = plan_training(prepare("finetune", settings))
+    assert "steps         2 of 4 clips" in plan
+    cache = open_cache(settings.cache_path)
+    task, begins = build_task("finetune", settings, cache.info, Place(0, 1, torch.device("cpu")))
+    assert begins.startswith("from scratch") == (not name.startswith("latte-"))
+    assert (task.frozen is not None) == uses_prior("finetune", settings)
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
+    before = [parameter.clone() for parameter in task.model.parameters()]
+    source = training_source(cache, cache.info["classes"], settings.train.label_dropout, settings.run.seed)
+    for pieces in training_batches(source, 4, 4, 0, 1, 0, 2):
+        loss = task.loss(task.model, pieces[0]).mean()
+        assert bool(loss.isfinite())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert any(not torch.equal(now, then) for now, then in zip(task.model.parameters(), before, strict=True))
