@@ -28,7 +28,7 @@ from pipeline.sampling.generate import Sampler, generate, load_sampler
 from pipeline.schema import TEST, TRAIN
 
 RESULT = Path(__file__).parent / "results" / "samplers.json"
-EVALUATIONS = (5, 10, 20)
+EVALUATIONS = (10, 20)
 BANDS = 4
 BATCH = 16
 # name: settings, and evaluations a step
@@ -86,8 +86,8 @@ def remainder(clips: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=48)
-    parser.add_argument("--reference", type=int, default=200, help="steps of the reference sampler")
+    parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--reference", type=int, default=100, help="steps of the reference sampler")
     known, rest = parser.parse_known_args()
     settings, _ = load(rest)
     sampler = load_sampler(settings)

@@ -172,6 +172,7 @@ class LatentBatch:
     keys: list[str]
     z0: "torch.Tensor"  # (B, F, C, h, w) float32
     label: "torch.Tensor"  # (B,) int64; the null class where there is none
+    prior: "torch.Tensor | None" = None  # (B, F, C, h, w) float32: F_eta's cached output, with bridge.cached_prior
 
     @property
     def image_latent(self) -> "torch.Tensor":

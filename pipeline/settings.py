@@ -158,6 +158,7 @@ class BridgeSettings(Section):
     process: Literal["bridge", "diffusion"]
     prior: Literal["replicated", "neural"]
     prior_path: str | None
+    cached_prior: bool
     schedule: Literal["gmax", "vp"]
     beta0: PositiveFloat
     beta1: PositiveFloat

@@ -48,7 +48,8 @@ class TrainingBatch:
     damaged: tuple[str, ...] = ()  # what is wrong with the clips of this batch that could not be read
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        latents = replace(self.latents, z0=self.latents.z0.to(device), label=self.latents.label.to(device))
+        prior = None if self.latents.prior is None else self.latents.prior.to(device)
+        latents = replace(self.latents, z0=self.latents.z0.to(device), label=self.latents.label.to(device), prior=prior)
         return replace(
             self,
             latents=latents,
@@ -70,25 +71,37 @@ class Source:
     classes: list[str]  # of the model; a label that it does not know is its null class
     label_dropout: float
     seed: int
+    read_prior: Read | None = None  # gives F_eta's cached output, (F, C, h, w)
 
 
-def training_source(cache: Cache, classes: list[str], label_dropout: float, seed: int) -> Source:
-    """The cache's training clips."""
+def training_source(
+    cache: Cache, classes: list[str], label_dropout: float, seed: int, read_prior: Read | None = None
+) -> Source:
+    """The cache's training clips, with F_eta's cached output where `read_prior` gives it."""
     rows = cache.select(TRAIN)
-    return _source(cache, rows, classes, label_dropout, seed)
+    return _source(cache, rows, classes, label_dropout, seed, read_prior)
 
 
-def validation_source(cache: Cache, classes: list[str], clips: int, seed: int) -> Source:
+def validation_source(
+    cache: Cache, classes: list[str], clips: int, seed: int, read_prior: Read | None = None
+) -> Source:
     """At most `clips` held-out clips, spread evenly over the sorted keys; no label is dropped."""
     held_out = cache.select(TEST)
     count = min(clips, len(held_out))
     rows = [held_out[i * len(held_out) // count] for i in range(count)]
-    return _source(cache, rows, classes, 0.0, seed)
+    return _source(cache, rows, classes, 0.0, seed, read_prior)
 
 
-def _source(cache: Cache, rows: Sequence[ManifestRow], classes: list[str], label_dropout: float, seed: int) -> Source:
+def _source(
+    cache: Cache,
+    rows: Sequence[ManifestRow],
+    classes: list[str],
+    label_dropout: float,
+    seed: int,
+    read_prior: Read | None,
+) -> Source:
     shape, scale = tuple(cache.info["latent_shape"]), cache.info["scaling_factor"]
-    return Source(rows, reader(cache, rows), shape, scale, classes, label_dropout, seed)
+    return Source(rows, reader(cache, rows), shape, scale, classes, label_dropout, seed, read_prior)
 
 
 def reader(cache: Cache, rows: Sequence[ManifestRow]) -> Read:
@@ -166,7 +179,11 @@ def make_batch(
         image_noises.append(torch.randn(mean.shape[1:], generator=random))
         image_levels.append(torch.randn(1, generator=random))
         keys.append(row["key"])
-    latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels))
+    prior = None
+    if source.read_prior is not None:
+        outputs = np.stack([source.read_prior(source.rows[position]) for position, _ in picks])
+        prior = torch.from_numpy(outputs.astype(np.float32))
+    latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels), prior)
     return TrainingBatch(
         latents,
         torch.stack(noises),

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config import to_yaml
 from pipeline.data.batches import split
 from pipeline.data.manifest import Cache, check_same, describe, open_cache
+from pipeline.data.prior_cache import check_outputs
 from pipeline.data.rows import Rows
 from pipeline.models.latte import Latte
 from pipeline.models.paths import shipped_path
@@ -74,7 +75,9 @@ def prepare(job: Job, settings: Settings) -> Run:
         )
     model, begins = meta_model(job, settings, cache.info)
     if uses_prior(job, settings):
-        check_prior(settings, cache.info)
+        path = check_prior(settings, cache.info)
+        if settings.bridge.cached_prior:
+            check_outputs(cache, weights_hash(shipped_path(path)))
     return Run(job, settings, cache, model, begins, made_with(job, settings, cache))
 
 

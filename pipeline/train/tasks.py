@@ -59,14 +59,14 @@ def finetune_task(
 ) -> Task:
     """The loss of bridge.process. `frozen` is the neural prior F_eta: the bridge's end point (bridge.prior neural), what
     the network is shown (model.prior_condition), or both; `same_classes` gives its index of each of the model's classes,
-    as it may know them in another order."""
+    as it may know them in another order. A batch that brings F_eta's output along (bridge.cached_prior) needs neither."""
     table, alphas_cumprod, aligned_t = process_of(bridge)
 
     def loss(network: Network, batch: TrainingBatch) -> Tensor:
         latents = batch.latents
         z0, image_latent = latents.z0, latents.image_latent
-        neural = None
-        if frozen is not None:
+        neural = latents.prior
+        if neural is None and frozen is not None:
             assert same_classes is not None
             with torch.no_grad():
                 neural = frozen(image_latent, same_classes.to(z0.device)[latents.label]).float()

@@ -20,10 +20,12 @@ import ray.train.torch
 import torch
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
-from pipeline.data.batches import training_batches, training_source, validation_batches, validation_source
-from pipeline.data.manifest import open_cache
+from pipeline.data.batches import Read, training_batches, training_source, validation_batches, validation_source
+from pipeline.data.manifest import Cache, open_cache
+from pipeline.data.prior_cache import prior_reader
 from pipeline.models.image_to_video import ImageToVideo
 from pipeline.models.latte import Latte
+from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
 from pipeline.placement import check_room, needs, selector
 from pipeline.ray_start import start_ray
@@ -35,7 +37,16 @@ from pipeline.train.engine import start_engine
 from pipeline.train.history import History, duration
 from pipeline.train.initial import load_frozen_prior, load_initial
 from pipeline.train.loop import Place, RunStopped, StopAsked, train_steps, validate
-from pipeline.train.run import CHECKPOINTS, Run, export_config, record, run_folder, standing, uses_prior
+from pipeline.train.run import (
+    CHECKPOINTS,
+    Run,
+    export_config,
+    record,
+    run_folder,
+    standing,
+    uses_prior,
+    weights_hash,
+)
 from pipeline.train.state import Ema, full_state, optimizer_keys, put_back, weights
 from pipeline.train.tasks import (
     Job,
@@ -186,8 +197,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
             flush=True,
         )
 
-    source = training_source(cache, cache.info["classes"], train.label_dropout, seed)
-    held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed)
+    read_prior = cached_prior(job, settings, cache)
+    source = training_source(cache, cache.info["classes"], train.label_dropout, seed, read_prior)
+    held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed, read_prior)
     rank, workers = place.rank, place.workers
     batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
     checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
@@ -233,12 +245,19 @@ def build_task(job: Job, settings: Settings, info: CacheInfo, place: Place) -> t
     if isinstance(model, NeuralPrior):
         return prior_task(model), begins
     assert isinstance(model, ImageToVideo)
-    if not uses_prior(job, settings):
+    if not uses_prior(job, settings) or settings.bridge.cached_prior:
         return finetune_task(model, settings.bridge), begins
     frozen, classes = load_frozen_prior(settings)
     dtype = torch.bfloat16 if settings.train.precision == "bfloat16" else torch.float32
     frozen = frozen.to(place.device, dtype)
     return finetune_task(model, settings.bridge, frozen, class_map(info["classes"], classes)), begins
+
+
+def cached_prior(job: Job, settings: Settings, cache: Cache) -> Read | None:
+    """What gives F_eta's cached output for a clip, if the job takes it from the cache. Raises UserError."""
+    if not (uses_prior(job, settings) and settings.bridge.cached_prior):
+        return None
+    return prior_reader(cache, weights_hash(shipped_path(settings.prior_export)))
 
 
 def device_of(settings: Settings) -> torch.device:
