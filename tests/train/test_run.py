@@ -40,7 +40,7 @@ def test_nothing_is_written_by_preparing(storage: Path) -> None:
 def test_no_cache_and_another_cache_are_told(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(UserError, match=r"make one with jobs/cache_latents.py"):
         prepare("finetune", tiny_settings(tmp_path_factory.mktemp("empty")))
-    with pytest.raises(UserError, match=r"data.stride: cache has 3, settings say 2"):
+    with pytest.raises(UserError, match=r"data.stride: cache has 1, settings say 2"):
         prepare("prior", tiny_settings(storage, "--data.stride=2"))
 
 
