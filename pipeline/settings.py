@@ -185,6 +185,10 @@ class BridgeSettings(Section):
                 f"bridge.pretrained_beta_start = {self.pretrained_beta_start}: expected above 0 and at most "
                 f"pretrained_beta_end = {self.pretrained_beta_end}"
             )
+        if self.process == "diffusion" and self.loss_weight != "uniform":
+            raise ValueError(
+                f"bridge.loss_weight = {self.loss_weight} is of bridges; with process diffusion set uniform"
+            )
         if self.process == "diffusion" and self.pretrained_zero_terminal_snr and self.target == "noise":
             raise ValueError(
                 "bridge.pretrained_zero_terminal_snr = true: at its last step a noise-predicting diffusion model says "
@@ -337,6 +341,10 @@ class Settings(Section):
             raise ValueError(
                 "bridge.saf = true aligns the bridge to a pre-trained diffusion model, but train.init is null; "
                 "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
+            )
+        if self.bridge.time_noise is not None and self.model.image_condition == "none":
+            raise ValueError(
+                "bridge.time_noise disturbs the image, which model.image_condition none does not show; set null"
             )
         if self.bridge.process == "bridge" and self.model.image_condition == "none":
             raise ValueError("model.image_condition = none leaves a bridge without its image; set frame")

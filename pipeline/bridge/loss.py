@@ -55,5 +55,5 @@ def diffusion_loss(
     dtype = torch.promote_types(z0.dtype, torch.float32)
     abar = alphas_cumprod[index].view(-1, *(1,) * (z0.dim() - 1))
     signal, deviation = (root.sqrt().to(z0.device, dtype) for root in (abar, 1 - abar))
-    wanted = {"noise": noise, "v": signal * noise - deviation * z0, "z0": z0}[target]
+    wanted = z0 if target == "z0" else noise if target == "noise" else signal * noise - deviation * z0
     return per_sample_mse(denoise(signal * z0 + deviation * noise, index.to(z0.device, dtype)), wanted.to(dtype))

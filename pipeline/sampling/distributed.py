@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.data.manifest import Cache, open_cache
+from pipeline.data.moments import MOMENTS, load_moments
 from pipeline.metrics.statistics import summarise_columns
 from pipeline.models.vae_files import vae_identity
 from pipeline.placement import check_room, selector
@@ -96,6 +97,8 @@ def make_plan(settings: Settings) -> Plan:
     weights_hash, _ = vae_identity(settings.vae.path)
     check_vae(exports, settings.vae.path, weights_hash)
     check_sampler(exports, settings.sample)
+    if settings.sample.analytic_init is not None:
+        load_moments(settings.sample.analytic_init, exports.latent_shape)
     cache = None
     refused: list[Refused] = []
     if settings.sample.images is None:
@@ -116,11 +119,17 @@ def make_plan(settings: Settings) -> Plan:
         **settings.sample.model_dump(
             include={"steps", "spacing", "eta", "order", "start", "analytic_init", "guidance"}
         ),
+        "moments": moments_identity(settings.sample.analytic_init),
         "seed": settings.run.seed,
         "fps": settings.sample.fps,
     }
     plan = Plan(f"{settings.run.folder}/samples", exports, cache, items, refused, deciding, {}, 0)
     return find_done(plan)
+
+
+def moments_identity(folder: str | None) -> dict[str, Any] | None:
+    """moments.json of what sampling starts from."""
+    return None if folder is None else read_json(f"{folder}/{MOMENTS}")
 
 
 def check_cache(exports: Exports, cache: Cache) -> None:

@@ -79,6 +79,14 @@ def check_initial(key: str, path: str, config: dict[str, Any], job: Job, setting
             f"{key} = {path}: is a {config['bridge']['process']} model, but bridge.saf aligns the bridge to a diffusion "
             "model; give one (such as shipped:teacher), or set bridge.saf false to go on training a bridge"
         )
+    if job == "finetune" and settings.bridge.saf:
+        ours = settings.bridge.model_dump(mode="json")
+        for name, value in config["bridge"].items():
+            if name.startswith("pretrained_") and value != ours.get(name):
+                raise UserError(
+                    f"bridge.{name} = {ours.get(name)}: SAF aligns to the schedule of the pre-trained model, and {path} was "
+                    f"trained with {value}; set it alike"
+                )
     check_latents(f"{key} = {path}", config, info)
 
 

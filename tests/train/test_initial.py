@@ -69,6 +69,12 @@ def test_saf_from_a_bridge_is_refused(storage: Path, info: CacheInfo) -> None:
     start(tiny_settings(storage, f"--train.init={bridge}"), info)  # without SAF one may go on from it
 
 
+def test_saf_to_another_schedule_than_the_teachers_is_refused(storage: Path, teacher: Path) -> None:
+    settings = tiny_settings(storage, f"--train.init={teacher}", "--bridge.saf=true", "--bridge.pretrained_snr_shift=3")
+    with pytest.raises(UserError, match=r"bridge.pretrained_snr_shift = 3.0: .* trained with 1.0; set it alike"):
+        prepare("finetune", settings)
+
+
 @pytest.mark.parametrize("key", ["hidden_size=32", "depth=4", "patch_size=1"])
 def test_another_models_weights_are_refused(storage: Path, teacher: Path, key: str) -> None:
     settings = tiny_settings(storage, f"--train.init={teacher}", f"--model.{key}")

@@ -1,0 +1,74 @@
+"""The jobs that derive something from a whole cache, on a real Ray cluster: what they leave is what one machine computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_cache import tiny_settings, write_cache
+
+from pipeline.config import ROOT, to_yaml
+from pipeline.data.manifest import Cache, open_cache
+from pipeline.data.moments import load_moments
+from pipeline.data.prior_cache import prior_reader
+from pipeline.data.shards import read_latent
+from pipeline.models.build import build_prior
+from pipeline.models.paths import shipped_path
+from pipeline.models.weights import save_export
+from pipeline.schema import TRAIN
+from pipeline.settings import Settings
+from pipeline.train.initial import load_frozen_prior
+from pipeline.train.prior_outputs import outputs_of
+from pipeline.train.run import export_config, prepare, weights_hash
+
+pytestmark = pytest.mark.ray
+ARGUMENTS = ("--bridge.prior=neural", "--bridge.cached_prior=true", "--cluster.encode.num_cpus=0.5")
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jobs")
+    settings = tiny_settings(folder, *ARGUMENTS)
+    cache = write_cache(settings, clips=150)  # of moments, three tasks' worth
+    prior = build_prior(settings.prior.model, cache.info["latent_shape"], len(cache.info["classes"]))
+    prior.backbone.initialise(0)
+    save_export(settings.prior_export, prior.backbone.state_dict(), export_config("prior", settings, cache.info))
+    return folder
+
+
+def run_job(name: str, storage: Path) -> tuple[Settings, Cache, str]:
+    """The job as a user starts it, connected to the session's cluster."""
+    import ray
+
+    settings = tiny_settings(storage, *ARGUMENTS)
+    config = storage / "settings.yaml"
+    config.write_text(to_yaml(settings))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-W", "ignore", f"jobs/{name}.py", "--config", str(config)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return settings, open_cache(settings.cache_path), done.stdout
+
+
+def test_moments_of_the_cluster_differ_from_numpys(ray_cluster: None, storage: Path) -> None:
+    settings, cache, _ = run_job("latent_moments", storage)
+    found = load_moments(f"{settings.run.folder}/moments", cache.info["latent_shape"])
+    posteriors = np.stack([read_latent(cache.path, row) for row in cache.select(TRAIN)]).astype(np.float64)
+    scale = cache.info["scaling_factor"]
+    assert found.clips == 150
+    np.testing.assert_allclose(found.mean, scale * posteriors[:, 0].mean(0), rtol=0, atol=1e-6)
+    exact = scale**2 * (posteriors[:, 0].var(0).mean() + np.exp(posteriors[:, 1]).mean())
+    assert found.variance == pytest.approx(exact, rel=1e-6)
+
+
+def test_outputs_of_the_cluster_differ_from_the_priors(ray_cluster: None, storage: Path) -> None:
+    settings, cache, _ = run_job("cache_prior", storage)
+    prepare("finetune", settings)  # takes them for this cache and this prior
+    read = prior_reader(cache, weights_hash(shipped_path(settings.prior_export)))
+    prior, classes = load_frozen_prior(settings)
+    expected = outputs_of(prior, classes, cache, cache.rows[:5], "cpu")
+    for row, output in zip(cache.rows[:5], expected, strict=True):
+        np.testing.assert_allclose(read(row), output, atol=1e-3)
+    assert "  0 shards done now" in run_job("cache_prior", storage)[2]
