@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps, network_input
 from pipeline.bridge.leakage import time_noise_level
-from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
-from pipeline.bridge.targets import eps_psi, q_sample
+from pipeline.bridge.schedule import bridge_grid, ddpm_alphas_cumprod, gmax_table, vp
+from pipeline.bridge.targets import eps_psi, loss_weight, q_sample, target_of
 from pipeline.data.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.prior import replicate
@@ -94,6 +94,28 @@ def test_network_is_shown_f_eta_wherever_the_process_starts(batch: TrainingBatch
         torch.testing.assert_close(
             spy.z, q_sample(batch.latents.z0, start, batch.noise, gmax_table(), batch.index), check_dtype=False
         )
+
+
+def test_cached_output_of_f_eta_is_computed_again(batch: TrainingBatch) -> None:
+    stored = torch.randn(batch.latents.z0.shape, generator=torch.Generator().manual_seed(2))
+    spy = Spy()
+    cached = replace(batch, latents=replace(batch.latents, prior=stored))
+    task(prior="neural", prior_condition=True, cached_prior=True).loss(spy, cached)  # without the network itself
+    assert spy.conditions["prior"] is stored
+    expected = q_sample(batch.latents.z0, stored, batch.noise, gmax_table(), batch.index)
+    torch.testing.assert_close(spy.z, expected)
+
+
+@pytest.mark.parametrize("weight", ["uniform", "noise"])
+@pytest.mark.parametrize("target", ["v", "z0"])
+def test_other_targets_are_those_of_eps_psi(batch: TrainingBatch, target: str, weight: str) -> None:
+    """A network that answers zero is as wrong as the target is large."""
+    losses = task(target=target, loss_weight=weight, schedule="vp", beta1=20.0).loss(Spy(), batch)
+    table, z0 = bridge_grid(vp(0.01, 20.0)), batch.latents.z0
+    z_t = q_sample(z0, replicate(batch.latents.image_latent, 4), batch.noise, table, batch.index)
+    wanted = target_of(target, z_t, z0, batch.noise, table, batch.index)  # type: ignore[arg-type]
+    factor = loss_weight(target, weight, table, batch.index)  # type: ignore[arg-type]
+    torch.testing.assert_close(losses, wanted.square().flatten(1).mean(1) * factor.float())
 
 
 @pytest.mark.parametrize("process", ["bridge", "diffusion"])
