@@ -335,16 +335,16 @@ class Settings(Section):
                     )
         for key, train in (("train", self.train), ("prior.train", self.prior.train)):
             _check_batch(key, train, self.cluster.train.workers_range[1])
+        if self.bridge.time_noise is not None and self.model.image_condition == "none":
+            raise ValueError(
+                "bridge.time_noise disturbs the image, which model.image_condition none does not show; set null"
+            )
         if self.bridge.saf and self.bridge.process == "diffusion":
             raise ValueError("bridge.saf = true aligns a bridge; with bridge.process = diffusion set bridge.saf false")
         if self.bridge.saf and self.train.init is None:
             raise ValueError(
                 "bridge.saf = true aligns the bridge to a pre-trained diffusion model, but train.init is null; "
                 "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
-            )
-        if self.bridge.time_noise is not None and self.model.image_condition == "none":
-            raise ValueError(
-                "bridge.time_noise disturbs the image, which model.image_condition none does not show; set null"
             )
         if self.bridge.process == "bridge" and self.model.image_condition == "none":
             raise ValueError("model.image_condition = none leaves a bridge without its image; set frame")
