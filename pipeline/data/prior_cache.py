@@ -13,6 +13,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipeline.data.manifest import Cache
 from pipeline.data.rows import Rows
@@ -37,8 +38,6 @@ def describe_prior(cache: Cache, weights: str, prior_path: str) -> None:
 
 def rows_of_shard(cache: Cache, shard: str) -> Rows:
     """The clips of a shard in the order of its outputs."""
-    import pyarrow.compute as pc
-
     return Rows(cache.table.filter(pc.equal(cache.table["shard"], shard)).sort_by("key"))
 
 
