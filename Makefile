@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 # Two processes share the test files: most tests wait more than they compute. The files that take longest come first.
-LONGEST := tests/cluster/test_submission.py tests/failures tests/train/test_worker.py
+LONGEST := tests/cluster/test_submission.py tests/failures tests/train/test_worker.py tests/cluster/test_autoscaling.py
 
 .PHONY: demo test check format clean
 
