@@ -44,6 +44,14 @@ def sinusoid_grid(side: int, size: int) -> Tensor:
     return torch.cat([sinusoid(column.flatten(), size // 2), sinusoid(row.flatten(), size // 2)], dim=1)
 
 
+def sinusoid_of_time(t: Tensor, size: int) -> Tensor:
+    """Features of timesteps (B,), (B, size) float32: `size`/2 cosines, then as many sines (Ho et al. 2020)."""
+    half = size // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """adaLN: x (B, F, L, D) with shift and scale (B, 1, 1, D)."""
     return torch.addcmul(shift, x, 1 + scale)
@@ -61,10 +69,7 @@ class TimestepEmbedder(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
-        half = self.frequencies // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
-        angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
-        features: Tensor = torch.cat([angle.cos(), angle.sin()], dim=1)
+        features = sinusoid_of_time(t, self.frequencies)
         out: Tensor = self.mlp(features.to(self.mlp.get_parameter("0.weight").dtype))
         return out
 

@@ -1,0 +1,79 @@
+"""DynamiCrafter's image-token resampler (Xing et al. 2023, section 3.2), after IP-Adapter's and Flamingo's, names as published.
+
+Learned queries, so many for each frame, attend over the tokens of a CLIP image encoder, and become what the U-Net's
+cross-attention sees of the image. Legend: B clips, F frames, Q queries a frame, L image tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.unet3d_layers import attend
+
+
+class PerceiverAttention(nn.Module):
+    """Queries (B, N, D) attend over the image's tokens (B, L, D) and over themselves."""
+
+    def __init__(self, size: int, head_size: int, heads: int) -> None:
+        super().__init__()
+        self.head_size = head_size
+        self.norm1 = nn.LayerNorm(size)
+        self.norm2 = nn.LayerNorm(size)
+        self.to_q = nn.Linear(size, heads * head_size, bias=False)
+        self.to_kv = nn.Linear(size, 2 * heads * head_size, bias=False)
+        self.to_out = nn.Linear(heads * head_size, size, bias=False)
+
+    def forward(self, x: Tensor, queries: Tensor) -> Tensor:
+        x, queries = self.norm1(x), self.norm2(queries)
+        k, v = self.to_kv(torch.cat([x, queries], dim=1)).chunk(2, dim=-1)
+        out: Tensor = self.to_out(attend(self.to_q(queries), k, v, self.head_size))
+        return out
+
+
+class Resampler(nn.Module):
+    """CLIP image tokens (B, L, embedding_size) to tokens of each frame (B, F, Q, out_size).
+
+    Defaults are DynamiCrafter's at 16 frames. Weights are drawn from `seed`; the global generator is left as it was.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 1024,
+        depth: int = 4,
+        head_size: int = 64,
+        heads: int = 12,
+        queries: int = 16,
+        frames: int = 16,
+        embedding_size: int = 1280,
+        out_size: int = 1024,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.frames = frames
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.latents = nn.Parameter(torch.randn(1, queries * frames, size) / size**0.5)
+            self.proj_in = nn.Linear(embedding_size, size)
+            self.proj_out = nn.Linear(size, out_size)
+            self.norm_out = nn.LayerNorm(out_size)
+            self.layers = nn.ModuleList(
+                nn.ModuleList([PerceiverAttention(size, head_size, heads), feed_forward(size)]) for _ in range(depth)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Computes in the dtype of the weights."""
+        x = self.proj_in(x.to(self.latents.dtype))
+        queries = self.latents.expand(len(x), -1, -1)
+        for attention, feed in self.layers:  # type: ignore[misc]
+            queries = queries + attention(x, queries)
+            queries = queries + feed(queries)
+        out: Tensor = self.norm_out(self.proj_out(queries))
+        return out.unflatten(1, (self.frames, -1))
+
+
+def feed_forward(size: int) -> nn.Sequential:
+    """D -> 4 D -> D behind a norm, without biases."""
+    widen, narrow = nn.Linear(size, 4 * size, bias=False), nn.Linear(4 * size, size, bias=False)
+    return nn.Sequential(nn.LayerNorm(size), widen, nn.GELU(), narrow)

@@ -1,0 +1,200 @@
+"""The 3D U-Net of VideoCrafter1 and DynamiCrafter (Chen et al. 2023, Xing et al. 2023), names as published.
+
+Hybrid conditioning: what is known of every frame comes on extra input channels; text, and image tokens of each frame,
+through cross-attention; timestep and frame stride (or rate) as embeddings. Legend: see unet3d_layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline.models.latte import sinusoid_of_time
+from pipeline.models.unet3d_layers import (
+    GROUPS,
+    CrossAttention,
+    Downsample,
+    ResidualBlock,
+    SpatialTransformer,
+    TemporalConvolution,
+    TemporalTransformer,
+    Upsample,
+)
+
+INIT_HEADS = 8  # of the transformer over time behind the first convolution
+
+
+class Block(nn.Sequential):
+    """Layers in a row, each given what it is conditioned on. `x` is (B F, C, h, w)."""
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, embedding: Tensor, text: Tensor, image: Tensor | None, frames: int
+    ) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResidualBlock):
+                x = layer(x, embedding, frames)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, text, image)
+            elif isinstance(layer, TemporalTransformer):
+                x = layer(x, frames)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet3D(nn.Module):
+    """The network of text-to-video diffusion, and with image tokens and extra input channels of image-to-video.
+
+    model_channels: at full resolution; channel_mult: its multiple at each level, every one of half the resolution
+    of the one before; attention_levels: levels with transformers, from 0. head_size divides all widths. text_size:
+    width of text and image tokens. image_tokens: whether the model attends over image tokens. dropout draws from
+    PyTorch's global generator, in training only. Raises ValueError where the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 8,
+        out_channels: int = 4,
+        model_channels: int = 320,
+        channel_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        attention_levels: Sequence[int] = (0, 1, 2),
+        head_size: int = 64,
+        text_size: int = 1024,
+        image_tokens: bool = True,
+        dropout: float = 0.1,
+        activation_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if model_channels % GROUPS or model_channels % head_size:
+            raise ValueError(f"{model_channels=} must be a multiple of {GROUPS} (group norms) and of {head_size=}")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.model_channels, self.text_size, self.image_tokens = model_channels, text_size, image_tokens
+        self.levels = len(channel_mult)
+        self.activation_checkpointing, self.dropout = activation_checkpointing, dropout
+        size = 4 * model_channels
+
+        def transformers(channels: int) -> list[nn.Module]:
+            space = SpatialTransformer(channels, head_size, text_size, image_tokens)
+            return [space, TemporalTransformer(channels, head_size)]
+
+        def residual(channels: int, out: int, level: int) -> list[nn.Module]:
+            layers: list[nn.Module] = [ResidualBlock(channels, out, size, dropout)]
+            return layers + (transformers(out) if level in attention_levels else [])
+
+        with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the global generator when built
+            self.time_embed = embedding_network(model_channels, size)
+            self.fps_embedding = embedding_network(model_channels, size)
+            self.init_attn = Block(TemporalTransformer(model_channels, head_size, INIT_HEADS))
+            channels, skips = model_channels, [model_channels]
+            self.input_blocks = nn.ModuleList([Block(nn.Conv2d(in_channels, channels, 3, padding=1))])
+            for level, multiple in enumerate(channel_mult):
+                for _ in range(num_res_blocks):
+                    self.input_blocks.append(Block(*residual(channels, multiple * model_channels, level)))
+                    channels = multiple * model_channels
+                    skips.append(channels)
+                if level + 1 < self.levels:
+                    self.input_blocks.append(Block(Downsample(channels)))
+                    skips.append(channels)
+            first, last = (ResidualBlock(channels, channels, size, dropout) for _ in range(2))
+            self.middle_block = Block(first, *transformers(channels), last)
+            self.output_blocks = nn.ModuleList()
+            for level, multiple in reversed(list(enumerate(channel_mult))):
+                for i in range(num_res_blocks + 1):
+                    layers = residual(channels + skips.pop(), multiple * model_channels, level)
+                    channels = multiple * model_channels
+                    up = [Upsample(channels)] if level and i == num_res_blocks else []
+                    self.output_blocks.append(Block(*layers, *up))
+            self.out = nn.Sequential(
+                nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+            )
+        self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Weights uniform in +-1/sqrt(inputs), and zeros where a layer, a condition or the output begins to count."""
+        if self.out.get_parameter("2.weight").device.type == "meta":
+            return
+        generator = torch.Generator(self.out.get_parameter("2.weight").device).manual_seed(seed)
+        ends: list[nn.Module] = [self.out[2], self.fps_embedding[2]]
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                module.weight.uniform_(-bound, bound, generator=generator)
+                if module.bias is not None:
+                    module.bias.uniform_(-bound, bound, generator=generator)
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+                module.reset_parameters()
+            if isinstance(module, ResidualBlock):
+                ends.append(module.out_layers[3])
+            elif isinstance(module, TemporalConvolution):
+                ends.append(module.conv4[3])
+            elif isinstance(module, SpatialTransformer | TemporalTransformer):
+                ends.append(module.proj_out)
+            elif isinstance(module, CrossAttention) and hasattr(module, "alpha"):
+                module.alpha.zero_()
+                ends.append(module.to_v_ip)
+        for module in ends:
+            for parameter in module.parameters():
+                parameter.zero_()
+
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, stride: Tensor, image: Tensor | None = None) -> Tensor:
+        """x (B, F, C, h, w) and t (B,) on the scale 0..999 to the prediction (B, F, C_out, h, w).
+
+        text (B, L, text_size); stride (B,): source frames from one frame to the next, or frames a second, as the
+        weights were trained; image (B, F, tokens, text_size), given exactly where the model has image_tokens.
+        Computes in the dtype of the weights. Raises ValueError where the input does not fit the model.
+        """
+        frames = x.shape[1]
+        self._check(x, text, image)
+        dtype = self.out.get_parameter("2.weight").dtype
+        t, stride = (sinusoid_of_time(value, self.model_channels).to(dtype) for value in (t, stride))
+        embedding = (self.time_embed(t) + self.fps_embedding(stride)).repeat_interleave(frames, dim=0)
+        text = text.to(dtype).repeat_interleave(frames, dim=0)
+        image = None if image is None else image.to(dtype).flatten(0, 1)
+        h = x.to(dtype).flatten(0, 1)
+        conditions = (embedding, text, image, frames)
+        skips = []
+        for i, block in enumerate(self.input_blocks):
+            h = self._run(block, h, *conditions)
+            if i == 0:
+                h = self._run(self.init_attn, h, *conditions)
+            skips.append(h)
+        h = self._run(self.middle_block, h, *conditions)
+        for block in self.output_blocks:
+            h = self._run(block, torch.cat([h, skips.pop()], dim=1), *conditions)
+        out: Tensor = self.out(h)
+        return out.unflatten(0, (-1, frames))
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.dropout > 0)  # type: ignore[no-any-return]
+        out: Tensor = block(*inputs)
+        return out
+
+    def _check(self, x: Tensor, text: Tensor, image: Tensor | None) -> None:
+        smallest = 2 ** (self.levels - 1)
+        if x.shape[2] != self.in_channels or x.shape[-1] % smallest or x.shape[-2] % smallest:
+            raise ValueError(
+                f"the U-Net was built for {self.in_channels} channels and for latents whose sides are multiples of "
+                f"{smallest}, and was given {tuple(x.shape)}: x is (B, F, C, h, w)"
+            )
+        if text.shape[-1] != self.text_size:
+            raise ValueError(f"the U-Net was built for text of width {self.text_size}, not {text.shape[-1]}")
+        if (image is not None) != self.image_tokens:
+            raise ValueError(
+                f"image tokens are {'given' if image is not None else 'missing'}, "
+                f"but the U-Net was built with image_tokens={self.image_tokens}"
+            )
+
+
+def embedding_network(inputs: int, size: int) -> nn.Sequential:
+    """Sinusoids of a number to the embedding that residual blocks add."""
+    return nn.Sequential(nn.Linear(inputs, size), nn.SiLU(), nn.Linear(size, size))

@@ -1,0 +1,205 @@
+"""Layers of the VideoCrafter / DynamiCrafter U-Net (Chen et al. 2023, Xing et al. 2023), under their published names.
+
+Legend: B clips, F frames, C channels, h x w latent at the layer's resolution, N = B F frames in a row, L tokens, D width.
+A frame batch is (N, C, h, w); layers over time fold it to B clips of F frames by themselves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F_
+
+GROUPS = 32  # of every group norm
+
+
+def heads_apart(x: Tensor, head_size: int) -> Tensor:
+    """(N, L, D) to (N, heads, L, head_size)."""
+    return x.unflatten(-1, (-1, head_size)).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, head_size: int) -> Tensor:
+    """Multi-head attention of (N, L, D) queries over (N, M, D) keys and values."""
+    q, k, v = (heads_apart(x, head_size) for x in (q, k, v))
+    return F_.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class CrossAttention(nn.Module):
+    """Attention of (N, L, D) over a context of text, over the tokens themselves where there is none.
+
+    With `image` a second pair of projections attends over image tokens, and its output is added
+    with the learned weight 1 + tanh(alpha) (DynamiCrafter, section 3.2).
+    """
+
+    def __init__(self, size: int, head_size: int, context_size: int | None = None, image: bool = False) -> None:
+        super().__init__()
+        self.head_size = head_size
+        context_size = context_size or size
+        self.to_q = nn.Linear(size, size, bias=False)
+        self.to_k = nn.Linear(context_size, size, bias=False)
+        self.to_v = nn.Linear(context_size, size, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(size, size))
+        if image:
+            self.to_k_ip = nn.Linear(context_size, size, bias=False)
+            self.to_v_ip = nn.Linear(context_size, size, bias=False)
+            self.alpha = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, text: Tensor | None = None, image: Tensor | None = None) -> Tensor:
+        q, context = self.to_q(x), x if text is None else text
+        out = attend(q, self.to_k(context), self.to_v(context), self.head_size)
+        if image is not None:
+            seen = attend(q, self.to_k_ip(image), self.to_v_ip(image), self.head_size)
+            out = torch.addcmul(out, seen, 1 + self.alpha.tanh())
+        projected: Tensor = self.to_out(out)
+        return projected
+
+
+class GatedLinear(nn.Module):
+    """GEGLU (Shazeer 2020): half of the projection, times the GELU of the other half."""
+
+    def __init__(self, size: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(size, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F_.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """D -> 4 D -> D; the empty place in `net` is that of the published models' dropout, which is 0."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GatedLinear(size, 4 * size), nn.Identity(), nn.Linear(4 * size, size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention over text (and image), feed-forward, each behind a norm and added to (N, L, D)."""
+
+    def __init__(self, size: int, head_size: int, context_size: int | None = None, image: bool = False) -> None:
+        super().__init__()
+        self.attn1 = CrossAttention(size, head_size)
+        self.attn2 = CrossAttention(size, head_size, context_size, image)
+        self.ff = FeedForward(size)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(size) for _ in range(3))
+
+    def forward(self, x: Tensor, text: Tensor | None = None, image: Tensor | None = None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), text, image)
+        out: Tensor = x + self.ff(self.norm3(x))
+        return out
+
+
+class SpatialTransformer(nn.Module):
+    """One transformer block over the pixels of each frame, which sees the frame's text and image tokens."""
+
+    def __init__(self, channels: int, head_size: int, context_size: int, image: bool) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, head_size, context_size, image)])
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
+        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        tokens = self.proj_out(self.transformer_blocks[0](tokens, text, image))
+        return x + tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+class TemporalTransformer(nn.Module):
+    """One transformer block over the frames of each pixel; both its attentions are self-attention.
+
+    heads: None gives as many as fit the channels, and linear projections; else the block is heads * head_size wide,
+    between convolutions of width 1, as the published `init_attn` is.
+    """
+
+    def __init__(self, channels: int, head_size: int, heads: int | None = None) -> None:
+        super().__init__()
+        size = channels if heads is None else heads * head_size
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, size) if heads is None else nn.Conv1d(channels, size, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(size, head_size)])
+        self.proj_out = nn.Linear(size, channels) if heads is None else nn.Conv1d(size, channels, 1)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        clips = x.unflatten(0, (-1, frames))
+        normed = self.norm(clips.transpose(1, 2))  # B C F h w: statistics are of the whole clip
+        tokens = normed.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (B h w) F C
+        # a kernel of width 1 is a matrix
+        tokens = F_.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        tokens = self.transformer_blocks[0](tokens)
+        tokens = F_.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + tokens.unflatten(0, (len(clips), *x.shape[-2:])).permute(0, 3, 4, 1, 2).flatten(0, 1)
+
+
+class TemporalConvolution(nn.Module):
+    """Four convolutions over three frames, added to what came in."""
+
+    def __init__(self, channels: int, dropout: float) -> None:
+        super().__init__()
+
+        def layer(*between: nn.Module) -> nn.Sequential:
+            convolution = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+            return nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), *between, convolution)
+
+        self.conv1 = layer()
+        self.conv2, self.conv3, self.conv4 = (layer(nn.Dropout(dropout)) for _ in range(3))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        clips = x.unflatten(0, (-1, frames)).transpose(1, 2)  # B C F h w
+        out: Tensor = clips + self.conv4(self.conv3(self.conv2(self.conv1(clips))))
+        return out.transpose(1, 2).flatten(0, 1)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions over each frame with the time embedding between them, then one block over time."""
+
+    def __init__(self, channels: int, out_channels: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        self.temopral_conv = TemporalConvolution(out_channels, dropout)  # sic
+
+    def forward(self, x: Tensor, embedding: Tensor, frames: int) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
+        out: Tensor = self.temopral_conv(self.skip_connection(x) + self.out_layers(h), frames)
+        return out
+
+
+class Downsample(nn.Module):
+    """Half the resolution by a strided convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Twice the resolution by repetition and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F_.interpolate(x, scale_factor=2, mode="nearest"))
+        return out
