@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.unet3d_layers import attend
+from pipeline.models.unet3d_layers import attend, initialise_uniform
 
 
 class PerceiverAttention(nn.Module):
@@ -52,9 +52,8 @@ class Resampler(nn.Module):
     ) -> None:
         super().__init__()
         self.frames = frames
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.latents = nn.Parameter(torch.randn(1, queries * frames, size) / size**0.5)
+        with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the global generator when built
+            self.latents = nn.Parameter(torch.empty(1, queries * frames, size))
             self.proj_in = nn.Linear(embedding_size, size)
             self.proj_out = nn.Linear(size, out_size)
             self.norm_out = nn.LayerNorm(out_size)
@@ -62,11 +61,25 @@ class Resampler(nn.Module):
                 nn.ModuleList([PerceiverAttention(size, head_size, heads), feed_forward(size)]) for _ in range(depth)
             )
 
+        self.initialise(seed)
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Queries of length about 1, and weights uniform in +-1/sqrt(inputs)."""
+        if self.latents.device.type == "meta":
+            return
+        generator = torch.Generator(self.latents.device).manual_seed(seed)
+        self.latents.normal_(std=self.latents.shape[-1] ** -0.5, generator=generator)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                initialise_uniform(module, generator)
+
     def forward(self, x: Tensor) -> Tensor:
         """Computes in the dtype of the weights."""
         x = self.proj_in(x.to(self.latents.dtype))
         queries = self.latents.expand(len(x), -1, -1)
-        for attention, feed in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed = layer.children()
             queries = queries + attention(x, queries)
             queries = queries + feed(queries)
         out: Tensor = self.norm_out(self.proj_out(queries))

@@ -6,7 +6,6 @@ through cross-attention; timestep and frame stride (or rate) as embeddings. Lege
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from pipeline.models.unet3d_layers import (
     TemporalConvolution,
     TemporalTransformer,
     Upsample,
+    initialise_uniform,
 )
 
 INIT_HEADS = 8  # of the transformer over time behind the first convolution
@@ -126,10 +126,7 @@ class UNet3D(nn.Module):
         ends: list[nn.Module] = [self.out[2], self.fps_embedding[2]]
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                module.weight.uniform_(-bound, bound, generator=generator)
-                if module.bias is not None:
-                    module.bias.uniform_(-bound, bound, generator=generator)
+                initialise_uniform(module, generator)
             elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
                 module.reset_parameters()
             if isinstance(module, ResidualBlock):
@@ -175,7 +172,8 @@ class UNet3D(nn.Module):
 
     def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
         if self.activation_checkpointing and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.dropout > 0)  # type: ignore[no-any-return]
+            keep = self.dropout > 0
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=keep)
         out: Tensor = block(*inputs)
         return out
 

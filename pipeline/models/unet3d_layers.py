@@ -6,11 +6,21 @@ A frame batch is (N, C, h, w); layers over time fold it to B clips of F frames b
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F_
 
 GROUPS = 32  # of every group norm
+
+
+def initialise_uniform(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, generator: torch.Generator) -> None:
+    """Weights and biases uniform in +-1/sqrt(inputs), as PyTorch draws them, but from `generator`."""
+    bound = 1 / math.sqrt(layer.weight[0].numel())
+    layer.weight.uniform_(-bound, bound, generator=generator)
+    if layer.bias is not None:
+        layer.bias.uniform_(-bound, bound, generator=generator)
 
 
 def heads_apart(x: Tensor, head_size: int) -> Tensor:

@@ -1,0 +1,167 @@
+"""Latte's forward and backward pass by the attention in use, in one run, on the same weights and inputs.
+
+    python benchmarks/attention.py                       # Latte-S/2 cut to 4 blocks, 256 and 512 pixels; six minutes
+    python benchmarks/attention.py --size B --sides 32
+
+`ours` is pipeline/models/latte.py as it is. `explicit` computes softmax(q k^T / sqrt(d)) v as three operations, which is the
+"math" mode of the authors' code, and `unfused` besides writes adaLN out as x * (1 + scale) + shift, as that code does;
+`prescaled` is `explicit` with the smaller q scaled in place of the weights; `packed` is ours on heads made contiguous first.
+Formulations take turns in every round, and time is the processor's, of one thread, so that other work on the machine
+counts little; figures are medians. Outputs and gradients are compared too. A case is a latent of so many pixels along
+its side, with (side / 2)^2 tokens a frame; `attention_alone` has the two attentions of a pair of blocks without the rest.
+Results go to benchmarks/results/attention.json.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from circumstances import circumstances
+from torch import Tensor, nn
+from torch.nn import functional as F_
+
+from pipeline.models import latte
+from pipeline.models.latte import LATTE_SIZES, Attention, Latte
+
+RESULT = Path(__file__).parent / "results" / "attention.json"
+FRAMES = 17  # 16 and the image's
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    return weights.softmax(dim=-1) @ v
+
+
+def prescaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return weights.softmax(dim=-1) @ v
+
+
+def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F_.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+
+
+def forward_with(attend: Attend) -> Callable[[Attention, Tensor], Tensor]:
+    """Attention.forward with another core."""
+
+    def forward(self: Attention, x: Tensor) -> Tensor:
+        *batch, tokens, size = x.shape
+        qkv = self.qkv(x).view(-1, tokens, 3, self.num_heads, size // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out: Tensor = self.proj(attend(q, k, v).transpose(1, 2).reshape(*batch, tokens, size))
+        return out
+
+    return forward
+
+
+def written_out(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+FORMULATIONS: dict[str, tuple[Attend | None, bool]] = {
+    "ours": (None, False),
+    "explicit": (explicit, False),
+    "unfused": (explicit, True),
+    "prescaled": (prescaled, False),
+    "packed": (packed, False),
+}
+
+
+def whole(model: Latte, side: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A forward and backward pass of the model on one clip; it gives the output and a gradient."""
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(1, FRAMES, 4, side, side, generator=random)
+    t, y = torch.tensor([500.0]), torch.tensor([3])
+
+    def step() -> tuple[Tensor, Tensor]:
+        model.zero_grad(set_to_none=True)
+        out = model(x, t, y)
+        out.square().mean().backward()
+        gradient = model.x_embedder.proj.weight.grad
+        assert gradient is not None
+        return out.detach(), gradient
+
+    return step
+
+
+def alone(model: Latte, side: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The same of the attention over space and the attention over time that the first two blocks make."""
+    width = model.final_layer.linear.in_features
+    x = torch.randn(FRAMES, (side // 2) ** 2, width, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        x.grad = None
+        out = model.blocks[0].attn(x)  # type: ignore[operator, union-attr]
+        out = model.blocks[1].attn(out.transpose(0, 1))  # type: ignore[operator, union-attr]
+        out.square().mean().backward()
+        assert x.grad is not None
+        return out.detach(), x.grad
+
+    return step
+
+
+def measure(step: Callable[[], tuple[Tensor, Tensor]], rounds: int) -> dict[str, object]:
+    """Each formulation once a round, in turn; the first round only warms up and gives what the others must equal."""
+    seconds: dict[str, list[float]] = {name: [] for name in FORMULATIONS}
+    expected: tuple[Tensor, ...] = ()
+    worst = 0.0
+    for number in range(rounds + 1):
+        for name, (attend, unfused) in FORMULATIONS.items():
+            with ExitStack() as stack:
+                if attend is not None:
+                    stack.enter_context(patch.object(Attention, "forward", forward_with(attend)))
+                if unfused:
+                    stack.enter_context(patch.object(latte, "modulate", written_out))
+                begun = time.process_time()
+                found = step()
+                taken = time.process_time() - begun
+            if number:
+                seconds[name].append(taken)
+            expected = expected or tuple(value.clone() for value in found)
+            for one, other in zip(found, expected, strict=True):
+                worst = max(worst, float((one - other).abs().max() / other.abs().max()))
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return {
+        "median_cpu_seconds": {name: round(value, 3) for name, value in medians.items()},
+        "ours_is_so_many_times_as_fast": {name: round(value / medians["ours"], 2) for name, value in medians.items()},
+        "largest_relative_difference": worst,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=list(LATTE_SIZES), default="S")
+    parser.add_argument("--depth", type=int, default=4, help="blocks of it")
+    parser.add_argument("--sides", type=int, nargs="+", default=[32, 64], help="latent pixels along a side")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cases: dict[str, object] = {}
+    for side in options.sides:
+        size = LATTE_SIZES[options.size]._replace(depth=options.depth)
+        model = Latte(
+            input_size=side, patch_size=2, in_channels=4, num_frames=FRAMES, num_classes=101, **size._asdict()
+        )
+        random = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.02, generator=random)
+        cases[f"side {side}"] = {
+            "tokens_a_frame": (side // 2) ** 2,
+            "model": measure(whole(model, side), options.rounds),
+            "attention_alone": measure(alone(model, side), options.rounds),
+        }
+    about = f"Latte-{options.size}/2, {options.depth} blocks, {FRAMES} frames, float32, one thread"
+    result = {**circumstances(), "model": about, "rounds": options.rounds, "cases": cases}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
