@@ -1,6 +1,6 @@
 """Latte's forward and backward pass by the attention in use, in one run, on the same weights and inputs.
 
-    python benchmarks/attention.py                       # Latte-S/2 cut to 4 blocks, 256 and 512 pixels; six minutes
+    python benchmarks/attention.py                       # Latte-S/2 cut to 2 blocks, 256 and 512 pixels; six minutes
     python benchmarks/attention.py --size B --sides 32
 
 `ours` is pipeline/models/latte.py as it is. `explicit` computes softmax(q k^T / sqrt(d)) v as three operations, which is the
@@ -138,7 +138,7 @@ def measure(step: Callable[[], tuple[Tensor, Tensor]], rounds: int) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(LATTE_SIZES), default="S")
-    parser.add_argument("--depth", type=int, default=4, help="blocks of it")
+    parser.add_argument("--depth", type=int, default=2, help="blocks of it")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64], help="latent pixels along a side")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -86,8 +86,13 @@ def draw_sheet(cache: Cache, settings: Settings) -> bytes:
     clips = []
     for row in cache.rows.spread_by(["label", "key"], SHEET_CLIPS):
         mean = read_latent(cache.path, row)[0]
-        shown = torch.from_numpy(mean[shown_frames(len(mean))].astype(np.float32))
-        clips.append((row["caption"] or row["label"] or row["video"], vae.decode(shown * vae.scaling_factor).numpy()))
+        # a VAE that looks over frames needs all of them
+        chosen = mean[shown_frames(len(mean))] if vae.temporal == 1 else mean
+        frames = vae.decode_clips(torch.from_numpy(chosen.astype(np.float32))[None] * vae.scaling_factor, len(chosen))[
+            0
+        ]
+        shown = frames if vae.temporal == 1 else frames[shown_frames(len(frames))]
+        clips.append((row["caption"] or row["label"] or row["video"], shown.numpy()))
     stream = io.BytesIO()
     contact_sheet(clips).save(stream, "PNG")
     return stream.getvalue()

@@ -7,7 +7,7 @@ Rows are typed dictionaries, because Ray Data moves dictionaries: mypy knows the
 fix how they lie in Parquet. Legend of shapes: B clips, F frames, C latent channels, h w latent, H W pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow as pa
@@ -151,6 +151,7 @@ REJECT_SCHEMA = pa.schema(
 LATENT_MEMBER = "latent.npy"  # float16 (2, F, C, h, w): posterior mean and log-variance, unscaled
 TEXT_MEMBER = "text.npy"  # float16 (tokens, width): the caption's embedding
 META_MEMBER = "json"
+NULL_TEXT = "null_text.npy"  # beside cache.json: float16 (tokens, width), the embedding of the empty caption
 
 
 class CacheInfo(TypedDict):
@@ -172,9 +173,17 @@ class LatentBatch:
     keys: list[str]
     z0: "torch.Tensor"  # (B, F, C, h, w) float32
     label: "torch.Tensor"  # (B,) int64; the null class where there is none
+    stride: "torch.Tensor"  # (B,) float32: source frames from one frame of the clip to the next
+    image_shown: "torch.Tensor"  # (B,) bool: False where image tokens are left out, for classifier-free guidance
+    text: "torch.Tensor | None" = None  # (B, tokens, width) float32, of the empty caption where it is left out
     prior: "torch.Tensor | None" = None  # (B, F, C, h, w) float32: F_eta's cached output, with bridge.cached_prior
 
     @property
     def image_latent(self) -> "torch.Tensor":
         """(B, C, h, w)"""
         return self.z0[:, 0]
+
+    def to(self, device: "torch.device") -> "LatentBatch":
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
+        return replace(self, **moved)

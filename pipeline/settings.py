@@ -116,6 +116,7 @@ class VaeSettings(Section):
 
 class TextSettings(Section):
     path: str | None
+    tokenizer: str | None
     layer: Literal[-1, -2]
     max_length: PositiveInt
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -127,7 +128,7 @@ class ModelSettings(Section):
     depth: PositiveInt | None
     num_heads: PositiveInt | None
     patch_size: PositiveInt
-    image_condition: Literal["frame", "none"]
+    image_condition: Literal["frame", "channels", "none"]
     prior_condition: bool
 
     @model_validator(mode="after")
@@ -151,6 +152,51 @@ class ModelSettings(Section):
                 raise ValueError(
                     f"model.depth = {self.depth} is odd, but spatial and temporal blocks come in pairs; use {self.depth + 1}"
                 )
+        return self
+
+
+class UNet3DSettings(Section):
+    model_channels: PositiveInt
+    channel_mult: tuple[PositiveInt, ...]
+    num_res_blocks: PositiveInt
+    attention_levels: tuple[Annotated[int, Field(ge=0)], ...]
+    head_size: PositiveInt
+    dropout: Beta
+    image_encoder: str | None
+    image_width: PositiveInt
+    resampler_size: PositiveInt
+    resampler_depth: PositiveInt
+    resampler_heads: PositiveInt
+    resampler_head_size: PositiveInt
+    resampler_queries: PositiveInt
+
+
+class CogVideoXSettings(Section):
+    num_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    attention_head_dim: PositiveInt
+    time_embed_dim: PositiveInt
+    sample_width: PositiveInt
+    sample_height: PositiveInt
+    sample_frames: PositiveInt
+
+
+class VideoModelSettings(ModelSettings):
+    backbone: Literal["latte", "unet3d", "cogvideox"]
+    unet3d: UNet3DSettings | None
+    cogvideox: CogVideoXSettings | None
+
+    @model_validator(mode="after")
+    def _conditions(self) -> Self:
+        wanted = ("frame", "none") if self.backbone == "latte" else ("channels",)
+        if self.image_condition not in wanted:
+            raise ValueError(
+                f"model.image_condition = {self.image_condition}: model.backbone = {self.backbone} takes {' or '.join(wanted)}"
+            )
+        if self.backbone != "latte" and getattr(self, self.backbone) is None:
+            raise ValueError(f"model.{self.backbone} = null: model.backbone = {self.backbone} needs its sizes there")
+        if self.prior_condition and self.backbone != "latte":
+            raise ValueError("model.prior_condition = true is Latte's; set it false, or model.backbone latte")
         return self
 
 
@@ -212,6 +258,7 @@ class TrainSettings(Section):
     precision: Literal["bfloat16", "float32"]
     zero_stage: Literal[0, 1, 2, 3]
     activation_checkpointing: bool
+    compile: bool
     label_dropout: Fraction
     damaged_clips: Literal["stop", "skip"]
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
@@ -241,6 +288,7 @@ class SampleSettings(Section):
     start: Annotated[float, Field(gt=0, le=1)]
     analytic_init: str | None
     guidance: NonNegative
+    stride: PositiveInt
     batch: PositiveInt
     fps: PositiveInt
 
@@ -304,7 +352,7 @@ class Settings(Section):
     cache: CacheSettings
     vae: VaeSettings
     text: TextSettings
-    model: ModelSettings
+    model: VideoModelSettings
     bridge: BridgeSettings
     train: TrainSettings
     prior: PriorSettings
@@ -345,6 +393,11 @@ class Settings(Section):
             raise ValueError(
                 "bridge.saf = true aligns the bridge to a pre-trained diffusion model, but train.init is null; "
                 "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
+            )
+        if self.model.backbone != "latte" and self.text.path is None:
+            raise ValueError(
+                f"model.backbone = {self.model.backbone} is conditioned on text; set text.path to its encoder, or "
+                "model.backbone latte"
             )
         if self.bridge.process == "bridge" and self.model.image_condition == "none":
             raise ValueError("model.image_condition = none leaves a bridge without its image; set frame")

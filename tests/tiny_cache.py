@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import load
+from pipeline.data.encode import npy_bytes
 from pipeline.data.manifest import Cache, commit, describe, open_cache, write_info
-from pipeline.schema import ENCODED_SCHEMA
+from pipeline.schema import ENCODED_SCHEMA, NULL_TEXT
 from pipeline.settings import Settings
+from pipeline.storage import write_bytes
 
 CLASSES = ["bounce", "slide"]
 MODEL = {"size": "null", "hidden_size": 16, "depth": 2, "num_heads": 2}
@@ -54,6 +56,11 @@ def write_cache(settings: Settings, clips: int = 10, held_out: int = 3, seed: in
         _row(number, "train" if number < clips else "test", info["latent_shape"], seed)
         for number in range(clips + held_out)
     ]
+    if info["text_shape"] is not None:
+        random = np.random.default_rng([seed, 1])
+        for row in rows:
+            row["text"] = npy_bytes(random.standard_normal(info["text_shape"]).astype(np.float16))
+        write_bytes(f"{settings.cache_path}/{NULL_TEXT}", npy_bytes(np.zeros(info["text_shape"], np.float16)))
     for part in (rows[::2], rows[1::2]):
         commit(settings.cache_path, pa.Table.from_pylist(part, schema=ENCODED_SCHEMA))
     return open_cache(settings.cache_path)

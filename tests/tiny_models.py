@@ -14,15 +14,18 @@ from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.vae_files import vae_identity
 from pipeline.models.weights import save_export
 from pipeline.schema import ENCODED_SCHEMA
-from pipeline.settings import ModelSettings, Settings
+from pipeline.settings import ModelSettings, Settings, VideoModelSettings
 
 FRAMES, SIDE = 4, 32
 CLASSES = ["bounce", "slide left"]
 SHAPE = [FRAMES, 4, SIDE // 8, SIDE // 8]
 
 
-def tiny_model(image_condition: str = "frame", prior_condition: bool = False) -> ModelSettings:
-    return ModelSettings(
+def tiny_model(image_condition: str = "frame", prior_condition: bool = False) -> VideoModelSettings:
+    return VideoModelSettings(
+        backbone="latte",
+        unet3d=None,
+        cogvideox=None,
         size=None,
         hidden_size=32,
         depth=2,
@@ -41,8 +44,11 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
 
 
 def save_model(settings: Settings, folder: Path, kind: str, built: ModelSettings, seed: int = 0, **config: Any) -> Path:
-    make = build_image_to_video if kind == "image_to_video" else build_prior
-    module = make(built, SHAPE, len(CLASSES))
+    if isinstance(built, VideoModelSettings) and kind == "image_to_video":
+        module: torch.nn.Module = build_image_to_video(built, SHAPE, len(CLASSES))
+    else:
+        built = ModelSettings(**{name: getattr(built, name) for name in ModelSettings.model_fields})
+        module = build_prior(built, SHAPE, len(CLASSES))
     randomise(module.backbone, seed)
     weights_hash, scaling_factor = vae_identity(settings.vae.path)
     described = {

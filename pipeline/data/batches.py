@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.manifest import Cache
-from pipeline.data.shards import CorruptShard, read_latent
+from pipeline.data.manifest import Cache, read_null_text
+from pipeline.data.shards import CorruptShard, read_latent, read_text
 from pipeline.models.build import class_indices
-from pipeline.models.conditioning import drop_labels
+from pipeline.models.conditioning import dropped
 from pipeline.models.vae import sample_posterior
 from pipeline.schema import TEST, TRAIN, LatentBatch, ManifestRow
+from pipeline.settings import UserError
 
 TIMESTEPS = 1000
 # A worker keeps its clips in memory up to so many bytes. Below, reading a file a sample would only cost system calls;
@@ -48,11 +49,9 @@ class TrainingBatch:
     damaged: tuple[str, ...] = ()  # what is wrong with the clips of this batch that could not be read
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        prior = None if self.latents.prior is None else self.latents.prior.to(device)
-        latents = replace(self.latents, z0=self.latents.z0.to(device), label=self.latents.label.to(device), prior=prior)
         return replace(
             self,
-            latents=latents,
+            latents=self.latents.to(device),
             noise=self.noise.to(device),
             image_noise=self.image_noise.to(device),
             image_level=self.image_level.to(device),
@@ -72,6 +71,9 @@ class Source:
     label_dropout: float
     seed: int
     read_prior: Read | None = None  # gives F_eta's cached output, (F, C, h, w)
+    read_text: Read | None = None  # None: the model takes no text
+    text_shape: tuple[int, ...] | None = None  # tokens, width
+    null_text: np.ndarray | None = None  # (tokens, width); needed where text is dropped
 
 
 def training_source(
@@ -102,6 +104,23 @@ def _source(
 ) -> Source:
     shape, scale = tuple(cache.info["latent_shape"]), cache.info["scaling_factor"]
     return Source(rows, reader(cache, rows), shape, scale, classes, label_dropout, seed, read_prior)
+
+
+def with_text(source: Source, cache: Cache) -> Source:
+    """The same clips with the embeddings of their captions, for a model that takes text. Raises UserError."""
+    if cache.info["text_shape"] is None:
+        raise UserError(f"{cache.path}: holds no text, which the model takes; set text.path and cache again")
+    null_text = read_null_text(cache.path) if source.label_dropout else None
+    read = functools.partial(text_of, cache.path)
+    return replace(source, read_text=read, text_shape=tuple(cache.info["text_shape"]), null_text=null_text)
+
+
+def text_of(cache_path: str, row: ManifestRow) -> np.ndarray:
+    """float16 (tokens, width): the embedding of a clip's caption. Raises CorruptShard."""
+    text = read_text(cache_path, row)
+    if text is None:
+        raise CorruptShard(f"clip {row['key']}: has no text in {cache_path}; cache again")
+    return text
 
 
 def reader(cache: Cache, rows: Sequence[ManifestRow]) -> Read:
@@ -159,21 +178,23 @@ def make_batch(
     """
     keys: list[str] = []
     z0, labels, noises, image_noises, image_levels, indices = [], [], [], [], [], []
+    texts, shown = [], []
     weight = (torch.arange(len(picks)) < (len(picks) if counted is None else counted)).float()
     damaged: list[str] = []
     for position, index in picks:
         row = source.rows[position]
         random = generator(source.seed, stream, step, index)
-        try:
-            mean, logvar = torch.from_numpy(source.read(row)).float()
-        except CorruptShard as error:
-            mean, logvar = torch.zeros(source.latent_shape), torch.full(source.latent_shape, -30.0)
+        mean, logvar, text, problem = read_clip(source, row)
+        if problem:
             weight[len(keys)] = 0.0
-            damaged.append(str(error))
+            damaged.append(problem)
         posterior_noise, noise = torch.randn((2, *mean.shape), generator=random)
         indices.append(torch.randint(TIMESTEPS, (1,), generator=random))
-        label = class_indices([row["label"]], source.classes)
-        labels.append(drop_labels(label, source.label_dropout, len(source.classes), random))
+        without, without_image = dropped(torch.rand(1, generator=random), source.label_dropout)
+        labels.append(class_indices(["" if without else row["label"]], source.classes))
+        shown.append(~without_image)
+        if text is not None:
+            texts.append(torch.from_numpy(source.null_text).float() if without else text)
         z0.append(sample_posterior(mean, logvar, posterior_noise, source.scaling_factor))
         noises.append(noise)
         image_noises.append(torch.randn(mean.shape[1:], generator=random))
@@ -183,7 +204,9 @@ def make_batch(
     if source.read_prior is not None:
         outputs = np.stack([source.read_prior(source.rows[position]) for position, _ in picks])
         prior = torch.from_numpy(outputs.astype(np.float32))
-    latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels), prior)
+    stride = torch.tensor([float(source.rows[position]["stride"]) for position, _ in picks])
+    captions = torch.stack(texts) if texts else None
+    latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels), stride, torch.cat(shown), captions, prior)
     return TrainingBatch(
         latents,
         torch.stack(noises),
@@ -193,6 +216,20 @@ def make_batch(
         weight,
         tuple(damaged),
     )
+
+
+def read_clip(source: Source, row: ManifestRow) -> tuple[Tensor, Tensor, Tensor | None, str | None]:
+    """Mean and log-variance of a clip's posterior, each (F, C, h, w) float32, and its text, if any; zeros and what is
+    wrong where its bytes are not those that were written.
+    """
+    try:
+        mean, logvar = torch.from_numpy(source.read(row)).float()
+        text = None if source.read_text is None else torch.from_numpy(source.read_text(row)).float()
+    except CorruptShard as error:
+        mean, logvar = torch.zeros(source.latent_shape), torch.full(source.latent_shape, -30.0)
+        text = None if source.text_shape is None else torch.zeros(source.text_shape)
+        return mean, logvar, text, str(error)
+    return mean, logvar, text, None
 
 
 def training_batches(

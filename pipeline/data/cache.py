@@ -39,7 +39,7 @@ from pipeline.data.plan import plan_table
 from pipeline.data.standing import Standing, counts_of, standing_of, tally
 from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
-from pipeline.schema import IDENTITY
+from pipeline.schema import IDENTITY, NULL_TEXT
 from pipeline.settings import JobFailed, Settings
 from pipeline.storage import exists, read_json, write_json
 
@@ -175,6 +175,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
                 "vae": settings.vae,
                 "data": data,
                 "text": settings.text,
+                "null_text": f"{settings.cache_path}/{NULL_TEXT}",
                 "num_cpus": encode.num_cpus,
                 "num_gpus": encode.num_gpus,
             },
@@ -227,7 +228,7 @@ def _consume(commits: "ray.data.Dataset", clips: int, frames: int, lock: Held) -
 
 def _clip_bytes(settings: Settings) -> int:
     """Bytes of a clip's latent: float16 mean and log-variance."""
-    return 2 * 2 * math.prod(latent_shape(settings.data))
+    return 2 * 2 * math.prod(latent_shape(settings))
 
 
 def _named(reasons: Counter[str]) -> str:

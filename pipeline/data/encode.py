@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.schema import ENCODED_SCHEMA
-from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, TextSettings, VaeSettings
+from pipeline.settings import VAE_DOWNSAMPLING, DataSettings, TextSettings, VaeSettings
+from pipeline.storage import write_bytes
 
 log = logging.getLogger("encode")
 
@@ -32,7 +33,8 @@ class EncodeClips:
     """map_batches over actors, one row in, one row out: DECODED_SCHEMA -> ENCODED_SCHEMA.
 
     A clip's frames become a .npy of its VAE posterior: float16 (2, F, C, h, w), mean and log-variance,
-    unscaled. With text.path, its caption, or its class where it has none, becomes one of float16 (tokens, width).
+    unscaled. With text.path, its caption, or its class where it has none, becomes one of float16 (tokens, width), and
+    the empty caption's is written to the address `null_text`.
     """
 
     def __init__(
@@ -42,11 +44,12 @@ class EncodeClips:
         num_cpus: float,
         num_gpus: float,
         text: TextSettings | None = None,
+        null_text: str | None = None,
     ) -> None:
         from pipeline.models.vae import compile_encoder, load_vae
+        from pipeline.models.vae_files import vae_geometry
 
         self._clip_frames, self._frame = data.frames, (data.height, data.width, 3)
-        self._latent = (LATENT_CHANNELS, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING)
         self._on_gpu = self._fill_batches = num_gpus > 0
         self.batch_frames = vae.batch_frames
         if self._on_gpu:
@@ -56,11 +59,15 @@ class EncodeClips:
             self.batch_frames = min(self.batch_frames, max(1, CPU_PIXELS // (data.height * data.width)))
         device = "cuda" if self._on_gpu else "cpu"
         self.vae = load_vae(vae.path, vae.dtype, device)
+        channels, _ = vae_geometry(vae.path)
+        self._latent = (channels, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING)
         self._text_encoder = None
         if text is not None and text.path is not None:
             from pipeline.models.text import load_text_encoder
 
             self._text_encoder = load_text_encoder(text, device)
+            if null_text is not None:  # every actor writes the same
+                write_bytes(null_text, npy_bytes(self.embed([""])[""]))
         if self._on_gpu and vae.compile:
             compile_encoder(self.vae, torch.zeros(self.batch_frames, *self._frame, dtype=torch.uint8))
         self._host = torch.empty(0, *self._frame, dtype=torch.uint8)
@@ -90,6 +97,8 @@ class EncodeClips:
         are copied to pinned memory, and go from there behind it. Raises torch.OutOfMemoryError where the GPU has no
         room for a single frame.
         """
+        if self.vae.temporal > 1:
+            return self._encode_whole(clips)
         count = len(clips) * self._clip_frames
         host = self._host_frames(count)
         out = torch.empty(2, count, *self._latent, dtype=torch.float16, pin_memory=self._on_gpu)
@@ -114,6 +123,12 @@ class EncodeClips:
             torch.cuda.synchronize()
         posteriors = out.numpy().reshape(2, len(clips), self._clip_frames, *self._latent)
         return posteriors.swapaxes(0, 1)
+
+    def _encode_whole(self, clips: list[np.ndarray]) -> np.ndarray:
+        """As encode, with a VAE that looks over the frames of a clip, and so takes each whole."""
+        shape = (1, self._clip_frames, *self._frame)
+        found = [self.vae.encode_clips(torch.from_numpy(clip.copy()).view(shape)) for clip in clips]
+        return np.stack([torch.cat(posterior).half().cpu().numpy() for posterior in found])
 
     def _host_frames(self, count: int) -> torch.Tensor:
         """Memory for `count` frames and a batch to fill up with, pinned on a GPU's host; kept from call to call."""

@@ -127,7 +127,7 @@ def _clip_bytes(good: pa.Table, settings: Settings) -> float:
     from pipeline.data.encode import npy_bytes
     from pipeline.data.manifest import latent_shape
 
-    latent = npy_bytes(np.zeros((2, *latent_shape(settings.data)), np.float16))
+    latent = npy_bytes(np.zeros((2, *latent_shape(settings)), np.float16))
     if not good.num_rows:
         return float(len(latent))
     rows = good.select([name for name in MANIFEST_SCHEMA.names if name in good.column_names]).to_pylist()

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -25,10 +26,10 @@ import pyarrow.parquet as pq
 from pipeline.data.rows import Rows
 from pipeline.data.shards import SHARDS, build_shard, set_name, shard_name
 from pipeline.models.text_files import find_text_encoder, text_identity
-from pipeline.models.vae_files import vae_identity
-from pipeline.schema import IDENTITY, MANIFEST_SCHEMA, REJECT_SCHEMA, CacheInfo
-from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, DataSettings, Settings, UserError
-from pipeline.storage import exists, list_files, read_all, read_json, write_bytes, write_json
+from pipeline.models.vae_files import vae_geometry, vae_identity
+from pipeline.schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECT_SCHEMA, CacheInfo
+from pipeline.settings import VAE_DOWNSAMPLING, Settings, UserError
+from pipeline.storage import exists, list_files, read_all, read_bytes, read_json, write_bytes, write_json
 
 VERSION = 1
 INFO, MANIFEST, REJECTS = "cache.json", "manifest", "rejects"
@@ -117,7 +118,7 @@ def describe(settings: Settings, classes: list[str]) -> CacheInfo:
     }
     text_shape = None
     if settings.text.path is not None:
-        files = find_text_encoder(settings.text.path)
+        files = find_text_encoder(settings.text.path, settings.text.tokenizer)
         text_shape = [settings.text.max_length, files.width]
         decisive |= {
             "text.path (hash of its files)": text_identity(files),
@@ -131,15 +132,35 @@ def describe(settings: Settings, classes: list[str]) -> CacheInfo:
         fingerprint=digest,
         settings=decisive,
         scaling_factor=scaling_factor,
-        latent_shape=latent_shape(data),
+        latent_shape=latent_shape(settings),
         text_shape=text_shape,
         classes=classes,
     )
 
 
-def latent_shape(data: DataSettings) -> list[int]:
-    """F, C, h, w of a clip's latent."""
-    return [data.frames, LATENT_CHANNELS, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING]
+def read_null_text(path: str) -> np.ndarray:
+    """float16 (tokens, width): the embedding of the empty caption. Raises UserError where the cache has none."""
+    address = f"{path}/{NULL_TEXT}"
+    try:
+        return np.load(io.BytesIO(read_bytes(address)), allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{address}: missing, the cache was made without it; cache again, or set train.label_dropout 0"
+        ) from error
+
+
+def latent_shape(settings: Settings) -> list[int]:
+    """F, C, h, w of a clip's latent. Raises UserError if the VAE cannot be found, or cannot take so many frames."""
+    data = settings.data
+    channels, temporal = vae_geometry(settings.vae.path)
+    if temporal > 1 and (data.frames - 1) % (2 * temporal):
+        fewer = data.frames - (data.frames - 1) % (2 * temporal)
+        raise UserError(
+            f"data.frames = {data.frames}: the VAE of vae.path = {settings.vae.path} gives back 1 + a multiple of "
+            f"{2 * temporal} frames; set {fewer} or {fewer + 2 * temporal}"
+        )
+    frames = (data.frames - 1) // temporal + 1
+    return [frames, channels, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING]
 
 
 def check_same(path: str, found: CacheInfo, wanted: CacheInfo) -> None:

@@ -4,12 +4,21 @@ from typing import Any
 
 import torch
 
-from pipeline.models.image_to_video import ImageToVideo
+from pipeline.models.cogvideox import build_transformer
+from pipeline.models.image_to_video import (
+    CogVideoXImageToVideo,
+    ImageToVideo,
+    VideoCrafterImageToVideo,
+    VideoNetwork,
+)
 from pipeline.models.latte import LATTE_SIZES, Latte
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
+from pipeline.models.resampler import Resampler
+from pipeline.models.unet3d import UNet3D
+from pipeline.models.videocrafter import VideoCrafter
 from pipeline.models.weights import load_export, load_strict
-from pipeline.settings import ModelSettings, UserError
+from pipeline.settings import ModelSettings, UserError, VideoModelSettings
 
 
 def dimensions(model: ModelSettings) -> tuple[int, int, int]:
@@ -21,9 +30,30 @@ def dimensions(model: ModelSettings) -> tuple[int, int, int]:
 
 
 def build_image_to_video(
-    model: ModelSettings, latent_shape: list[int], num_classes: int, activation_checkpointing: bool = False
+    model: VideoModelSettings,
+    latent_shape: list[int],
+    num_classes: int,
+    text_shape: list[int] | None = None,
+    activation_checkpointing: bool = False,
+) -> VideoNetwork:
+    """An untrained video network for latents of `latent_shape` = [F, C, h, w] and text of [tokens, width].
+
+    Raises UserError where a backbone that takes text is to be built for latents without.
+    """
+    if model.backbone == "latte":
+        return _latte(model, latent_shape, num_classes, activation_checkpointing)
+    if text_shape is None:
+        raise UserError(
+            f"model.backbone = {model.backbone} takes text, but the cache holds none; set text.path and cache again"
+        )
+    if model.backbone == "unet3d":
+        return _videocrafter(model, latent_shape, text_shape[1], activation_checkpointing)
+    return _cogvideox(model, latent_shape, text_shape, activation_checkpointing)
+
+
+def _latte(
+    model: VideoModelSettings, latent_shape: list[int], num_classes: int, activation_checkpointing: bool
 ) -> ImageToVideo:
-    """An untrained video network for latents of `latent_shape` = [F, C, h, w]."""
     frames, channels, height, width = latent_shape
     depth, hidden_size, num_heads = dimensions(model)
     backbone = Latte(
@@ -38,7 +68,61 @@ def build_image_to_video(
         hidden_size=hidden_size,
         num_heads=num_heads,
     )
+    assert model.image_condition != "channels"
     return ImageToVideo(backbone, image_condition=model.image_condition, prior_condition=model.prior_condition)
+
+
+def _videocrafter(
+    model: VideoModelSettings, latent_shape: list[int], text_width: int, activation_checkpointing: bool
+) -> VideoCrafterImageToVideo:
+    sizes, (frames, channels, *_) = model.unet3d, latent_shape
+    assert sizes is not None
+    unet = UNet3D(
+        in_channels=2 * channels,
+        out_channels=channels,
+        model_channels=sizes.model_channels,
+        channel_mult=sizes.channel_mult,
+        num_res_blocks=sizes.num_res_blocks,
+        attention_levels=sizes.attention_levels,
+        head_size=sizes.head_size,
+        text_size=text_width,
+        image_tokens=sizes.image_encoder is not None,
+        dropout=sizes.dropout,
+        activation_checkpointing=activation_checkpointing,
+    )
+    resampler = None
+    if sizes.image_encoder is not None:
+        resampler = Resampler(
+            size=sizes.resampler_size,
+            depth=sizes.resampler_depth,
+            head_size=sizes.resampler_head_size,
+            heads=sizes.resampler_heads,
+            queries=sizes.resampler_queries,
+            frames=frames,
+            embedding_size=sizes.image_width,
+            out_size=text_width,
+        )
+    return VideoCrafterImageToVideo(VideoCrafter(unet, resampler))
+
+
+def _cogvideox(
+    model: VideoModelSettings, latent_shape: list[int], text_shape: list[int], activation_checkpointing: bool
+) -> CogVideoXImageToVideo:
+    channels = latent_shape[1]
+    assert model.cogvideox is not None
+    transformer = build_transformer(
+        {
+            **model.cogvideox.model_dump(),
+            "in_channels": 2 * channels,
+            "out_channels": channels,
+            "patch_size": model.patch_size,
+            "text_embed_dim": text_shape[1],
+            "max_text_seq_length": text_shape[0],
+        }
+    )
+    if activation_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return CogVideoXImageToVideo(transformer)
 
 
 def build_prior(
@@ -72,13 +156,20 @@ def square(height: int, width: int) -> int:
     return height
 
 
-def load_model(path: str) -> tuple[ImageToVideo, dict[str, Any]]:
+def load_model(path: str) -> tuple[VideoNetwork, dict[str, Any]]:
     """The video network of an export folder, in eval mode, and its config.json. Raises UserError or WeightsMismatch."""
     state, config = load_export(shipped_path(path))
     _expect(config, "image_to_video", path)
-    module = build_image_to_video(ModelSettings(**config["model"]), config["latent_shape"], len(config["classes"]))
+    module = build_image_to_video(
+        video_model(config), config["latent_shape"], len(config["classes"]), config.get("text_shape")
+    )
     load_strict(module.backbone, state, path)
     return module.eval().requires_grad_(False), config
+
+
+def video_model(config: dict[str, Any]) -> VideoModelSettings:
+    """The model settings that an export was trained with; an export of before the other backbones is a Latte's."""
+    return VideoModelSettings(**{"backbone": "latte", "unet3d": None, "cogvideox": None, **config["model"]})
 
 
 def load_prior(path: str) -> tuple[NeuralPrior, dict[str, Any]]:

@@ -8,25 +8,36 @@ import torch
 from torch import Tensor
 
 
-def drop_labels(y: Tensor, probability: float, null: int, generator: torch.Generator) -> Tensor:
-    """Each label of y (B,) replaced by `null` with the given probability, drawn from `generator`."""
-    drop = torch.rand(y.shape, generator=generator, device=generator.device) < probability
-    return y.masked_fill(drop.to(y.device), null)
+def dropped(u: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+    """What is left out of samples whose u (B,) is uniform in 0..1: (class or caption, image tokens), both (B,) bool.
+
+    Either is left out with the given probability, and in half of these cases both are, as DynamiCrafter does.
+    """
+    return u < probability, (u >= probability / 2) & (u < 3 * probability / 2)
 
 
 def guided(
-    network: Callable[..., Tensor], y: Tensor, null: int, scale: float, **conditions: Tensor | None
+    network: Callable[..., Tensor],
+    y: Tensor,
+    null: int,
+    scale: float,
+    without: Mapping[str, Tensor | None] | None = None,
+    **conditions: Tensor | None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """`denoise(z, t)` for a sampler: network(z, t, y, **conditions) guided away from the null label.
 
     null + scale * (conditional - null) on every channel, as the authors do. Both halves go through one call
     of twice the batch, conditional first; scale 1 needs no null half and makes none. y (B,); conditions are
-    batched tensors such as image_latent and prior, the same in both halves.
+    batched tensors such as image_latent and prior, the same in both halves but for those in `without`, which has
+    what the null half is given in their place (the empty caption's text, a grey image's tokens).
     """
     if scale == 1.0:
         return lambda z, t: network(z, t, y, **conditions)
     labels = torch.cat([y, torch.full_like(y, null)])
-    twice = {name: None if value is None else torch.cat([value, value]) for name, value in conditions.items()}
+    twice: dict[str, Tensor | None] = {}
+    for name, value in conditions.items():
+        other = (without or {}).get(name, value)
+        twice[name] = None if value is None or other is None else torch.cat([value, other])
 
     def denoise(z: Tensor, t: Tensor) -> Tensor:
         conditional, unconditional = network(torch.cat([z, z]), torch.cat([t, t]), labels, **twice).chunk(2)

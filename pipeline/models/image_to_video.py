@@ -1,19 +1,33 @@
-"""How a Latte is shown the image: as an extra first frame, and the prior beside the latent."""
+"""How each backbone is shown the image and whatever else it is conditioned on: one call for all of them.
+
+A network answers `network(z, t, y, **conditions)`; `conditions` names what it takes besides latent, timestep and class:
+
+    image_latent    (B, C, h, w)        the first frame
+    prior           (B, F, C, h, w)     the neural prior's output
+    text            (B, tokens, width)  the caption's embedding
+    stride          (B,)                source frames from one frame of the clip to the next
+    image_features  (B, L, D)           tokens of the image encoder
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.cogvideox import initialise_transformer
 from pipeline.models.latte import Latte
+from pipeline.models.videocrafter import VideoCrafter
+
+if TYPE_CHECKING:
+    from diffusers import CogVideoXTransformer3DModel
 
 ImageCondition = Literal["frame", "none"]
 
 
 class ImageToVideo(nn.Module):
-    """A backbone and its conditions: the network of a bridge, of its diffusion counterpart, of the teacher.
+    """A Latte and its conditions: the network of a bridge, of its diffusion counterpart, of the teacher.
 
     image_condition "frame" puts the image latent before the first frame and drops that frame's output;
     "none" is the class-to-video diffusion model that a bridge is tuned from. prior_condition concatenates
@@ -32,6 +46,7 @@ class ImageToVideo(nn.Module):
         self.backbone = backbone
         self.image_condition = image_condition
         self.prior_condition = prior_condition
+        self.conditions = ("image_latent",) * (image_condition == "frame") + ("prior",) * prior_condition
 
     @property
     def num_frames(self) -> int:
@@ -42,6 +57,10 @@ class ImageToVideo(nn.Module):
     def null_class(self) -> int:
         """The label of classifier-free guidance."""
         return self.backbone.null_class
+
+    def initialise(self, seed: int) -> None:
+        """Fresh weights, from the seed alone."""
+        self.backbone.initialise(seed)
 
     def forward(
         self, z: Tensor, t: Tensor, y: Tensor, image_latent: Tensor | None = None, prior: Tensor | None = None
@@ -67,3 +86,71 @@ class ImageToVideo(nn.Module):
                 f"{name} is {'missing' if wanted else 'given'}, but this model was built with "
                 f"image_condition={self.image_condition} and prior_condition={self.prior_condition}"
             )
+
+
+class TextImageToVideo(nn.Module):
+    """What the two backbones with text have in common: the image latent beside every frame, and no classes.
+
+    Subclasses say in `conditions` what they take. No other state than the backbone's.
+    """
+
+    image_condition: Literal["channels"] = "channels"
+    prior_condition = False
+    null_class = 0  # any: the label is not looked at
+    conditions: tuple[str, ...]
+
+
+class VideoCrafterImageToVideo(TextImageToVideo):
+    """VideoCrafter's or DynamiCrafter's network."""
+
+    def __init__(self, backbone: VideoCrafter) -> None:
+        super().__init__()
+        self.backbone = backbone
+        image = ("image_features",) * (backbone.image_proj_model is not None)
+        self.conditions = ("image_latent", "text", "stride", *image)
+
+    def initialise(self, seed: int) -> None:
+        """Fresh weights, from the seed alone."""
+        self.backbone.initialise(seed)
+
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        y: Tensor,
+        image_latent: Tensor,
+        text: Tensor,
+        stride: Tensor,
+        image_features: Tensor | None = None,
+    ) -> Tensor:
+        """Prediction for z, both (B, F, C, h, w), at t (B,) on the scale 0..999."""
+        out: Tensor = self.backbone(beside_every_frame(z, image_latent), t, text, stride, image_features)
+        return out
+
+
+class CogVideoXImageToVideo(TextImageToVideo):
+    """CogVideoX's network."""
+
+    conditions = ("image_latent", "text")
+
+    def __init__(self, backbone: CogVideoXTransformer3DModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def initialise(self, seed: int) -> None:
+        """Fresh weights, from the seed alone."""
+        initialise_transformer(self.backbone, seed)
+
+    def forward(self, z: Tensor, t: Tensor, y: Tensor, image_latent: Tensor, text: Tensor) -> Tensor:
+        """Prediction for z, both (B, F, C, h, w), at t (B,) on the scale 0..999."""
+        x, dtype = beside_every_frame(z, image_latent), self.backbone.dtype
+        out: Tensor = self.backbone(x.to(dtype), text.to(dtype), t, return_dict=False)[0]
+        return out
+
+
+def beside_every_frame(z: Tensor, image_latent: Tensor) -> Tensor:
+    """z (B, F, C, h, w) and the image latent (B, C, h, w), replicated, on the channels: (B, F, 2 C, h, w)."""
+    return torch.cat([z, image_latent.to(z.dtype)[:, None].expand_as(z)], dim=2)
+
+
+VideoNetwork = ImageToVideo | VideoCrafterImageToVideo | CogVideoXImageToVideo

@@ -25,6 +25,10 @@ class NeuralPrior(nn.Module):
             raise ValueError("the neural prior is not conditioned on time: build its Latte with time_embedding=False")
         self.backbone = backbone
 
+    def initialise(self, seed: int) -> None:
+        """Fresh weights, from the seed alone."""
+        self.backbone.initialise(seed)
+
     def forward(self, image_latent: Tensor, y: Tensor) -> Tensor:
         """image_latent (B, C, h, w) and labels y (B,) to the prior (B, F, C, h, w)."""
         frames = replicate(image_latent, self.backbone.num_frames)

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.models.open_clip import text_model
 from pipeline.models.text_files import find_text_encoder
 from pipeline.models.vae import DTYPES
+from pipeline.models.weights import load_published
 from pipeline.settings import TextSettings, UserError
 
 if TYPE_CHECKING:
@@ -54,18 +56,25 @@ def load_text_encoder(text: TextSettings, device: str | torch.device = "cpu") ->
     import transformers  # seconds of import
 
     assert text.path is not None
-    files = find_text_encoder(text.path)
-    kind: Any = getattr(transformers, files.kind)
+    files = find_text_encoder(text.path, text.tokenizer)
     transformers.utils.logging.disable_progress_bar()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
-        module = kind.from_pretrained(
-            files.encoder, dtype=DTYPES[text.dtype], use_safetensors=True, local_files_only=True
-        )
+        if files.encoder.is_file():
+            module: Any = text_model(load_published(files.encoder), f"text.path = {text.path}")
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # as open_clip pads
+        else:
+            kind: Any = getattr(transformers, files.kind)
+            module = kind.from_pretrained(
+                files.encoder, dtype=DTYPES[text.dtype], use_safetensors=True, local_files_only=True
+            )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"text.path = {text.path}: {str(error).strip().splitlines()[0]}; get its files again"
         ) from error
+    torch.nn.Module.to(module, DTYPES[text.dtype])  # not module.to(), whose types transformers wraps
     longest = getattr(module.config, "max_position_embeddings", None)
     if longest is not None and text.max_length > longest:
         raise UserError(

@@ -1,7 +1,8 @@
 """The files of a text encoder in transformers' format, and their identity. Imports no torch.
 
-Two layouts: config.json, model*.safetensors and the tokenizer's files in one folder, or the folder of a whole diffusers
-pipeline, which has them in text_encoder/ and tokenizer/.
+Three layouts: config.json, model*.safetensors and the tokenizer's files in one folder; the folder of a whole diffusers
+pipeline, which has them in text_encoder/ and tokenizer/; and a checkpoint of VideoCrafter or DynamiCrafter with open_clip's
+weights in it (see open_clip), with a tokenizer from elsewhere.
 """
 
 import hashlib
@@ -32,12 +33,13 @@ ENCODERS = {
     "t5": "T5EncoderModel",
     "umt5": "UMT5EncoderModel",
 }
+OPEN_CLIP = "open_clip"  # model_type of what a checkpoint holds, of which there is no config.json
 NOISE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # decide no embedding
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    encoder: Path  # folder
+    encoder: Path  # folder, or checkpoint
     tokenizer: Path  # folder
     config: dict[str, Any]  # of the encoder
 
@@ -54,6 +56,8 @@ class TextFiles:
 
     @property
     def weights(self) -> list[Path]:
+        if self.encoder.is_file():
+            return [self.encoder]
         return sorted(path for path in self.encoder.glob(WEIGHTS) if ".fp16." not in path.name)
 
     @property
@@ -61,10 +65,12 @@ class TextFiles:
         return [self.tokenizer / name for name in TOKENIZER if (self.tokenizer / name).is_file()]
 
 
-def find_text_encoder(path: str) -> TextFiles:
-    """The files of `text.path`: a folder or a hub name. Raises UserError."""
+def find_text_encoder(path: str, tokenizer_path: str | None = None) -> TextFiles:
+    """The files of `text.path`: a folder, a hub name, or a checkpoint with `text.tokenizer`. Raises UserError."""
     names = [CONFIG, WEIGHTS, "model.safetensors.index.json", *TOKENIZER]
     folder = local_path(path)
+    if folder is not None and folder.is_file():
+        return _in_checkpoint(path, folder, tokenizer_path)
     if folder is None:
         folder = hub_folder(path, [part + name for part in ("", "text_encoder/", "tokenizer/") for name in names])
     if folder is None:
@@ -84,6 +90,29 @@ def find_text_encoder(path: str) -> TextFiles:
     if not any(file.name in ("tokenizer.json", "vocab.json", "spiece.model") for file in files.tokenizer_files):
         raise _unloadable(path, f"no tokenizer.json, vocab.json or spiece.model in {tokenizer}")
     return files
+
+
+def _in_checkpoint(path: str, file: Path, tokenizer_path: str | None) -> TextFiles:
+    from pipeline.models.open_clip import TEXT
+    from pipeline.models.weights import WeightsError, load_published
+
+    if tokenizer_path is None:
+        raise UserError(
+            f"text.path = {path}: is a checkpoint, which has no tokenizer; set text.tokenizer to a folder or hub name of "
+            "CLIP's, such as openai/clip-vit-large-patch14"
+        )
+    folder = local_path(tokenizer_path) or hub_folder(tokenizer_path, [*TOKENIZER])
+    if folder is None or not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(
+            f"text.tokenizer = {tokenizer_path}: no tokenizer.json or vocab.json there; give a CLIP tokenizer"
+        )
+    try:
+        table = load_published(file).get(f"{TEXT}token_embedding.weight")
+    except WeightsError as error:
+        raise _unloadable(path, str(error)) from error
+    if table is None:
+        raise _unloadable(path, f"{file} holds no {TEXT}token_embedding.weight")
+    return TextFiles(file, folder, {"model_type": OPEN_CLIP, "hidden_size": table.shape[1]})
 
 
 def _unloadable(path: str, reason: str) -> UserError:

@@ -1,4 +1,6 @@
-"""The image VAE, frame by frame: a diffusers AutoencoderKL with its scaling factor and the hash of its weights."""
+"""The VAE, with its scaling factor and the hash of its weights: a diffusers AutoencoderKL, frame by frame, or
+CogVideoX's, which makes one latent frame of every four video frames after the first.
+"""
 
 import logging
 from dataclasses import dataclass
@@ -6,12 +8,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.models.vae_files import derive_config, find_vae, read_state, unloadable, vae_identity
+from pipeline.models.vae_files import (
+    IMAGE_VAE,
+    derive_config,
+    find_vae,
+    read_state,
+    unloadable,
+    vae_geometry,
+    vae_identity,
+)
 from pipeline.models.weights import load_strict
-from pipeline.settings import LATENT_CHANNELS, VAE_DOWNSAMPLING, UserError
+from pipeline.settings import VAE_DOWNSAMPLING, UserError
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 
 log = logging.getLogger("vae")
 
@@ -22,9 +32,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Vae:
     """Frames in and out are uint8 RGB (N, H, W, 3); latents are (N, C, h, w) with h = H / 8, w = W / 8."""
 
-    module: "AutoencoderKL"
+    module: "AutoencoderKL | AutoencoderKLCogVideoX"
     scaling_factor: float
     weights_hash: str  # of the weights' values, see vae_files.hash_arrays
+    temporal: int = 1  # video frames in a latent frame
 
     @property
     def device(self) -> torch.device:
@@ -42,6 +53,33 @@ class Vae:
         return posterior.mean.float(), posterior.logvar.float()
 
     @torch.inference_mode()
+    def encode_clips(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As encode, of clips (B, F, H, W, 3): (B, F', C, h, w), F' = F or (F - 1) / temporal + 1."""
+        if self.temporal == 1:
+            mean, logvar = (values.unflatten(0, clips.shape[:2]) for values in self.encode(clips.flatten(0, 1)))
+            return mean, logvar
+        pixels = clips.to(self.device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1).to(self.module.dtype)
+        posterior = self.module.encode(pixels).latent_dist  # (B, C, F', h, w)
+        return posterior.mean.transpose(1, 2).float(), posterior.logvar.transpose(1, 2).float()
+
+    @torch.inference_mode()
+    def decode_clips(self, latents: torch.Tensor, at_once: int) -> torch.Tensor:
+        """uint8 (B, F, H, W, 3) on the CPU of scaled latents (B, F', C, h, w), `at_once` frames of an image VAE together."""
+        if self.temporal == 1:
+            parts = [self.decode(part) for part in latents.flatten(0, 1).split(at_once)]
+            return torch.cat(parts).unflatten(0, latents.shape[:2])
+        unscaled = (latents / self.scaling_factor).to(self.device, self.module.dtype).transpose(1, 2)
+        pixels = torch.cat([self.module.decode(clip).sample for clip in unscaled.split(1)])  # (B, 3, F, H, W)
+        return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+
+    def decode_image(self, image_latent: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 3, H, W) in -1..1 of scaled latents (B, C, h, w) of single images."""
+        unscaled = (image_latent / self.scaling_factor).to(self.device, self.module.dtype)
+        if self.temporal > 1:
+            return self.module.decode(unscaled[:, :, None]).sample[:, :, 0].float().clamp(-1, 1)
+        return self.module.decode(unscaled).sample.float().clamp(-1, 1)
+
+    @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Frames of scaled latents (N, C, h, w)."""
         pixels = self.module.decode((latents / self.scaling_factor).to(self.device, self.module.dtype)).sample
@@ -53,27 +91,30 @@ def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cp
     files = find_vae(path)
     state, _ = read_state(files)
     module = _empty_module(path, files.config or derive_config(state))
+    channels, temporal = vae_geometry(path)
     down = 2 ** (len(module.config.block_out_channels) - 1)
-    if down != VAE_DOWNSAMPLING or module.config.latent_channels != LATENT_CHANNELS:
+    if down != VAE_DOWNSAMPLING or module.config.latent_channels != channels:
         raise UserError(
             f"vae.path = {path}: {down}x downsampling to {module.config.latent_channels} channels; the pipeline expects "
-            f"{VAE_DOWNSAMPLING}x and {LATENT_CHANNELS}, as the Stable Diffusion VAE has"
+            f"{VAE_DOWNSAMPLING}x and {channels}, as the Stable Diffusion VAE has"
         )
     load_strict(module, state, f"vae.path = {path}")
-    module = module.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    layout = torch.channels_last if temporal == 1 else torch.contiguous_format
+    module = module.eval().requires_grad_(False).to(device, memory_format=layout)
     # not module.to(), which diffusers wraps in a warning about layers to be kept in float32, of which there are none
     torch.nn.Module.to(module, DTYPES[dtype])
     digest, scaling_factor = vae_identity(path)
-    return Vae(module, scaling_factor, digest)
+    return Vae(module, scaling_factor, digest, temporal)
 
 
-def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL":
-    """An AutoencoderKL with memory for its weights, none of them set: random initialisation would take a second."""
-    from diffusers import AutoencoderKL  # seconds of import, which training does without
+def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL | AutoencoderKLCogVideoX":
+    """A VAE with memory for its weights, none of them set: random initialisation would take a second."""
+    import diffusers  # seconds of import, which training does without
 
+    kind = getattr(diffusers, str(config.get("_class_name", IMAGE_VAE)))
     try:
         with torch.device("meta"):
-            module = AutoencoderKL.from_config(config)
+            module = kind.from_config(config)
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise unloadable(path, f"diffusers refuses its configuration: {error}") from error
     return module.to_empty(device="cpu")
@@ -81,6 +122,8 @@ def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL":
 
 def compile_encoder(vae: Vae, frames: torch.Tensor) -> bool:
     """Compile the encoder for batches of the shape of `frames`; False, with a warning, where that is not possible."""
+    if vae.temporal > 1:
+        return False  # its convolutions keep the frames before in attributes from call to call
     encoder = vae.module.encoder
     vae.module.encoder = torch.compile(encoder, dynamic=False)
     try:

@@ -2,7 +2,7 @@
 
 Three layouts: a diffusers folder (config.json beside diffusion_pytorch_model.*), with today's names of the attention
 weights or with those before 2023; and one checkpoint file of latent diffusion (LDM, VideoCrafter), alone or as the
-`first_stage_model` of a whole model. Their weights have the same identity wherever they lie. Imports torch only where
+`first_stage_model` of a whole model. CogVideoX's VAE comes as a diffusers folder. Their weights have the same identity wherever they lie. Imports torch only where
 a file cannot be read without.
 """
 
@@ -19,13 +19,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pipeline.models.paths import hub_file, local_path
-from pipeline.settings import UserError
+from pipeline.settings import LATENT_CHANNELS, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CONFIG = "config.json"
+IMAGE_VAE, VIDEO_VAE = "AutoencoderKL", "AutoencoderKLCogVideoX"  # classes of diffusers
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # of an AutoencoderKL, in every layout
 LDM_PREFIX = "first_stage_model."
 LDM_NAME = re.compile(r"encoder\.down\.(\d+)\.")
@@ -70,10 +71,21 @@ def _read_config(path: str, file: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise unloadable(path, f"{file} is not JSON: {error}") from error
-    kind = config.get("_class_name", "AutoencoderKL") if isinstance(config, dict) else type(config).__name__
-    if kind != "AutoencoderKL":
-        raise unloadable(path, f"{file} is of class {kind}, not AutoencoderKL")
+    kind = config.get("_class_name", IMAGE_VAE) if isinstance(config, dict) else type(config).__name__
+    if kind not in (IMAGE_VAE, VIDEO_VAE):
+        raise unloadable(path, f"{file} is of class {kind}, not {IMAGE_VAE} or {VIDEO_VAE}")
     return config
+
+
+def vae_geometry(path: str) -> tuple[int, int]:
+    """(latent channels, video frames in a latent frame) of `vae.path`. Raises UserError.
+
+    Of CogVideoX's VAE the first video frame has a latent frame of its own: F frames become (F - 1) / 4 + 1.
+    """
+    config = find_vae(path).config or {}
+    if config.get("_class_name") == VIDEO_VAE:
+        return int(config.get("latent_channels", 16)), int(config.get("temporal_compression_ratio", 4))
+    return LATENT_CHANNELS, 1
 
 
 def vae_identity(path: str) -> tuple[str, float]:

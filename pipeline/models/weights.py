@@ -6,6 +6,7 @@ An export is a folder with `model.safetensors` and `config.json`; it appears who
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import pickle
@@ -87,6 +88,18 @@ def _portable(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A contiguous copy on the CPU that shares no memory, as safetensors requires."""
     converted = value.detach().to("cpu", dtype if value.is_floating_point() else None)
     return converted.clone(memory_format=torch.contiguous_format)
+
+
+def save_checkpoint(folder: str | Path) -> bytes:
+    """An export as a torch file in the layout of the authors' code. Raises WeightsError.
+
+    Its names are the authors' already; what differs is under which name at the top a file's weights are looked for.
+    """
+    state, config = load_export(folder)
+    unet = config["model"].get("backbone") == "unet3d"
+    stream = io.BytesIO()
+    torch.save({"state_dict": state} if unet else {"model": state, "ema": state}, stream)  # once, with two references
+    return stream.getvalue()
 
 
 def load_export(folder: str | Path) -> tuple[State, dict[str, Any]]:

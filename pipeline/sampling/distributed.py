@@ -117,7 +117,7 @@ def make_plan(settings: Settings) -> Plan:
         "bridge": exports.config["bridge"],
         "sampler": sampler_name(exports, settings.sample),
         **settings.sample.model_dump(
-            include={"steps", "spacing", "eta", "order", "start", "analytic_init", "guidance"}
+            include={"steps", "spacing", "eta", "order", "start", "analytic_init", "guidance", "stride"}
         ),
         "moments": moments_identity(settings.sample.analytic_init),
         "seed": settings.run.seed,

@@ -32,9 +32,12 @@ from pipeline.bridge.schedule import sampling_indices
 from pipeline.data.moments import Moments, load_moments
 from pipeline.models.build import class_indices, load_model, load_prior
 from pipeline.models.conditioning import guided
-from pipeline.models.image_to_video import ImageToVideo
+from pipeline.models.image_encoder import ImageEncoder, load_image_encoder
+from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior, replicate
+from pipeline.models.text import TextEncoder, load_text_encoder
+from pipeline.models.text_files import find_text_encoder, text_identity
 from pipeline.models.vae import Vae, load_vae
 from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE
 from pipeline.settings import BridgeSettings, SampleSettings, Settings, UserError
@@ -62,10 +65,12 @@ class Sampler:
     """The modules, on one device in eval mode, and the numbers of the process."""
 
     exports: Exports
-    model: ImageToVideo
+    model: VideoNetwork
     prior: NeuralPrior | None
     prior_classes: list[str]
     vae: Vae
+    text_encoder: TextEncoder | None
+    image_encoder: ImageEncoder | None
     device: torch.device
     process: Process
     how: SampleSettings
@@ -158,7 +163,7 @@ def weights_sha256(export: str) -> str:
     return digest.hexdigest()
 
 
-def load_networks(exports: Exports) -> tuple[ImageToVideo, NeuralPrior | None, list[str]]:
+def load_networks(exports: Exports) -> tuple[VideoNetwork, NeuralPrior | None, list[str]]:
     """Model, prior and the prior's classes, on the CPU. Raises UserError or WeightsMismatch."""
     with ExitStack() as stack:
         model, _ = load_model(stack.enter_context(local_copy(exports.model_path)))
@@ -204,6 +209,8 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
         prior=None if prior is None else prior.to(device),
         prior_classes=prior_classes,
         vae=vae,
+        text_encoder=load_texts(settings, exports, device) if "text" in model.conditions else None,
+        image_encoder=load_images(exports, vae, device) if "image_features" in model.conditions else None,
         device=torch.device(device),
         process=process_of(exports.bridge),
         how=how,
@@ -212,33 +219,59 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
     )
 
 
+def load_texts(settings: Settings, exports: Exports, device: str | torch.device) -> TextEncoder:
+    """The text encoder, which must be the one that the model was trained with. Raises UserError."""
+    trained = exports.config["text"]
+    if settings.text.path is None:
+        raise UserError(f"{exports.model_path}: was trained with text; set text.path to its encoder")
+    same: dict[str, Any] = {"text.layer": settings.text.layer, "text.max_length": settings.text.max_length}
+    same["text.path (hash of its files)"] = text_identity(
+        find_text_encoder(settings.text.path, settings.text.tokenizer)
+    )
+    for key, value in same.items():
+        if trained[key] != value:
+            raise UserError(f"{exports.model_path}: was trained with {key} = {trained[key]}, not {value}; set it alike")
+    return load_text_encoder(settings.text, device)
+
+
+def load_images(exports: Exports, vae: Vae, device: str | torch.device) -> ImageEncoder:
+    """The image encoder that the model's config.json names. Raises UserError."""
+    path = exports.config["model"]["unet3d"]["image_encoder"]
+    return load_image_encoder(path, vae, vae.module.dtype, device)
+
+
 def encode_images(sampler: Sampler, images: Tensor) -> Tensor:
     """Scaled posterior means (B, C, h, w) float32 of uint8 (B, H, W, 3)."""
-    mean, _ = sampler.vae.encode(images)
-    return mean * sampler.vae.scaling_factor
+    mean, _ = sampler.vae.encode_clips(images[:, None])
+    return mean[:, 0] * sampler.vae.scaling_factor
 
 
 def decode_clips(sampler: Sampler, latents: Tensor) -> Tensor:
     """uint8 (B, F, H, W, 3) on the CPU of scaled latents (B, F, C, h, w)."""
-    parts = [sampler.vae.decode(part) for part in latents.flatten(0, 1).split(sampler.decode_frames)]
-    return torch.cat(parts).unflatten(0, latents.shape[:2])
+    return sampler.vae.decode_clips(latents, sampler.decode_frames)
 
 
 @torch.inference_mode()
-def generate(sampler: Sampler, image_latent: Tensor, labels: list[str], keys: list[str], seed: int) -> Generated:
+def generate(
+    sampler: Sampler,
+    image_latent: Tensor,
+    labels: list[str],
+    keys: list[str],
+    seed: int,
+    captions: list[str] | None = None,
+    strides: list[float] | None = None,
+) -> Generated:
     """Clips for image_latent (B, C, h, w), with one class name ("": none) and one key each.
 
-    An item's clip depends on its own image, class and key and on `seed`; the rest of the batch changes rounding only.
+    captions and strides are for models that take them; without, they are the class names and sample.stride. An item's clip depends on its own image, class and key and on `seed`; the rest of the batch changes rounding only.
     """
     image_latent = image_latent.to(sampler.device)
     y = class_indices(labels, sampler.exports.config["classes"]).to(sampler.device)
     neural, end_point = make_priors(sampler, image_latent, labels)
-    conditions: dict[str, Tensor | None] = {}
-    if sampler.model.image_condition == "frame":
-        conditions["image_latent"] = image_latent
-    if sampler.model.prior_condition:
-        conditions["prior"] = neural
-    denoise = guided(sampler.model, y, sampler.model.null_class, sampler.how.guidance, **conditions)
+    given, without = conditions_of(sampler, image_latent, captions or labels, strides)
+    given["prior"] = neural
+    conditions = {name: given[name] for name in sampler.model.conditions}
+    denoise = guided(sampler.model, y, sampler.model.null_class, sampler.how.guidance, without, **conditions)
     noise = noise_of_keys(seed, keys, end_point.shape[1:], sampler.device)
     bridge, (table, alphas_cumprod, aligned_t) = sampler.exports.bridge, sampler.process
     if bridge.process == "bridge":
@@ -249,6 +282,23 @@ def generate(sampler: Sampler, image_latent: Tensor, labels: list[str], keys: li
     indices = sampling_indices(min(sampler.how.steps, first), first, sampler.how.spacing)
     z = start_noise(sampler, noise(0), float(alphas_cumprod[first - 1]))
     return Generated(ddim(clean, alphas_cumprod, z, indices, noise, sampler.how.eta), end_point)
+
+
+def conditions_of(
+    sampler: Sampler, image_latent: Tensor, captions: list[str], strides: list[float] | None
+) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
+    """What the network may be shown, and what it is shown in place of that in the unguided half."""
+    stride = torch.tensor(strides or [float(sampler.how.stride)] * len(captions), device=sampler.device)
+    given: dict[str, Tensor | None] = {"image_latent": image_latent, "stride": stride}
+    without: dict[str, Tensor] = {}
+    if sampler.text_encoder is not None:
+        given["text"] = text = sampler.text_encoder.encode(captions)
+        without["text"] = sampler.text_encoder.encode([""]).expand_as(text)
+    if sampler.image_encoder is not None:
+        given["image_features"] = sampler.image_encoder(image_latent)
+        none = torch.zeros(len(captions), dtype=torch.bool, device=sampler.device)
+        without["image_features"] = sampler.image_encoder(image_latent, none)
+    return given, without
 
 
 def sample_bridge(sampler: Sampler, clean: Clean, prior: Tensor, noise: Noise) -> Tensor:

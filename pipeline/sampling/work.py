@@ -59,7 +59,9 @@ def sample_batch(
         return [], refused
     image_latent = torch.stack([_image_latent(sampler, source) for _, _, source in good])
     labels, keys = [item["label"] for item, _, _ in good], [item["key"] for item, _, _ in good]
-    clips, priors = generate(sampler, image_latent, labels, keys, settings.run.seed)
+    captions = [item["caption"] or item["label"] for item, _, _ in good]
+    strides = [float(item["row"]["stride"] if item["row"] else settings.sample.stride) for item, _, _ in good]
+    clips, priors = generate(sampler, image_latent, labels, keys, settings.run.seed, captions, strides)
     records: list[dict[str, Any]] = []
     for index, (item, fingerprint, source) in enumerate(good):
         metrics, files = finish(sampler, source, image_latent[index], clips[index], priors[index], settings.sample.fps)

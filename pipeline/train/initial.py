@@ -7,10 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from torch import nn
+
 from pipeline.models.build import load_prior
+from pipeline.models.cogvideox import read_transformer, widened
+from pipeline.models.image_encoder import ImageEncoder, load_image_encoder
 from pipeline.models.latte import Latte
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
+from pipeline.models.vae import load_vae
+from pipeline.models.videocrafter import VideoCrafter, state_from_published
 from pipeline.models.weights import (
     CLASS_TABLE,
     CONFIG_FILE,
@@ -32,8 +39,8 @@ VAE_HASH = "vae.path (hash of its weights)"
 KINDS = {"finetune": "image_to_video", "prior": "prior"}
 
 
-def load_initial(job: Job, settings: Settings, info: CacheInfo, target: Latte) -> str:
-    """Load train.init into `target` (on the meta device: only check that it fits); what was kept, in words.
+def load_initial(job: Job, settings: Settings, info: CacheInfo, target: nn.Module) -> str:
+    """Load train.init into the backbone `target` (on the meta device: only check that it fits); what was kept, in words.
 
     Raises UserError, WeightsError or WeightsMismatch.
     """
@@ -43,20 +50,39 @@ def load_initial(job: Job, settings: Settings, info: CacheInfo, target: Latte) -
     key = "train.init" if job == "finetune" else "prior.train.init"
     path = shipped_path(train.init)
     with local_copy(path) as local:
-        if is_export(path):
+        known: list[str] | None = None
+        if is_export(path) and not is_diffusers(path):
             check_initial(key, train.init, read_config(path, key), job, settings, info)
             state, config = load_export(local)
-            known: list[str] | None = config["classes"]
+            known = config["classes"]
         else:
-            state, known = load_published(local), None
+            state = read_published(local, key, train.init, target)
+        try:
+            state, kept = fit(job, state, known, info["classes"], target)
+            load_strict(target, state, train.init)
+        except WeightsError as error:
+            raise type(error)(f"{key} = {train.init}: {error}") from error
+    classes = f", {kept} of {len(info['classes'])} classes known" if isinstance(target, Latte) else ""
+    return f"from {train.init}: {len(state)} tensors{classes}"
+
+
+def read_published(path: str, key: str, name: str, target: nn.Module) -> State:
+    """Tensors of a published checkpoint for a backbone: a file, or for CogVideoX a folder. Raises WeightsError."""
     try:
-        if job == "finetune":
-            state = bridge_state_from_diffusion(state, target)
-        state, kept = fit_classes(state, known, info["classes"])
-        load_strict(target, state, train.init)
+        return load_published(path) if isinstance(target, Latte | VideoCrafter) else read_transformer(path)
     except WeightsError as error:
-        raise type(error)(f"{key} = {train.init}: {error}") from error
-    return f"from {train.init}: {len(state)} tensors, {kept} of {len(info['classes'])} classes known"
+        raise type(error)(f"{key} = {name}: {error}") from error
+
+
+def fit(job: Job, state: State, known: list[str] | None, classes: list[str], target: nn.Module) -> tuple[State, int]:
+    """Weights as `target` wants them, by each published model's own surgery; and how many classes they know."""
+    if isinstance(target, VideoCrafter):
+        return state_from_published(state, target), 0
+    if not isinstance(target, Latte):
+        return widened(state, target), 0
+    if job == "finetune":
+        state = bridge_state_from_diffusion(state, target)
+    return fit_classes(state, known, classes)
 
 
 def fit_classes(state: State, known: list[str] | None, classes: list[str]) -> tuple[State, int]:
@@ -128,8 +154,23 @@ def load_frozen_prior(settings: Settings) -> tuple[NeuralPrior, list[str]]:
     return prior, config["classes"]
 
 
+def frozen_image_encoder(settings: Settings, dtype: torch.dtype, device: torch.device) -> ImageEncoder:
+    """What makes image tokens of the image latent: vae.path's decoder, then model.unet3d.image_encoder. Raises UserError."""
+    assert settings.model.unet3d is not None and settings.model.unet3d.image_encoder is not None
+    vae = load_vae(settings.vae.path, settings.vae.dtype, device)
+    return load_image_encoder(settings.model.unet3d.image_encoder, vae, dtype, device)
+
+
 def is_export(path: str) -> bool:
     return exists(f"{path}/{CONFIG_FILE}")
+
+
+def is_diffusers(path: str) -> bool:
+    """Whether config.json there is diffusers', not ours."""
+    try:
+        return "_class_name" in read_json(f"{path}/{CONFIG_FILE}")
+    except ValueError:
+        return False
 
 
 def read_config(path: str, key: str) -> dict[str, Any]:

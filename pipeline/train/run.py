@@ -17,10 +17,11 @@ from pipeline.data.prior_cache import check_outputs
 from pipeline.data.rows import Rows
 from pipeline.models.latte import Latte
 from pipeline.models.paths import shipped_path
-from pipeline.models.weights import WEIGHTS_FILE
+from pipeline.models.prior import NeuralPrior
+from pipeline.models.videocrafter import VideoCrafter
 from pipeline.schema import TEST, TRAIN, CacheInfo
 from pipeline.settings import Settings, UserError
-from pipeline.storage import exists, read_json, resolve, write_bytes, write_json
+from pipeline.storage import exists, list_files, read_json, resolve, write_bytes, write_json
 from pipeline.train.initial import VAE_HASH, check_prior, is_export, load_initial
 from pipeline.train.tasks import Job, sections, untrained
 
@@ -38,6 +39,7 @@ FREE = {
     "validate_clips",
     "zero_stage",
     "damaged_clips",
+    "compile",
 }
 
 
@@ -88,7 +90,7 @@ def meta_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[nn.Module
         model = untrained(job, settings, info)
         with torch.device("cpu"):
             backbone = model.backbone
-            assert isinstance(backbone, Latte)
+            assert isinstance(backbone, nn.Module)
             return model, load_initial(job, settings, info, backbone)
 
 
@@ -124,12 +126,14 @@ def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
 
 
 def weights_hash(path: str) -> str:
-    """BLAKE2b of an export's weights, or of a weights file."""
+    """BLAKE2b of an export's weights, of a weights file, or of all safetensors in a folder of diffusers."""
     digest = hashlib.blake2b(digest_size=8)
-    filesystem, inner = resolve(f"{path}/{WEIGHTS_FILE}" if is_export(path) else path)
-    with filesystem.open_input_stream(inner) as stream:
-        while chunk := stream.read(8 << 20):
-            digest.update(chunk)
+    folder = next((one for one in (path, f"{path}/transformer") if is_export(one)), None)
+    for file in list_files(folder, ".safetensors") if folder else [path]:
+        filesystem, inner = resolve(file)
+        with filesystem.open_input_stream(inner) as stream:
+            while chunk := stream.read(8 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -174,6 +178,8 @@ def export_config(job: Job, settings: Settings, info: CacheInfo) -> dict[str, An
         "model": model.model_dump(mode="json"),
         "bridge": settings.bridge.model_dump(mode="json"),
         "latent_shape": info["latent_shape"],
+        "text_shape": info["text_shape"],
+        "text": {name: value for name, value in info["settings"].items() if name.startswith("text.")},
         "classes": info["classes"],
         "vae": {
             "path": settings.vae.path,
@@ -200,7 +206,7 @@ def plan_training(run: Run) -> str:
     size = parameters * CHECKPOINT_BYTES
     return (
         f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
-        f"  model         {parameters / 1e6:.2f} M parameters, {tokens(run.model)} tokens a clip, "
+        f"  model         {parameters / 1e6:.2f} M parameters, {tokens(run.model)}"
         f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
         f"  data          {clips} training and {held_out} held-out clips in {run.cache.path}\n"
         f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
@@ -220,22 +226,28 @@ def _standing_in_words(run: Run) -> str:
     }[standing(run)]
 
 
-def tokens(model: nn.Module) -> int:
-    """Tokens that the backbone sees of one clip, the image's frame included."""
+def tokens(model: nn.Module) -> str:
+    """Tokens that a Latte sees of one clip, the image's frame included, in words; "" of another backbone."""
     backbone = model.backbone
-    assert isinstance(backbone, Latte)
-    return backbone.num_frames * backbone.pos_embed.shape[1]
+    if not isinstance(backbone, Latte):
+        return ""
+    return f"{backbone.num_frames * backbone.pos_embed.shape[1]} tokens a clip, "
 
 
 def training_flops(model: nn.Module, info: CacheInfo) -> float:
     """FLOP of one clip, forward and backward (three forwards); counted on the meta device, nothing is computed."""
-    backbone = model.backbone
-    assert isinstance(backbone, Latte)
-    height, width = info["latent_shape"][2:]
+    shape = (1, *info["latent_shape"])
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        x = torch.empty(1, backbone.num_frames, backbone.in_channels, height, width)
-        t = torch.empty(1) if backbone.t_embedder is not None else None
-        backbone(x, t, torch.empty(1, dtype=torch.int64))
+        y, image_latent = torch.empty(1, dtype=torch.int64), torch.empty(1, *shape[2:])
+        if isinstance(model, NeuralPrior):
+            model(image_latent, y)
+        else:
+            given = {"image_latent": image_latent, "prior": torch.empty(shape), "stride": torch.empty(1)}
+            given["text"] = torch.empty(1, *(info["text_shape"] or ()))
+            if isinstance(model.backbone, VideoCrafter) and model.backbone.image_proj_model is not None:
+                given["image_features"] = torch.empty(1, 257, model.backbone.image_proj_model.proj_in.in_features)
+            conditions = {name: given[name] for name in model.conditions}  # type: ignore[union-attr]
+            model(torch.empty(shape), torch.empty(1), y, **conditions)
     return 3.0 * counter.get_total_flops()
 
 

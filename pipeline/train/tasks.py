@@ -17,7 +17,8 @@ from pipeline.bridge.loss import bridge_loss, diffusion_loss, per_sample_mse
 from pipeline.bridge.process import process_of
 from pipeline.data.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior, class_indices
-from pipeline.models.image_to_video import ImageToVideo
+from pipeline.models.image_encoder import ImageEncoder
+from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.prior import NeuralPrior, replicate
 from pipeline.schema import CacheInfo
 from pipeline.settings import BridgeSettings, ModelSettings, Settings, TrainSettings
@@ -46,20 +47,24 @@ def sections(job: Job, settings: Settings) -> tuple[ModelSettings, TrainSettings
 
 def untrained(job: Job, settings: Settings, info: CacheInfo) -> nn.Module:
     """The job's model for the latents and classes of the cache; on the meta device only its shape."""
-    model, train = sections(job, settings)
-    make = build_image_to_video if job == "finetune" else build_prior
-    return make(model, info["latent_shape"], len(info["classes"]), train.activation_checkpointing)
+    shape, classes = info["latent_shape"], len(info["classes"])
+    if job == "prior":
+        return build_prior(settings.prior.model, shape, classes, settings.prior.train.activation_checkpointing)
+    checkpointing = settings.train.activation_checkpointing
+    return build_image_to_video(settings.model, shape, classes, info["text_shape"], checkpointing)
 
 
 def finetune_task(
-    model: ImageToVideo,
+    model: VideoNetwork,
     bridge: BridgeSettings,
     frozen: NeuralPrior | None = None,
     same_classes: Tensor | None = None,
+    image_encoder: ImageEncoder | None = None,
 ) -> Task:
     """The loss of bridge.process. `frozen` is the neural prior F_eta: the bridge's end point (bridge.prior neural), what
     the network is shown (model.prior_condition), or both; `same_classes` gives its index of each of the model's classes,
-    as it may know them in another order. A batch that brings F_eta's output along (bridge.cached_prior) needs neither."""
+    as it may know them in another order. A batch that brings F_eta's output along (bridge.cached_prior) needs neither.
+    `image_encoder` makes the tokens of a model that takes image_features."""
     table, alphas_cumprod, aligned_t = process_of(bridge)
 
     def loss(network: Network, batch: TrainingBatch) -> Tensor:
@@ -70,16 +75,15 @@ def finetune_task(
             assert same_classes is not None
             with torch.no_grad():
                 neural = frozen(image_latent, same_classes.to(z0.device)[latents.label]).float()
-        conditions: dict[str, Tensor | None] = {}
-        if model.image_condition == "frame":
-            conditions["image_latent"] = image_latent
-            if bridge.time_noise is not None:
-                time = (batch.index.to(z0.device) + 1) / len(alphas_cumprod)
-                level = time_noise_level(batch.image_level, time, bridge.time_noise, bridge.time_noise_power)
-                conditions["image_latent"] = add_time_noise(image_latent, batch.image_noise, level)
-        if model.prior_condition:
-            assert neural is not None
-            conditions["prior"] = neural
+        shown = image_latent
+        if bridge.time_noise is not None:
+            time = (batch.index.to(z0.device) + 1) / len(alphas_cumprod)
+            level = time_noise_level(batch.image_level, time, bridge.time_noise, bridge.time_noise_power)
+            shown = add_time_noise(image_latent, batch.image_noise, level)
+        given = {"image_latent": shown, "prior": neural, "text": latents.text, "stride": latents.stride}
+        if image_encoder is not None:
+            given["image_features"] = image_encoder(shown, latents.image_shown)
+        conditions = {name: given[name] for name in model.conditions}
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             return network(z, t, latents.label, **conditions)

@@ -20,11 +20,17 @@ import ray.train.torch
 import torch
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
-from pipeline.data.batches import Read, training_batches, training_source, validation_batches, validation_source
+from pipeline.data.batches import (
+    Read,
+    training_batches,
+    training_source,
+    validation_batches,
+    validation_source,
+    with_text,
+)
 from pipeline.data.manifest import Cache, open_cache
 from pipeline.data.prior_cache import prior_reader
-from pipeline.models.image_to_video import ImageToVideo
-from pipeline.models.latte import Latte
+from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
 from pipeline.placement import check_room, needs, selector
@@ -35,7 +41,7 @@ from pipeline.storage import read_json, resolve, write_json
 from pipeline.train import checkpoint
 from pipeline.train.engine import start_engine
 from pipeline.train.history import History, duration
-from pipeline.train.initial import load_frozen_prior, load_initial
+from pipeline.train.initial import frozen_image_encoder, load_frozen_prior, load_initial
 from pipeline.train.loop import Place, RunStopped, StopAsked, train_steps, validate
 from pipeline.train.run import (
     CHECKPOINTS,
@@ -200,6 +206,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     read_prior = cached_prior(job, settings, cache)
     source = training_source(cache, cache.info["classes"], train.label_dropout, seed, read_prior)
     held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed, read_prior)
+    if "text" in getattr(task.model, "conditions", ()):
+        source, held_out = with_text(source, cache), with_text(held_out, cache)
+    # what dropout draws; batches and noise have generators of their own, which restarts and workers do not change
+    torch.manual_seed(hash((seed, place.rank, start)))
     rank, workers = place.rank, place.workers
     batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
     checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
@@ -238,17 +248,21 @@ def quieten() -> None:
 def build_task(job: Job, settings: Settings, info: CacheInfo, place: Place) -> tuple[Task, str]:
     """The job's model with its initial weights, and its loss; what the weights start from, in words."""
     model = untrained(job, settings, info)
-    backbone = model.backbone
-    assert isinstance(backbone, Latte)
-    backbone.initialise(settings.run.seed)
-    begins = load_initial(job, settings, info, backbone)
+    assert isinstance(model, NeuralPrior | VideoNetwork)
+    model.initialise(settings.run.seed)
+    begins = load_initial(job, settings, info, model.backbone)
+    _, train = sections(job, settings)
+    if train.compile:
+        model.backbone.compile()
     if isinstance(model, NeuralPrior):
         return prior_task(model), begins
-    assert isinstance(model, ImageToVideo)
-    if not uses_prior(job, settings) or settings.bridge.cached_prior:
-        return finetune_task(model, settings.bridge), begins
-    frozen, classes = load_frozen_prior(settings)
     dtype = torch.bfloat16 if settings.train.precision == "bfloat16" else torch.float32
+    image_encoder = None
+    if "image_features" in model.conditions:
+        image_encoder = frozen_image_encoder(settings, dtype, place.device)
+    if not uses_prior(job, settings) or settings.bridge.cached_prior:
+        return finetune_task(model, settings.bridge, image_encoder=image_encoder), begins
+    frozen, classes = load_frozen_prior(settings)
     frozen = frozen.to(place.device, dtype)
     return finetune_task(model, settings.bridge, frozen, class_map(info["classes"], classes)), begins
 

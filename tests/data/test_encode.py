@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from tiny_text import save_tiny_clip
 from tiny_vae import save_tiny_vae
+from tiny_video_vae import save_tiny_video_vae
 
 from pipeline.data.encode import EncodeClips, clips_a_call
 from pipeline.models.text import load_text_encoder
@@ -37,11 +38,15 @@ def decoded(*clips: int | None) -> pa.Table:
 
 
 def encoder(
-    folder: Path, batch_frames: int = 64, dtype: Dtype = "float32", text: TextSettings | None = None
+    folder: Path,
+    batch_frames: int = 64,
+    dtype: Dtype = "float32",
+    text: TextSettings | None = None,
+    null_text: str | None = None,
 ) -> EncodeClips:
     vae = VaeSettings(path=str(folder), dtype=dtype, batch_frames=batch_frames, compile=False)
     data = DataSettings.model_construct(frames=4, height=16, width=24)
-    return EncodeClips(vae, data, num_cpus=1, num_gpus=0, text=text)
+    return EncodeClips(vae, data, num_cpus=1, num_gpus=0, text=text, null_text=null_text)
 
 
 def latents(table: pa.Table) -> list[np.ndarray | None]:
@@ -127,24 +132,37 @@ def test_means_beyond_float16_are_a_reject_in_every_precision(tmp_path: Path) ->
 
 def test_captions_or_else_classes_are_embedded_beside_the_latents(tmp_path: Path) -> None:
     save_tiny_vae(tmp_path / "vae")
-    text = TextSettings(path=save_tiny_clip(tmp_path / "clip"), layer=-2, max_length=8, dtype="float32")
+    text = TextSettings(path=save_tiny_clip(tmp_path / "clip"), tokenizer=None, layer=-2, max_length=8, dtype="float32")
     batch = decoded(1, None, 2, 3)
     for column, values in {"caption": ["a dog", "x", "", "a dog"], "label": ["Run", "", "Jump", ""]}.items():
         batch = batch.set_column(batch.schema.get_field_index(column), column, pa.array(values))
-    table = encoder(tmp_path / "vae", text=text)(batch)
+    table = encoder(tmp_path / "vae", text=text, null_text=f"{tmp_path}/null_text.npy")(batch)
     first, failed, second, third = (value and np.load(BytesIO(value)) for value in table["text"].to_pylist())
     expected = load_text_encoder(text).encode(["a dog", "Jump"]).half().numpy()
     assert failed is None and first.shape == (8, 16) and first.dtype == np.float16
     assert np.array_equal(first, expected[0]) and np.array_equal(third, first) and np.array_equal(second, expected[1])
+    empty = load_text_encoder(text).encode([""])[0].half().numpy()
+    assert np.array_equal(np.load(tmp_path / "null_text.npy"), empty)
     without = encoder(tmp_path / "vae")(batch)
     assert without["text"].null_count == 4 and without["latent"] == table["latent"]
+
+
+def test_a_video_vae_gets_whole_clips(tmp_path: Path) -> None:
+    vae = VaeSettings(path=save_tiny_video_vae(tmp_path), dtype="float32", batch_frames=1, compile=False)
+    data = DataSettings.model_construct(frames=9, height=16, width=24)
+    actor = EncodeClips(vae, data, num_cpus=1, num_gpus=0)
+    clips = [np.random.default_rng(seed).integers(0, 256, (9, 16, 24, 3), np.uint8) for seed in range(2)]
+    posterior = actor.encode(clips)
+    assert posterior.shape == (2, 2, 3, 16, 2, 3) and posterior.dtype == np.float16
+    mean, logvar = actor.vae.encode_clips(torch.from_numpy(clips[1])[None])
+    assert np.array_equal(posterior[1], torch.cat([mean, logvar]).half().numpy())
 
 
 def test_an_embedding_that_overflows_is_a_reject(tmp_path: Path) -> None:
     from transformers import CLIPTextModel
 
     save_tiny_vae(tmp_path / "vae")
-    text = TextSettings(path=save_tiny_clip(tmp_path / "clip"), layer=-1, max_length=8, dtype="float32")
+    text = TextSettings(path=save_tiny_clip(tmp_path / "clip"), tokenizer=None, layer=-1, max_length=8, dtype="float32")
     model = CLIPTextModel.from_pretrained(tmp_path / "clip")
     model.final_layer_norm.bias.data[:] = 1e6
     model.save_pretrained(tmp_path / "clip")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.models.conditioning import drop_labels, guided
+from pipeline.models.conditioning import dropped, guided
 from pipeline.models.latte import LATTE_SIZES, Latte
 
 SMALL: dict[str, Any] = dict(
@@ -88,7 +88,6 @@ def test_global_randomness_is_drawn() -> None:
     before = torch.get_rng_state()
     latte = Latte(**SMALL)
     latte(X, T, Y)
-    drop_labels(Y, 0.5, 5, torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -127,14 +126,14 @@ def test_missing_timestep_is_accepted() -> None:
         Latte(**SMALL)(X, None, Y)
 
 
-def test_dropped_labels_ignore_their_probability() -> None:
-    y = torch.arange(5).repeat(2000)
-    generator = torch.Generator().manual_seed(0)
-    dropped = drop_labels(y, 0.1, 5, generator)
-    assert 0.08 < (dropped == 5).double().mean() < 0.12
-    assert torch.equal(dropped[dropped != 5], y[dropped != 5])
-    assert torch.equal(drop_labels(y, 0.0, 5, generator), y)
-    assert bool((drop_labels(y, 1.0, 5, generator) == 5).all())
+def test_dropped_conditions_ignore_their_probability() -> None:
+    u = torch.rand(20000, generator=torch.Generator().manual_seed(0))
+    label, image = dropped(u, 0.1)
+    for one in (label, image):
+        assert 0.09 < one.double().mean() < 0.11
+    assert 0.04 < (label & image).double().mean() < 0.06
+    assert not any(one.any() for one in dropped(u, 0.0))
+    assert dropped(u, 1.0)[0].all()
 
 
 def test_guidance_takes_two_calls_or_another_formula() -> None:
@@ -151,3 +150,21 @@ def test_guidance_takes_two_calls_or_another_formula() -> None:
     torch.testing.assert_close(found, null + 4 * (conditional - null))
     torch.testing.assert_close(guided(counted, y, null=5, scale=1.0)(X, T), conditional)
     assert calls == [4, 2]
+
+
+def test_compiled_latte_breaks_its_graph() -> None:
+    latte = stirred(Latte(**SMALL))
+    compiled = torch.compile(latte, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X, T, Y), latte(X, T, Y))
+
+
+@pytest.mark.parametrize(("size", "patch"), [("B", 4), ("L", 8), ("S", 8), ("XL", 4)])
+def test_published_patches_give_other_tokens(size: str, patch: int) -> None:
+    with torch.device("meta"):
+        latte = Latte(input_size=32, patch_size=patch, in_channels=4, num_frames=17, num_classes=101, **LATTE_SIZES[size]._asdict())  # fmt: skip
+        out = latte(torch.empty(1, 17, 4, 32, 32), torch.empty(1), torch.empty(1, dtype=torch.int64))
+    width = LATTE_SIZES[size].hidden_size
+    assert out.shape == (1, 17, 4, 32, 32)
+    assert latte.pos_embed.shape == (1, (32 // patch) ** 2, width)
+    assert latte.state_dict()["x_embedder.proj.weight"].shape == (width, 4, patch, patch)
+    assert latte.state_dict()["final_layer.linear.weight"].shape == (patch * patch * 4, width)

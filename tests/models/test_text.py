@@ -21,7 +21,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def text(path: str, **changed: object) -> TextSettings:
-    return TextSettings(**{"path": path, "layer": -1, "max_length": TOKENS, "dtype": "float32", **changed})  # type: ignore[arg-type]
+    return TextSettings(
+        **{"path": path, "tokenizer": None, "layer": -1, "max_length": TOKENS, "dtype": "float32", **changed}
+    )  # type: ignore[arg-type]
 
 
 def test_clip_embeddings_are_those_of_transformers_in_either_layer(clip: str) -> None:
@@ -108,3 +110,33 @@ def test_what_is_no_text_encoder_is_refused_in_one_line(clip: str, tmp_path: Pat
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=f"text.max_length = 77: .* reads at most {TOKENS} tokens; set {TOKENS}"):
         load_text_encoder(text(clip, max_length=77))
+
+
+def test_open_clip_in_a_checkpoint_pads_with_zeros_as_it_does(clip: str, tmp_path: Path) -> None:
+    size, layers = 64, 2
+    shapes = {"token_embedding.weight": (516, size), "positional_embedding": (TOKENS, size)}
+    shapes |= {"ln_final.weight": (size,), "ln_final.bias": (size,), "text_projection": (size, 8)}
+    for layer in range(layers):
+        block = f"transformer.resblocks.{layer}."
+        shapes |= {f"{block}ln_{i}.{kind}": (size,) for i in (1, 2) for kind in ("weight", "bias")}
+        shapes |= {f"{block}attn.in_proj_weight": (3 * size, size), f"{block}attn.in_proj_bias": (3 * size,)}
+        shapes |= {f"{block}attn.out_proj.weight": (size, size), f"{block}attn.out_proj.bias": (size,)}
+        shapes |= {f"{block}mlp.c_fc.weight": (2 * size, size), f"{block}mlp.c_fc.bias": (2 * size,)}
+        shapes |= {f"{block}mlp.c_proj.weight": (size, 2 * size), f"{block}mlp.c_proj.bias": (size,)}
+    random = torch.Generator().manual_seed(0)
+    state = {f"cond_stage_model.model.{name}": torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    path = str(tmp_path / "model.ckpt")
+    encoder = load_text_encoder(text(path, tokenizer=clip, layer=-2))
+    embedded = encoder.encode(["a dog"])
+    assert embedded.shape == (1, TOKENS, size) and find_text_encoder(path, clip).width == size
+    ids = encoder.tokenizer("dog", padding="max_length", max_length=5)["input_ids"]
+    assert ids[0] == 514 and ids[2:] == [515, 0, 0]
+    assert text_identity(find_text_encoder(path, clip)) != text_identity(find_text_encoder(clip))
+    with pytest.raises(UserError, match=r"set text.tokenizer to a folder"):
+        find_text_encoder(path)
+    with pytest.raises(UserError, match=r"text.tokenizer = .*: no tokenizer.json"):
+        find_text_encoder(path, str(tmp_path))
+    torch.save({"state_dict": {"x": torch.ones(1)}}, path)
+    with pytest.raises(UserError, match=r"holds no cond_stage_model.model.token_embedding.weight"):
+        find_text_encoder(path, clip)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from tiny_vae import save_tiny_vae
+from tiny_video_vae import save_tiny_video_vae
 
 from pipeline.models.vae import load_vae, sample_posterior
 from pipeline.settings import UserError
@@ -82,3 +84,24 @@ def test_the_shipped_vae_is_small_and_reconstructs_synthetic_frames() -> None:
     values = [psnr(a.numpy(), b.numpy()) for a, b in zip(decoded, frames, strict=True)]
     stated = json.loads((folder / "summary.json").read_text())["psnr_held_out"]
     assert np.mean(values) > stated - 3
+
+
+def test_a_video_vae_takes_and_gives_whole_clips(tmp_path: Path) -> None:
+    vae = load_vae(save_tiny_video_vae(tmp_path))
+    clips = torch.randint(0, 256, (2, 9, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, logvar = vae.encode_clips(clips)
+    assert mean.shape == logvar.shape == (2, 3, 16, 2, 2) and vae.temporal == 4 and vae.scaling_factor == 1.15258426
+    pixels = clips.permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    torch.testing.assert_close(mean, vae.module.encode(pixels).latent_dist.mean.transpose(1, 2), atol=1e-5, rtol=1e-4)
+    assert vae.decode_clips(mean * vae.scaling_factor, 1).shape == clips.shape
+    assert vae.decode_image(mean[:, 0]).shape == (2, 3, 16, 16)
+
+
+def test_an_image_vae_encodes_and_decodes_clips_frame_by_frame(tmp_path: Path) -> None:
+    vae = load_vae(save_tiny_vae(tmp_path))
+    clips = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, _ = vae.encode_clips(clips)
+    torch.testing.assert_close(mean[1, 2], vae.encode(clips[1, 2:])[0][0], atol=1e-5, rtol=1e-4)
+    scaled = mean * vae.scaling_factor
+    difference = vae.decode_clips(scaled, 2)[1, 2].int() - vae.decode(scaled[1, 2:])[0].int()
+    assert difference.abs().max() <= 1  # another batch rounds otherwise

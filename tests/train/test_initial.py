@@ -23,8 +23,11 @@ def write_model(folder: Path, settings: Settings, info: CacheInfo, prior: bool =
     """An export as jobs/finetune.py (or train_prior.py) leaves it, all weights 0.5."""
     job = "prior" if prior else "finetune"
     config = export_config(job, settings, info) | changes  # type: ignore[arg-type]
-    make = build_prior if prior else build_image_to_video
-    model = make(settings.prior.model if prior else settings.model, config["latent_shape"], len(config["classes"]))
+    shape, classes = config["latent_shape"], len(config["classes"])
+    if prior:
+        model: torch.nn.Module = build_prior(settings.prior.model, shape, classes)
+    else:
+        model = build_image_to_video(settings.model, shape, classes)
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, 0.5)
     return save_export(folder, model.backbone.state_dict(), config)

@@ -7,7 +7,7 @@ import torch
 from tiny_cache import tiny_settings, write_cache
 
 from pipeline.models.build import build_image_to_video
-from pipeline.settings import ModelSettings, UserError
+from pipeline.settings import UserError, VideoModelSettings
 from pipeline.train.run import (
     CHECKPOINTS,
     export_config,
@@ -102,7 +102,10 @@ def test_a_foreign_export_is_not_overwritten(storage: Path) -> None:
 
 def test_flops_are_those_of_the_published_model() -> None:
     """Latte-XL/2 on 16 + 1 frames of 32 x 32 latents: 12 TFLOP a clip, forward and backward."""
-    model = ModelSettings(
+    model = VideoModelSettings(
+        backbone="latte",
+        unet3d=None,
+        cogvideox=None,
         size="XL",
         hidden_size=None,
         depth=None,
@@ -111,7 +114,7 @@ def test_flops_are_those_of_the_published_model() -> None:
         image_condition="none",
         prior_condition=False,
     )
-    info = {"latent_shape": [16, 4, 32, 32], "classes": ["x"] * 101}
+    info = {"latent_shape": [16, 4, 32, 32], "classes": ["x"] * 101, "text_shape": None}
     with torch.device("meta"):
         network = build_image_to_video(model, [16, 4, 32, 32], 101)
     assert 11e12 < training_flops(network, info) < 13e12  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ SETTINGS = tiny_settings("/tmp")
 def batch() -> TrainingBatch:
     random = torch.Generator().manual_seed(0)
     z0, noise = torch.randn((2, 3, *SHAPE), generator=random)
-    latents = LatentBatch(["a", "b", "c"], z0, torch.tensor([0, 1, 2]))
+    latents = LatentBatch(["a", "b", "c"], z0, torch.tensor([0, 1, 2]), torch.full((3,), 3.0), torch.ones(3).bool())
     image_noise, level = torch.randn((3, *SHAPE[1:]), generator=random), torch.randn(3, generator=random)
     return TrainingBatch(latents, noise, image_noise, level, torch.tensor([10, 500, 990]), torch.ones(3))
 

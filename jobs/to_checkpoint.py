@@ -1,0 +1,33 @@
+"""Write an export as one checkpoint file in the layout of the authors' own code, for other tools.
+
+    python jobs/to_checkpoint.py --recipe demo
+    python jobs/to_checkpoint.py --sample.model_path EXPORT
+
+Makes EXPORT/checkpoint.pt: the same tensors, by the names that the published code gives them, under `ema` and `model`, where
+Latte's code looks, or under `state_dict`, where VideoCrafter's and DynamiCrafter's do. A CogVideoX export needs none: its names
+are those of diffusers. Read it with torch.load(..., weights_only=True).
+"""
+
+import sys
+
+from pipeline.cli import run_job
+from pipeline.config import Options
+from pipeline.models.weights import save_checkpoint
+from pipeline.settings import Settings
+from pipeline.storage import write_bytes
+from pipeline.train.initial import local_copy
+
+
+def job(settings: Settings, options: Options) -> None:
+    with local_copy(settings.model_export) as local:
+        content = save_checkpoint(local)
+    write_bytes(f"{settings.model_export}/checkpoint.pt", content)
+    print(f"{settings.model_export}/checkpoint.pt: {len(content) / 2**20:.1f} MiB")
+
+
+def plan(settings: Settings, options: Options) -> str:
+    return f"Plan: {settings.model_export} as one file, {settings.model_export}/checkpoint.pt"
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(job, plan, __doc__))

@@ -1,0 +1,75 @@
+"""CogVideoX: published folders widen to an image model that begins as the text model, and others are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_published import COGVIDEOX, randomise
+
+from pipeline.models.cogvideox import build_transformer, initialise_transformer, read_transformer, widened
+from pipeline.models.image_to_video import CogVideoXImageToVideo
+from pipeline.models.weights import WeightsError, WeightsMismatch, load_strict
+
+TEXT = {"text_embed_dim": 16, "max_text_seq_length": 5, "out_channels": 4}
+RANDOM = torch.Generator().manual_seed(0)
+Z, IMAGE = torch.randn(2, 3, 4, 4, 4, generator=RANDOM), torch.randn(2, 4, 4, 4, generator=RANDOM)
+CAPTION, T = torch.randn(2, 5, 16, generator=RANDOM), torch.tensor([1.5, 900.0])
+Y = torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cogvideox")
+    transformer = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 4})
+    randomise(transformer)
+    transformer.save_pretrained(folder / "transformer", max_shard_size="20KB")
+    return folder
+
+
+@torch.no_grad()
+def test_image_model_does_not_begin_as_the_text_model(folder: Path) -> None:
+    state = read_transformer(folder)
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
+    assert set(state) == set(read_transformer(folder / "transformer"))
+    teacher = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 4})
+    load_strict(teacher, state, "2b")
+    student = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
+    load_strict(student, widened(state, student), "2b")
+    found = CogVideoXImageToVideo(student)(Z, T, Y, IMAGE, CAPTION)
+    assert found.shape == Z.shape and found.abs().max() > 0.1
+    torch.testing.assert_close(found, teacher(Z, CAPTION, T, return_dict=False)[0])
+
+
+def test_image_condition_gets_no_gradient(folder: Path) -> None:
+    student = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
+    load_strict(student, widened(read_transformer(folder), student), "2b")
+    CogVideoXImageToVideo(student)(Z, T, Y, IMAGE, CAPTION).square().mean().backward()
+    gradient = student.patch_embed.proj.weight.grad
+    assert gradient is not None and gradient[:, 4:].abs().max() > 0
+
+
+def test_seed_does_not_decide_the_weights() -> None:
+    before = torch.get_rng_state()
+    states = []
+    for seed in (3, 3, 4):
+        transformer = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
+        initialise_transformer(transformer, seed)
+        states.append(transformer.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["proj_out.weight"], states[2]["proj_out.weight"])
+
+
+def test_wrong_folders_are_not_reported(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="give a diffusers folder"):
+        read_transformer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "CogVideoXTransformer3DModel"}))
+    with pytest.raises(WeightsError, match=r"holds no diffusion_pytorch_model\*.safetensors"):
+        read_transformer(tmp_path)
+    student = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
+    with pytest.raises(WeightsMismatch, match=r"patch_embed.proj.weight is missing"):
+        widened({"x": torch.ones(1)}, student)
+    wider = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8, "num_layers": 2})
+    with pytest.raises(WeightsMismatch, match=r"missing \(transformer_blocks.1"):
+        load_strict(wider, widened(read_transformer(folder), wider), "2b")

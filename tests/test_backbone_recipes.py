@@ -1,0 +1,179 @@
+"""The recipes of the backbones with text, shrunken: published layouts start them, they plan, train, export and sample."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_cache import write_cache
+from tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, randomise, save_cogvideox, save_text_to_video
+
+from pipeline.config import load
+from pipeline.data.batches import training_batches, training_source, with_text
+from pipeline.data.manifest import open_cache
+from pipeline.models.image_to_video import VideoNetwork
+from pipeline.models.weights import WeightsMismatch, load_published, save_checkpoint, save_export
+from pipeline.sampling.generate import decode_clips, encode_images, generate, load_sampler
+from pipeline.settings import Settings, UserError
+from pipeline.train.loop import Place
+from pipeline.train.run import export_config, plan_training, prepare
+from pipeline.train.tasks import Task
+from pipeline.train.worker import build_task
+
+RECIPES = {
+    "videocrafter": ("webvid-videocrafter",),
+    "videocrafter-100k": ("webvid-videocrafter", "webvid-videocrafter-100k"),
+    "dynamicrafter": ("webvid-videocrafter", "webvid-dynamicrafter"),
+    "cogvideox": ("webvid-cogvideox",),
+}
+HERE = Place(0, 1, torch.device("cpu"))
+
+
+def shrunken(name: str, folder: Path, *more: str) -> Settings:
+    """The recipe, of small clips, models and batches: all that it says of the process stays."""
+    cogvideox = name == "cogvideox"
+    paths = folder / ("cogvideox" if cogvideox else "videocrafter")
+    lines = {
+        "run.storage": folder,
+        "cache.path": folder / ("cache-of-cogvideox" if cogvideox else "cache"),
+        "data.frames": 9 if cogvideox else 4,
+        "data.height": 32,
+        "data.width": 32,
+        "vae.path": paths / "vae" if cogvideox else "shipped:vae",
+        "vae.dtype": "float32",
+        "text.path": paths if cogvideox else paths / "text",
+        "text.tokenizer": "null",
+        "text.max_length": TEXT_TOKENS,
+        "text.dtype": "float32",
+        "train.init": paths if cogvideox else paths / "model.ckpt",
+        "train.precision": "float32",
+        "train.steps": 2,
+        "train.global_batch": 4,
+        "train.warmup_steps": 0,
+        "cluster.train.workers": 1,
+        "sample.steps": 2,
+    }
+    if cogvideox:
+        lines |= {f"model.cogvideox.{key}": value for key, value in COGVIDEOX.items()}
+    else:
+        lines |= {f"model.unet3d.{key}": value for key, value in {**UNET3D, **RESAMPLER}.items()}
+        lines["model.unet3d.image_encoder"] = paths / "image"
+    stack = [word for recipe in RECIPES[name] for word in ("--recipe", recipe)]
+    return load([*stack, *(f"--{key}={value}" for key, value in lines.items()), *more])[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published weights in their layouts, and caches with text."""
+    folder = tmp_path_factory.mktemp("backbones")
+    (folder / "videocrafter").mkdir()
+    save_text_to_video(folder / "videocrafter")
+    save_cogvideox(folder / "cogvideox")
+    for name in ("videocrafter", "cogvideox"):
+        write_cache(shrunken(name, folder), clips=6, held_out=0)
+    return folder
+
+
+def task_of(settings: Settings) -> Task:
+    return build_task("finetune", settings, open_cache(settings.cache_path).info, HERE)[0]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_does_not_plan_or_train(name: str, folder: Path) -> None:
+    settings = shrunken(name, folder)
+    plan = plan_training(prepare("finetune", settings))
+    assert "steps         2 of 4 clips" in plan and "tokens a clip" not in plan
+    task = task_of(settings)
+    task.model.train()
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
+    before = {key: value.clone() for key, value in task.model.named_parameters()}
+    cache = open_cache(settings.cache_path)
+    source = with_text(training_source(cache, [], settings.train.label_dropout, 0), cache)
+    for pieces in training_batches(source, 4, 4, 0, 1, 0, 2):
+        loss = task.loss(task.model, pieces[0])
+        assert loss.shape == (4,) and bool(loss.isfinite().all())
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+    still = {key for key, value in task.model.named_parameters() if torch.equal(value, before[key])}
+    # what stands before a zero projection learns from the second step on; what is after it, from the first
+    assert len(still) < 0.1 * len(before), sorted(still)[:5]
+
+
+def trained(name: str, folder: Path) -> tuple[VideoNetwork, Settings]:
+    """A model of the recipe with random weights everywhere, and the settings that sample from its export."""
+    settings = shrunken(name, folder)
+    model = task_of(settings).model.eval()
+    assert isinstance(model, VideoNetwork)
+    randomise(model, seed=5)
+    config = export_config("finetune", settings, open_cache(settings.cache_path).info)
+    path = save_export(folder / f"export-{name}", model.backbone.state_dict(), config)
+    return model, shrunken(name, folder, f"--sample.model_path={path}", "--sample.guidance=2.0")
+
+
+@pytest.mark.parametrize("name", ["videocrafter", "dynamicrafter", "cogvideox"])
+def test_export_samples_something_else(name: str, folder: Path) -> None:
+    model, settings = trained(name, folder)
+    sampler = load_sampler(settings)
+    images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image_latent = encode_images(sampler, images)
+
+    def sample(of: VideoNetwork, captions: list[str], strides: list[float]) -> torch.Tensor:
+        clips = generate(replace_model(of), image_latent, ["", ""], ["a", "b"], 0, captions, strides)
+        return clips.clip
+
+    def replace_model(of: VideoNetwork):  # type: ignore[no-untyped-def]
+        return type(sampler)(**{**vars(sampler), "model": of})
+
+    found = sample(sampler.model, ["a dog", "dog"], [3.0, 3.0])
+    assert torch.equal(found, sample(model, ["a dog", "dog"], [3.0, 3.0]))
+    assert not torch.equal(found, sample(model, ["", "dog"], [3.0, 3.0]))
+    if name != "cogvideox":
+        assert not torch.equal(found, sample(model, ["a dog", "dog"], [6.0, 3.0]))
+    assert decode_clips(sampler, found).shape == (2, settings.data.frames, 32, 32, 3)
+
+
+def test_another_text_encoder_is_sampled_with(folder: Path) -> None:
+    _, settings = trained("videocrafter", folder)
+    with pytest.raises(UserError, match=r"was trained with text.max_length = 12, not 11"):
+        load_sampler(settings.model_copy(update={"text": settings.text.model_copy(update={"max_length": 11})}))
+
+
+def test_checkpoint_in_the_authors_layout_starts_another_model(folder: Path, tmp_path: Path) -> None:
+    model, settings = trained("videocrafter", folder)
+    file = tmp_path / "model.ckpt"
+    file.write_bytes(save_checkpoint(settings.model_export))
+    state = load_published(file)
+    assert "model.diffusion_model.input_blocks.0.0.weight" in state and "image_proj_model.latents" in state
+    again = task_of(shrunken("videocrafter", folder, f"--train.init={file}")).model
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "report"),
+    [
+        ("videocrafter", "--model.unet3d.model_channels=64", r"train.init = .*mis-shaped \(model.diffusion_model"),
+        ("cogvideox", "--model.cogvideox.num_layers=2", r"train.init = .*missing \(transformer_blocks.1"),
+    ],
+)
+def test_weights_of_another_size_are_not_reported(name: str, change: str, report: str, folder: Path) -> None:
+    with pytest.raises(WeightsMismatch, match=report):
+        prepare("finetune", shrunken(name, folder, change))
+
+
+def test_weights_of_another_backbone_are_not_reported(folder: Path) -> None:
+    with pytest.raises(WeightsMismatch, match="not a checkpoint of VideoCrafter"):
+        latte = folder / "latte.pt"
+        torch.save({"ema": {"x_embedder.proj.weight": torch.ones(1)}}, latte)
+        prepare("finetune", shrunken("videocrafter", folder, f"--train.init={latte}"))
+    with pytest.raises(UserError, match="expected a CogVideoXTransformer3DModel"):
+        prepare("finetune", shrunken("cogvideox", folder, f"--train.init={folder / 'cogvideox' / 'vae'}"))
+
+
+def test_text_is_left_out_of_the_wrong_share(folder: Path) -> None:
+    cache = open_cache(shrunken("videocrafter", folder).cache_path)
+    source = with_text(training_source(cache, [], 0.5, 0), cache)
+    batches = [pieces[0].latents for pieces in training_batches(source, 4, 4, 0, 1, 0, 40)]
+    empty = torch.cat([(batch.text == 0).flatten(1).all(1) for batch in batches if batch.text is not None])
+    hidden = torch.cat([~batch.image_shown for batch in batches])
+    assert 0.4 < empty.double().mean() < 0.6 and 0.4 < hidden.double().mean() < 0.6
+    assert 0.15 < (empty & hidden).double().mean() < 0.35
