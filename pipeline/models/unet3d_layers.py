@@ -140,11 +140,14 @@ class TemporalTransformer(nn.Module):
         clips = x.unflatten(0, (-1, frames))
         normed = self.norm(clips.transpose(1, 2))  # B C F h w: statistics are of the whole clip
         tokens = normed.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (B h w) F C
-        # a kernel of width 1 is a matrix
-        tokens = F_.linear(tokens, self.proj_in.weight.flatten(1), self.proj_in.bias)
-        tokens = self.transformer_blocks[0](tokens)
-        tokens = F_.linear(tokens, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        tokens = project(self.proj_out, self.transformer_blocks[0](project(self.proj_in, tokens)))
         return x + tokens.unflatten(0, (len(clips), *x.shape[-2:])).permute(0, 3, 4, 1, 2).flatten(0, 1)
+
+
+def project(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """A linear layer, or a convolution of width 1, which wants channels before frames, on (N, F, C)."""
+    out: Tensor = layer(tokens) if isinstance(layer, nn.Linear) else layer(tokens.transpose(1, 2)).transpose(1, 2)
+    return out
 
 
 class TemporalConvolution(nn.Module):

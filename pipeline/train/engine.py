@@ -11,6 +11,7 @@ from pipeline.data.batches import split
 from pipeline.settings import TrainSettings
 from pipeline.train.optimisation import make_optimizer
 
+SCALAR = "framebridge_scalar"  # marks parameters that had no dimension before DeepSpeed took them
 BUCKET = 50_000_000  # elements gathered or reduced at once; small models then need one call a step
 
 
@@ -41,6 +42,12 @@ def deepspeed_config(train: TrainSettings, workers: int) -> dict[str, Any]:
 def start_engine(model: nn.Module, train: TrainSettings, workers: int, device: torch.device) -> Any:
     """`model` under a DeepSpeed engine; torch.distributed must be up. Every rank calls it."""
     deepspeed = import_deepspeed(device)
+    for parameter in model.parameters():
+        if (
+            not parameter.dim()
+        ):  # DeepSpeed sends weights as bytes, and of a bfloat16 without dimensions there is no such view
+            parameter.data = parameter.data.view(1)
+            setattr(parameter, SCALAR, True)
     optimizer = make_optimizer(model.to(device), train)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's own use of older torch calls

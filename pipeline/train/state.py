@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.train.engine import SCALAR
+
 WEIGHT, EMA = "weight", "ema"
 
 
@@ -147,7 +149,8 @@ def full_state(engine: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, parameter in engine.module.named_parameters():
         value = whole(engine, parameter, WEIGHT) if parameter.requires_grad else parameter
         assert value is not None
-        state[name] = value.detach().to("cpu", torch.float32, copy=True)
+        whole_value = value.detach().to("cpu", torch.float32, copy=True)
+        state[name] = whole_value.view(()) if hasattr(parameter, SCALAR) else whole_value
     return state
 
 

@@ -133,6 +133,59 @@ def test_every_stage_agrees_with_a_bare_loop_and_needs_no_compiler(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+SCALAR_PROGRAM = """
+    import os
+    from pathlib import Path
+
+    import torch
+    import torch.distributed as dist
+    from tiny_cache import tiny_settings
+
+    from pipeline.train.engine import start_engine
+    from pipeline.train.state import full_state
+
+
+    class Gated(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(4, 4)
+            self.alpha = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            return super().forward(x.to(self.weight.dtype)) * (1 + self.alpha.tanh())
+
+
+    dist.init_process_group("gloo")
+    for stage in (0, 2, 3):
+        train = tiny_settings(Path("/tmp"), "--train.precision=bfloat16", f"--train.zero_stage={stage}").train
+        train = train.model_copy(update={"global_batch": 1})
+        engine = start_engine(Gated(), train, 1, torch.device("cpu"))
+        for _ in range(3):
+            engine.backward((engine(torch.ones(1, 4)).float() - 9).square().mean())
+            engine.step()
+        alpha = full_state(engine, {})["alpha"]
+        assert alpha.shape == () and alpha != 0, alpha
+    print("fine", flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_weight_without_dimensions_is_lost_in_an_engine() -> None:
+    """The U-Net's `alpha` is one; DeepSpeed by itself cannot send it as bfloat16."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCALAR_PROGRAM)],
+        env=os.environ | own | ranks,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "fine" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("workers", "micro", "piece", "pieces"), [(1, 4, 4, 1), (2, 1, 1, 2), (2, 8, 2, 1), (3, 4, 2, 1), (4, 1, 1, 1)]
 )
