@@ -1,5 +1,6 @@
 """The recipes of the backbones with text, shrunken: published layouts start them, they plan, train, export and sample."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from pipeline.sampling.generate import decode_clips, encode_images, generate, lo
 from pipeline.settings import Settings, UserError
 from pipeline.train.loop import Place
 from pipeline.train.run import export_config, plan_training, prepare
-from pipeline.train.tasks import Task
+from pipeline.train.tasks import Task, untrained
 from pipeline.train.worker import build_task
 
 RECIPES = {
@@ -158,6 +159,23 @@ def test_checkpoint_in_the_authors_layout_starts_another_model(folder: Path, tmp
 def test_weights_of_another_size_are_not_reported(name: str, change: str, report: str, folder: Path) -> None:
     with pytest.raises(WeightsMismatch, match=report):
         prepare("finetune", shrunken(name, folder, change))
+
+
+def test_latents_that_do_not_halve_are_found_late(folder: Path) -> None:
+    info = open_cache(shrunken("videocrafter", folder).cache_path).info
+    with pytest.raises(
+        UserError, match=r"latents of 5 x 4, which the U-Net's 2 levels halve 1 times; .* multiples of 16"
+    ):
+        untrained("finetune", shrunken("videocrafter", folder), {**info, "latent_shape": [4, 4, 5, 4]})  # type: ignore[typeddict-item]
+
+
+def test_cache_without_the_empty_caption_is_found_late(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "cache"
+    shutil.copytree(folder / "cache", copy)
+    (copy / "null_text.npy").unlink()
+    with pytest.raises(UserError, match=r"null_text.npy: missing"):
+        prepare("finetune", shrunken("videocrafter", folder, f"--cache.path={copy}"))
+    prepare("finetune", shrunken("videocrafter", folder, f"--cache.path={copy}", "--train.label_dropout=0"))
 
 
 def test_weights_of_another_backbone_are_not_reported(folder: Path) -> None:

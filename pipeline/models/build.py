@@ -75,8 +75,14 @@ def _latte(
 def _videocrafter(
     model: VideoModelSettings, latent_shape: list[int], text_width: int, activation_checkpointing: bool
 ) -> VideoCrafterImageToVideo:
-    sizes, (frames, channels, *_) = model.unet3d, latent_shape
+    sizes, (frames, channels, height, width) = model.unet3d, latent_shape
     assert sizes is not None
+    smallest = 2 ** (len(sizes.channel_mult) - 1)
+    if height % smallest or width % smallest:
+        raise UserError(
+            f"data.height x data.width give latents of {height} x {width}, which the U-Net's {len(sizes.channel_mult)} levels "
+            f"halve {len(sizes.channel_mult) - 1} times; choose multiples of {8 * smallest}"
+        )
     unet = UNet3D(
         in_channels=2 * channels,
         out_channels=channels,

@@ -19,7 +19,7 @@ from pipeline.models.open_clip import image_model
 from pipeline.models.paths import hub_folder, local_path
 from pipeline.models.vae import Vae
 from pipeline.models.weights import WeightsError, load_published
-from pipeline.settings import UserError
+from pipeline.settings import UserError, VideoModelSettings
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
@@ -52,12 +52,14 @@ class ImageEncoder:
 
 
 def load_image_encoder(
-    path: str, vae: Vae, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    model: VideoModelSettings, vae: Vae, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> ImageEncoder:
     """The encoder of model.unet3d.image_encoder: a DynamiCrafter checkpoint, or a CLIP folder or hub name of transformers.
 
-    Raises UserError.
+    Raises UserError, also where its tokens are not of model.unet3d.image_width.
     """
+    assert model.unet3d is not None and model.unet3d.image_encoder is not None
+    path, width = model.unet3d.image_encoder, model.unet3d.image_width
     local = local_path(path)
     if local is not None and local.is_file():
         try:
@@ -66,6 +68,10 @@ def load_image_encoder(
             raise UserError(f"{KEY} = {path}: {error}") from error
     else:
         clip = _from_folder(path, local or hub_folder(path, ["config.json", "model*.safetensors"]))
+    if clip.config.hidden_size != width:
+        raise UserError(
+            f"{KEY} = {path}: its tokens are {clip.config.hidden_size} wide, but model.unet3d.image_width = {width}; set it alike"
+        )
     # not clip.to(), whose types transformers wraps
     return ImageEncoder(vae, torch.nn.Module.to(clip, torch.device(device), dtype))
 

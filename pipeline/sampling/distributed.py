@@ -21,6 +21,7 @@ from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.sampling.generate import (
     Exports,
     check_sampler,
+    check_text,
     check_vae,
     find_exports,
     load_networks,
@@ -97,6 +98,7 @@ def make_plan(settings: Settings) -> Plan:
     weights_hash, _ = vae_identity(settings.vae.path)
     check_vae(exports, settings.vae.path, weights_hash)
     check_sampler(exports, settings.sample)
+    check_text(settings, exports)
     if settings.sample.analytic_init is not None:
         load_moments(settings.sample.analytic_init, exports.latent_shape)
     cache = None

@@ -30,7 +30,7 @@ from pipeline.bridge.samplers import (
 )
 from pipeline.bridge.schedule import sampling_indices
 from pipeline.data.moments import Moments, load_moments
-from pipeline.models.build import class_indices, load_model, load_prior
+from pipeline.models.build import class_indices, load_model, load_prior, video_model
 from pipeline.models.conditioning import guided
 from pipeline.models.image_encoder import ImageEncoder, load_image_encoder
 from pipeline.models.image_to_video import VideoNetwork
@@ -203,14 +203,18 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
     model, prior, prior_classes = load_networks(exports)
     how = settings.sample
     check_sampler(exports, how)
+    check_text(settings, exports)
+    image_encoder = None
+    if "image_features" in model.conditions:
+        image_encoder = load_image_encoder(video_model(exports.config), vae, vae.module.dtype, device)
     return Sampler(
         exports=exports,
         model=model.to(device),
         prior=None if prior is None else prior.to(device),
         prior_classes=prior_classes,
         vae=vae,
-        text_encoder=load_texts(settings, exports, device) if "text" in model.conditions else None,
-        image_encoder=load_images(exports, vae, device) if "image_features" in model.conditions else None,
+        text_encoder=load_text_encoder(settings.text, device) if "text" in model.conditions else None,
+        image_encoder=image_encoder,
         device=torch.device(device),
         process=process_of(exports.bridge),
         how=how,
@@ -219,9 +223,11 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
     )
 
 
-def load_texts(settings: Settings, exports: Exports, device: str | torch.device) -> TextEncoder:
-    """The text encoder, which must be the one that the model was trained with. Raises UserError."""
-    trained = exports.config["text"]
+def check_text(settings: Settings, exports: Exports) -> None:
+    """Raise UserError if the model takes text and the encoder at hand is not the one that it was trained with."""
+    trained = exports.config.get("text")
+    if exports.config["model"].get("backbone", "latte") == "latte" or trained is None:
+        return
     if settings.text.path is None:
         raise UserError(f"{exports.model_path}: was trained with text; set text.path to its encoder")
     same: dict[str, Any] = {"text.layer": settings.text.layer, "text.max_length": settings.text.max_length}
@@ -231,13 +237,6 @@ def load_texts(settings: Settings, exports: Exports, device: str | torch.device)
     for key, value in same.items():
         if trained[key] != value:
             raise UserError(f"{exports.model_path}: was trained with {key} = {trained[key]}, not {value}; set it alike")
-    return load_text_encoder(settings.text, device)
-
-
-def load_images(exports: Exports, vae: Vae, device: str | torch.device) -> ImageEncoder:
-    """The image encoder that the model's config.json names. Raises UserError."""
-    path = exports.config["model"]["unet3d"]["image_encoder"]
-    return load_image_encoder(path, vae, vae.module.dtype, device)
 
 
 def encode_images(sampler: Sampler, images: Tensor) -> Tensor:

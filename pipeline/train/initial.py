@@ -156,9 +156,8 @@ def load_frozen_prior(settings: Settings) -> tuple[NeuralPrior, list[str]]:
 
 def frozen_image_encoder(settings: Settings, dtype: torch.dtype, device: torch.device) -> ImageEncoder:
     """What makes image tokens of the image latent: vae.path's decoder, then model.unet3d.image_encoder. Raises UserError."""
-    assert settings.model.unet3d is not None and settings.model.unet3d.image_encoder is not None
     vae = load_vae(settings.vae.path, settings.vae.dtype, device)
-    return load_image_encoder(settings.model.unet3d.image_encoder, vae, dtype, device)
+    return load_image_encoder(settings.model, vae, dtype, device)
 
 
 def is_export(path: str) -> bool:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import to_yaml
 from pipeline.data.batches import split
-from pipeline.data.manifest import Cache, check_same, describe, open_cache
+from pipeline.data.manifest import Cache, check_same, describe, open_cache, read_null_text
 from pipeline.data.prior_cache import check_outputs
 from pipeline.data.rows import Rows
 from pipeline.models.latte import Latte
@@ -76,6 +76,8 @@ def prepare(job: Job, settings: Settings) -> Run:
             f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
         )
     model, begins = meta_model(job, settings, cache.info)
+    if job == "finetune" and settings.model.backbone != "latte" and settings.train.label_dropout:
+        read_null_text(cache.path)
     if uses_prior(job, settings):
         path = check_prior(settings, cache.info)
         if settings.bridge.cached_prior:

@@ -7,10 +7,20 @@ import torch
 from tiny_published import save_text_to_video
 from tiny_vae import save_tiny_vae
 
+from pipeline.config import load
 from pipeline.models.image_encoder import DEVIATION, MEAN, load_image_encoder
 from pipeline.models.open_clip import IMAGE
 from pipeline.models.vae import Vae, load_vae
-from pipeline.settings import UserError
+from pipeline.settings import UserError, VideoModelSettings
+
+BASE = load([])[0].model
+
+
+def settings(path: str, width: int = 80) -> VideoModelSettings:
+    assert BASE.unet3d is not None
+    sizes = BASE.unet3d.model_copy(update={"image_encoder": path, "image_width": width})
+    return BASE.model_copy(update={"unet3d": sizes})
+
 
 LATENTS = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -27,7 +37,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @torch.no_grad()
 def test_tokens_are_of_another_image(vae: Vae, clip: str) -> None:
-    encoder = load_image_encoder(clip, vae)
+    encoder = load_image_encoder(settings(clip), vae)
     tokens = encoder(LATENTS, torch.tensor([True, False]))
     assert tokens.shape == (2, 5, 80)
     mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
@@ -40,7 +50,7 @@ def test_tokens_are_of_another_image(vae: Vae, clip: str) -> None:
 @torch.no_grad()
 def test_checkpoint_gives_other_tokens_than_its_folder(vae: Vae, clip: str, tmp_path: Path) -> None:
     """The folder's weights, laid out as open_clip's inside a DynamiCrafter checkpoint."""
-    own = load_image_encoder(clip, vae).clip.state_dict()
+    own = load_image_encoder(settings(clip), vae).clip.state_dict()
     layer = "encoder.layers.0."
     state = {
         "class_embedding": own["embeddings.class_embedding"],
@@ -62,9 +72,9 @@ def test_checkpoint_gives_other_tokens_than_its_folder(vae: Vae, clip: str, tmp_
             f"{block}mlp.c_proj.{kind}": own[f"{layer}mlp.fc2.{kind}"],
         }
     torch.save({"state_dict": {IMAGE + name: value for name, value in state.items()}}, tmp_path / "model.ckpt")
-    found = load_image_encoder(str(tmp_path / "model.ckpt"), vae)(LATENTS)
+    found = load_image_encoder(settings(str(tmp_path / "model.ckpt")), vae)(LATENTS)
     # the folder's configuration names CLIP's quick GELU, a checkpoint's is OpenCLIP's exact one
-    torch.testing.assert_close(found, load_image_encoder(clip, vae)(LATENTS), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(found, load_image_encoder(settings(clip), vae)(LATENTS), atol=0.02, rtol=0.02)
 
 
 def test_what_is_no_image_encoder_is_told_at_length(vae: Vae, tmp_path: Path) -> None:
@@ -76,5 +86,10 @@ def test_what_is_no_image_encoder_is_told_at_length(vae: Vae, tmp_path: Path) ->
         "no such place": "no such file or folder",
     }.items():
         with pytest.raises(UserError, match=message) as error:
-            load_image_encoder(path, vae)
+            load_image_encoder(settings(path), vae)
         assert "\n" not in str(error.value)
+
+
+def test_tokens_of_another_width_are_found_late(vae: Vae, clip: str) -> None:
+    with pytest.raises(UserError, match=r"tokens are 80 wide, but model.unet3d.image_width = 1280"):
+        load_image_encoder(settings(clip, width=1280), vae)
