@@ -170,6 +170,16 @@ class UNet3DSettings(Section):
     resampler_head_size: PositiveInt
     resampler_queries: PositiveInt
 
+    @model_validator(mode="after")
+    def _widths(self) -> Self:
+        for name, divisor in (
+            ("its group norms' 32", 32),
+            (f"model.unet3d.head_size = {self.head_size}", self.head_size),
+        ):
+            if self.model_channels % divisor:
+                raise ValueError(f"model.unet3d.model_channels = {self.model_channels} is no multiple of {name}")
+        return self
+
 
 class CogVideoXSettings(Section):
     num_layers: PositiveInt

@@ -55,6 +55,12 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
         (["--train.steps", "many"], "train.steps = 'many': input should be a valid integer"),
         (["--train.steps", "0"], "train.steps = 0: input should be greater than 0"),
         (["--data.height", "100"], "use 96 or 104"),
+        (
+            ["--model.unet3d.model_channels", "100"],
+            "model.unet3d.model_channels = 100 is no multiple of its group norms' 32",
+        ),
+        (["--model.backbone", "unet3d"], "model.image_condition = frame: model.backbone = unet3d takes channels"),
+        (["--model.backbone", "unet3d", "--model.image_condition=channels"], "is conditioned on text; set text.path"),
         (["--data.source", "youtube"], "'webdataset' or 'manifest'"),
         (
             ["--data.stride", "[6, 1]"],

@@ -6,7 +6,7 @@ through cross-attention; timestep and frame stride (or rate) as embeddings. Lege
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from pipeline.models.unet3d_layers import (
     initialise_uniform,
 )
 
+Layers = Callable[[int, int, int], list[nn.Module]]  # channels in, channels out, level -> layers of a block
 INIT_HEADS = 8  # of the transformer over time behind the first convolution
 
 
@@ -79,41 +80,27 @@ class UNet3D(nn.Module):
         self.model_channels, self.text_size, self.image_tokens = model_channels, text_size, image_tokens
         self.levels = len(channel_mult)
         self.activation_checkpointing, self.dropout = activation_checkpointing, dropout
-        size = 4 * model_channels
+        size, widths = 4 * model_channels, [multiple * model_channels for multiple in channel_mult]
 
         def transformers(channels: int) -> list[nn.Module]:
             space = SpatialTransformer(channels, head_size, text_size, image_tokens)
             return [space, TemporalTransformer(channels, head_size)]
 
-        def residual(channels: int, out: int, level: int) -> list[nn.Module]:
-            layers: list[nn.Module] = [ResidualBlock(channels, out, size, dropout)]
-            return layers + (transformers(out) if level in attention_levels else [])
+        def layers(channels: int, out: int, level: int) -> list[nn.Module]:
+            residual = ResidualBlock(channels, out, size, dropout)
+            return [residual, *(transformers(out) if level in attention_levels else [])]
 
         with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the global generator when built
             self.time_embed = embedding_network(model_channels, size)
             self.fps_embedding = embedding_network(model_channels, size)
             self.init_attn = Block(TemporalTransformer(model_channels, head_size, INIT_HEADS))
-            channels, skips = model_channels, [model_channels]
-            self.input_blocks = nn.ModuleList([Block(nn.Conv2d(in_channels, channels, 3, padding=1))])
-            for level, multiple in enumerate(channel_mult):
-                for _ in range(num_res_blocks):
-                    self.input_blocks.append(Block(*residual(channels, multiple * model_channels, level)))
-                    channels = multiple * model_channels
-                    skips.append(channels)
-                if level + 1 < self.levels:
-                    self.input_blocks.append(Block(Downsample(channels)))
-                    skips.append(channels)
-            first, last = (ResidualBlock(channels, channels, size, dropout) for _ in range(2))
-            self.middle_block = Block(first, *transformers(channels), last)
-            self.output_blocks = nn.ModuleList()
-            for level, multiple in reversed(list(enumerate(channel_mult))):
-                for i in range(num_res_blocks + 1):
-                    layers = residual(channels + skips.pop(), multiple * model_channels, level)
-                    channels = multiple * model_channels
-                    up = [Upsample(channels)] if level and i == num_res_blocks else []
-                    self.output_blocks.append(Block(*layers, *up))
+            first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
+            self.input_blocks, skips = downwards(first, model_channels, widths, num_res_blocks, layers)
+            before, after = (ResidualBlock(widths[-1], widths[-1], size, dropout) for _ in range(2))
+            self.middle_block = Block(before, *transformers(widths[-1]), after)
+            self.output_blocks = upwards(skips, widths, num_res_blocks, layers)
             self.out = nn.Sequential(
-                nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
+                nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels, 3, padding=1)
             )
         self.initialise(seed)
 
@@ -191,6 +178,32 @@ class UNet3D(nn.Module):
                 f"image tokens are {'given' if image is not None else 'missing'}, "
                 f"but the U-Net was built with image_tokens={self.image_tokens}"
             )
+
+
+def downwards(
+    first: nn.Module, channels: int, widths: Sequence[int], num_res_blocks: int, layers: Layers
+) -> tuple[nn.ModuleList, list[int]]:
+    """The blocks from full resolution to the lowest, and the channels that each gives."""
+    blocks, given = nn.ModuleList([Block(first)]), [channels]
+    for level, width in enumerate(widths):
+        for _ in range(num_res_blocks):
+            blocks.append(Block(*layers(given[-1], width, level)))
+            given.append(width)
+        if level + 1 < len(widths):
+            blocks.append(Block(Downsample(width)))
+            given.append(width)
+    return blocks, given
+
+
+def upwards(skips: list[int], widths: Sequence[int], num_res_blocks: int, layers: Layers) -> nn.ModuleList:
+    """The blocks back to full resolution, each of which is given besides what a block on the way down gave, last first."""
+    blocks, channels, skips = nn.ModuleList(), widths[-1], list(skips)
+    for level, width in reversed(list(enumerate(widths))):
+        for i in range(num_res_blocks + 1):
+            inner = layers(channels + skips.pop(), width, level)
+            channels = width
+            blocks.append(Block(*inner, *([Upsample(width)] if level and i == num_res_blocks else [])))
+    return blocks
 
 
 def embedding_network(inputs: int, size: int) -> nn.Sequential:
