@@ -1,6 +1,7 @@
 """The recipes of the backbones with text, shrunken: published layouts start them, they plan, train, export and sample."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,11 +120,7 @@ def test_export_samples_something_else(name: str, folder: Path) -> None:
     image_latent = encode_images(sampler, images)
 
     def sample(of: VideoNetwork, captions: list[str], strides: list[float]) -> torch.Tensor:
-        clips = generate(replace_model(of), image_latent, ["", ""], ["a", "b"], 0, captions, strides)
-        return clips.clip
-
-    def replace_model(of: VideoNetwork):  # type: ignore[no-untyped-def]
-        return type(sampler)(**{**vars(sampler), "model": of})
+        return generate(replace(sampler, model=of), image_latent, ["", ""], ["a", "b"], 0, captions, strides).clip
 
     found = sample(sampler.model, ["a dog", "dog"], [3.0, 3.0])
     assert torch.equal(found, sample(model, ["a dog", "dog"], [3.0, 3.0]))

@@ -10,7 +10,8 @@ import torch
 from tiny_models import SHAPE, save_model, tiny_model, tiny_settings
 
 from pipeline.data.moments import Moments, save_moments
-from pipeline.models.weights import WeightsMismatch
+from pipeline.models.build import load_model
+from pipeline.models.weights import WeightsMismatch, load_published, save_checkpoint, save_export
 from pipeline.sampling.generate import Sampler, find_exports, generate, load_networks, load_sampler, make_priors
 from pipeline.settings import Settings, UserError
 
@@ -47,6 +48,17 @@ def test_key_seed_image_and_class_each_change_a_clip(sampler: Sampler) -> None:
     base = clip()
     for other in (clip(image=1), clip(label="slide left"), clip(key="b"), clip(seed=1)):
         assert not torch.allclose(base, other, atol=1e-3)
+
+
+def test_export_samples_as_the_network_it_was_made_of(sampler: Sampler, tmp_path: Path) -> None:
+    config = sampler.exports.config
+    path = save_export(tmp_path / "export", sampler.model.backbone.state_dict(), config)
+    again = replace(sampler, model=load_model(str(path))[0])
+    found, expected = (generate(one, images(), LABELS, KEYS, seed=0).clip for one in (again, sampler))
+    assert torch.equal(found, expected)
+    (tmp_path / "authors.pt").write_bytes(save_checkpoint(path))
+    published = load_published(tmp_path / "authors.pt")
+    assert all(torch.equal(value, published[name]) for name, value in sampler.model.backbone.state_dict().items())
 
 
 def test_neural_prior_is_the_starting_point(sampler: Sampler) -> None:
