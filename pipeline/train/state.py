@@ -31,6 +31,10 @@ def gather(engine: Any, keys: Iterable[str], rank: int, workers: int) -> dict[st
     Collective: every rank calls it. One parameter is whole at a time.
     """
     found: dict[str, Tensor] = {}
+    if engine.zero_optimization_stage() in (1, 2):
+        # DeepSpeed links weights to their state after the first step of the first group, when later groups have none yet
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
     for index, (name, parameter) in enumerate(trained(engine.module)):
         for key in (WEIGHT, *keys):
             value = whole(engine, parameter, key)

@@ -142,7 +142,7 @@ SCALAR_PROGRAM = """
     from tiny_cache import tiny_settings
 
     from pipeline.train.engine import start_engine
-    from pipeline.train.state import full_state
+    from pipeline.train.state import full_state, gather
 
 
     class Gated(torch.nn.Linear):
@@ -156,12 +156,14 @@ SCALAR_PROGRAM = """
 
     dist.init_process_group("gloo")
     for stage in (0, 2, 3):
-        train = tiny_settings(Path("/tmp"), "--train.precision=bfloat16", f"--train.zero_stage={stage}").train
+        train = tiny_settings(Path("/tmp"), "--train.precision=bfloat16", f"--train.zero_stage={stage}", "--train.weight_decay=0.1").train
         train = train.model_copy(update={"global_batch": 1})
         engine = start_engine(Gated(), train, 1, torch.device("cpu"))
         for _ in range(3):
             engine.backward((engine(torch.ones(1, 4)).float() - 9).square().mean())
             engine.step()
+        kept = gather(engine, ("exp_avg", "exp_avg_sq"), 0, 1)
+        assert len(kept) == 9 and all(value.any() for value in kept.values()), kept.keys()  # of decayed weights and others
         alpha = full_state(engine, {})["alpha"]
         assert alpha.shape == () and alpha != 0, alpha
     print("fine", flush=True)
