@@ -182,7 +182,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     folder, seed = run_folder(job, settings), settings.run.seed
     cache = open_cache(settings.cache_path)
     task, begins = build_task(job, settings, cache.info, place)
-    buffers = {name: value.clone() for name, value in task.model.named_buffers()}
+    saved_names = set(task.model.state_dict())  # CogVideoX makes its positions anew, and does not save them
+    buffers = {name: value.clone() for name, value in task.model.named_buffers() if name in saved_names}
     parameters = sum(p.numel() for p in task.model.parameters())
     saved = checkpoint.restore(place.device)
     if saved:
