@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py $(if $(VIDEOS),--videos "$(VIDEOS)") $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(or $(ARGS),$(LONGEST) tests)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(LONGEST) tests)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

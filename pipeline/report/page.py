@@ -12,11 +12,12 @@ import jinja2
 from markupsafe import Markup
 
 from pipeline.config import ROOT, to_yaml
-from pipeline.report.plots import column, loss_curve
+from pipeline.report.plots import loss_curve
 from pipeline.report.videos import SHOWN, data_address, read_items
 from pipeline.settings import Settings, UserError
 from pipeline.storage import read_json, write_bytes, write_json
 from pipeline.train.history import duration, read_history
+from pipeline.train.learning_curve import column
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SAMPLERS = {

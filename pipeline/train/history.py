@@ -19,11 +19,17 @@ COLUMNS = (
     "learning_rate",
     "gradient_norm",  # of that step, before clipping
     "samples_per_s",  # over all workers, since the row before, checkpoints and validation not counted
-    "data_wait",  # share of the step time spent waiting for data
+    "data",  # shares of the time since the row before: waiting for a batch,
+    "forward",  # the loss,
+    "backward",
+    "optimizer",  # and what engine.step() does besides: clipping, exchange between workers,
+    "checkpoint",  # and saving
+    "memory_gb",  # the most that rank 0 has held: GPU memory, or resident memory of a CPU worker
     "damaged",  # clips met since this start that were left out, their checksum being wrong
     "seconds",  # of the whole run so far, the time between two starts not counted
 )
 HISTORY = "history.csv"
+CURVE = "learning_curve.png"
 SAVE_S = 10.0
 Row = dict[str, float | None]
 
@@ -49,7 +55,7 @@ class History:
     def __init__(self, folder: str, start: int, steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.address, self.steps = f"{folder}/{HISTORY}", steps
+        self.folder, self.address, self.steps = folder, f"{folder}/{HISTORY}", steps
         # a start from nothing tells of step 0, validation before training, anew
         self.rows = [row for row in read_history(self.address) if start and (row["step"] or 0) <= start]
         self.before = (self.rows[-1]["seconds"] or 0.0) if self.rows else 0.0
@@ -102,7 +108,11 @@ class History:
         self.saved = time.monotonic()
 
     def close(self) -> None:
+        """Write everything, and the picture."""
+        from pipeline.train.learning_curve import learning_curve_png
+
         self.save()
+        write_bytes(f"{self.folder}/{CURVE}", learning_curve_png(self.rows, self.folder))
         self.board.close()
 
     def last(self, name: str) -> float | None:

@@ -13,6 +13,7 @@ from pipeline.settings import TrainSettings
 from pipeline.train.history import History
 from pipeline.train.optimisation import learning_rate, set_learning_rate
 from pipeline.train.state import Ema
+from pipeline.train.stopwatch import Stopwatch, peak_memory_gb
 from pipeline.train.tasks import Loss, Task
 
 Batches = Iterator[list[TrainingBatch]]
@@ -61,8 +62,9 @@ def train_steps(
             history.add(0, validation_loss=before)
     for step in range(start, train.steps):
         begun = time.monotonic()
+        meter.watch.mark("")
         pieces = next(batches)
-        meter.waited += time.monotonic() - begun
+        meter.watch.mark("data")
         rate = learning_rate(step, train)
         set_learning_rate(engine.optimizer.param_groups, rate)
         for piece in pieces:
@@ -70,8 +72,11 @@ def train_steps(
             # DeepSpeed takes the mean over pieces and workers: together the mean over the global batch
             share = place.workers * len(pieces) / train.global_batch
             loss = (task.loss(engine, piece) * piece.weight).sum() * share
+            meter.watch.mark("forward")
             engine.backward(loss)
+            meter.watch.mark("backward")
             engine.step()
+            meter.watch.mark("optimizer")
             meter.loss += loss.detach() / len(pieces)
             meter.damaged += piece.damaged
         if ema:
@@ -92,7 +97,9 @@ def train_steps(
         if keep:
             if history:
                 history.save()
+            meter.watch.mark("")
             save(done, row)
+            meter.watch.mark("checkpoint")
         if meter.stopping and done < train.steps:
             raise StopAsked(f"step {done}: stopped as asked")
 
@@ -122,12 +129,13 @@ class Meter:
     def __init__(self, train: TrainSettings, place: Place, damaged: list[str], stop_asked: Callable[[], bool]) -> None:
         self.train, self.place = train, place
         self.stop_asked, self.stopping = stop_asked, False  # this rank's question, and all ranks' answer
+        self.watch = Stopwatch(place.device)
         self.damaged = damaged  # what is wrong with this rank's clips that could not be read, since the start
         self.reset()
 
     def reset(self) -> None:
         self.loss = torch.zeros((), device=self.place.device)
-        self.steps, self.seconds, self.waited = 0, 0.0, 0.0
+        self.steps, self.seconds = 0, 0.0
 
     def stepped(self, seconds: float) -> None:
         self.steps += 1
@@ -149,7 +157,8 @@ class Meter:
         row: dict[str, float | None] = {
             "loss": mean,
             "samples_per_s": self.steps * self.train.global_batch / self.seconds,
-            "data_wait": self.waited / self.seconds,
+            **self.watch.shares(),
+            "memory_gb": peak_memory_gb(self.place.device),
         }
         if damaged:
             row["damaged"] = damaged

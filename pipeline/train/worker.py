@@ -220,10 +220,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     asked = partial(_internal_kv_exists, config["stop"]) if place.rank == 0 else lambda: False
     try:
         train_steps(engine, task, train, batches, checks, history, save, place, start, ema, asked)
-    except StopAsked as stopped:
-        return {"asked": str(stopped)}
-    except RunStopped as stopped:
-        return {"stopped": str(stopped)}  # not raised: Ray Train would start it again, to the same end
+    except RunStopped as stopped:  # not raised: Ray Train would start it again, to the same end
+        if history:
+            history.close()
+        return {"asked" if isinstance(stopped, StopAsked) else "stopped": str(stopped)}
 
     replicated = validate(engine, replicated_error, checks, place) if checks and job == "prior" else None
     with ema.in_place() if ema else nullcontext():

@@ -1,6 +1,6 @@
 import xml.etree.ElementTree as ElementTree
 
-from pipeline.report.plots import column, loss_curve, smoothed
+from pipeline.report.plots import loss_curve
 from pipeline.train.history import Row
 
 ROWS: list[Row] = [{"step": float(step), "loss": 1 / step, "validation_loss": None} for step in range(1, 40)]
@@ -27,9 +27,3 @@ def test_two_curves_on_one_page_share_no_ids() -> None:
 
 def test_loss_of_zero_does_not_break_the_axis() -> None:
     assert "<svg" in loss_curve([{"step": 1.0, "loss": 0.0}, {"step": 2.0, "loss": 1.0}], "zero")
-
-
-def test_blanks_are_left_out_and_the_mean_does_not_lag() -> None:
-    assert column([{"step": 1.0, "loss": None}, {"step": 2.0, "loss": 3.0}], "loss") == [(2.0, 3.0)]
-    line = [(float(step), 2.0 * step) for step in range(100)]
-    assert smoothed(line) == line

@@ -11,7 +11,8 @@ from tiny_cache import tiny_settings, write_cache
 from pipeline.data.batches import make_batch, training_source
 from pipeline.models.build import load_model, load_prior
 from pipeline.settings import JobFailed, UserError
-from pipeline.train.history import HISTORY, read_history
+from pipeline.train.history import CURVE, HISTORY, read_history
+from pipeline.train.learning_curve import PARTS
 from pipeline.train.run import Run, prepare
 from pipeline.train.tasks import replicated_error
 from pipeline.train.worker import run_training
@@ -59,6 +60,8 @@ def test_a_run_leaves_export_history_and_summary(bridge: tuple[Run, dict[str, An
     assert [row["step"] for row in rows] == list(range(7))
     assert all(row["loss"] and row["gradient_norm"] and row["samples_per_s"] for row in rows[1:])
     assert [row["step"] for row in rows if row["validation_loss"] is not None] == [0, 3, 6]
+    assert all(sum(row[part] or 0.0 for part in PARTS) == pytest.approx(1, abs=1e-4) for row in rows[1:])
+    assert sum(row["checkpoint"] is not None for row in rows) == 2, "the row after each save but the last"
     assert (summary["steps"], summary["clips"], summary["held_out"]) == (6, 10, 3)
     assert summary["final_loss"] == pytest.approx(rows[-1]["loss"], rel=1e-4)
     left = {path.name for path in Path(run.folder).iterdir()}
@@ -66,6 +69,7 @@ def test_a_run_leaves_export_history_and_summary(bridge: tuple[Run, dict[str, An
         "checkpoints",
         "export",
         HISTORY,
+        CURVE,
         "made_with.json",
         "settings.yaml",
         "summary.json",
