@@ -3,6 +3,7 @@
 import hashlib
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import to_yaml
+from pipeline.config import load, to_yaml
 from pipeline.data.batches import split
 from pipeline.data.manifest import Cache, check_same, describe, open_cache, read_null_text
 from pipeline.data.prior_cache import check_outputs
@@ -148,7 +149,7 @@ def standing(run: Run) -> Literal["new", "interrupted", "done"]:
         if state == "done":
             raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
         return "new"
-    before = read_json(address)
+    before = defaults(run.made_with) | read_json(address)  # what an earlier version could not set was as the default is
     differences = [
         f"{key}: was {before.get(key)!r}, now {run.made_with.get(key)!r}"
         for key in sorted(before.keys() | run.made_with.keys())
@@ -163,6 +164,20 @@ def standing(run: Run) -> Literal["new", "interrupted", "done"]:
             f"({'; '.join(differences[:4])}{more}); set them alike, choose another --run.name, or delete that folder"
         )
     return state
+
+
+def defaults(keys: Iterable[str]) -> dict[str, Any]:
+    """The values of ray_config.yaml for those of the dotted keys that are settings."""
+    tree = load([])[0].model_dump(mode="json")
+    result = {}
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        settings = tree
+        for part in section.split("."):
+            settings = settings.get(part, {})
+        if name in settings:
+            result[key] = settings[name]
+    return result
 
 
 def record(run: Run) -> None:

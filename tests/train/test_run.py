@@ -8,8 +8,10 @@ from tiny_cache import tiny_settings, write_cache
 
 from pipeline.models.build import build_image_to_video
 from pipeline.settings import UserError, VideoModelSettings
+from pipeline.storage import read_json, write_json
 from pipeline.train.run import (
     CHECKPOINTS,
+    MADE_WITH,
     export_config,
     plan_training,
     prepare,
@@ -70,6 +72,18 @@ def test_a_finished_run_of_other_settings_is_refused(storage: Path, change: str)
     key = change.split("=")[0]
     with pytest.raises(UserError, match=rf"finished run of other settings \({key}: was .*another --run.name"):
         standing(prepare("finetune", tiny_settings(storage, f"--{change}")))
+
+
+def test_a_run_of_a_version_without_a_setting_had_its_default(storage: Path) -> None:
+    run = prepare("finetune", tiny_settings(storage))
+    record(run)
+    finish(run.folder)
+    written = read_json(f"{run.folder}/{MADE_WITH}")
+    del written["bridge.loss_weight"], written["train.ema_decay"]
+    write_json(f"{run.folder}/{MADE_WITH}", written)
+    assert standing(run) == "done"
+    with pytest.raises(UserError, match=r"train.ema_decay: was None, now 0.9"):
+        standing(prepare("finetune", tiny_settings(storage, "--train.ema_decay=0.9")))
 
 
 def test_more_clips_are_another_run(storage: Path) -> None:
