@@ -22,8 +22,14 @@ def local_cluster(environment: dict[str, str], say: Callable[[str, str], None]) 
         say("cluster", f"using the Ray cluster at RAY_ADDRESS = {environment['RAY_ADDRESS']}")
         yield environment
         return
-    # a stopped job has a minute, not three seconds, to commit what it has
-    defaults = {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    defaults = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # a stopped job has a minute, not three seconds, to commit what it has
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        # at our end there is no other node to take over, and nothing to wait half a minute for
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
     environment = {**defaults, **environment}
     if environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment:
         # writes ~/.ray/auth_token if there is none, for its owner only; the token itself is not shown
