@@ -27,6 +27,7 @@ def ray_cluster() -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=2,
+            include_dashboard=False,
             log_to_driver=True,
             runtime_env={
                 "env_vars": {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},

@@ -125,7 +125,8 @@ def test_stopped_in_every_step_and_submitted_again_the_road_comes_to_its_end(
     line = ["--recipe", "demo", "--run.storage", str(tmp_path), "--run.name", "road"]
     line += ["--data.path", str(tmp_path / "videos"), "--cache.shard_clips", "4", "--cluster.encode.actors", "1"]
     line += [f"--{part}.{key}={value}" for part in PARTS for key, value in SMALL.items()]
-    line += ["--sample.steps", "4", "--sample.count", "6", "--sample.batch", "1", "--cluster.sample.actors", "1"]
+    line += ["--sample.steps", "4", "--sample.count", "6", "--sample.batch", "1"]
+    line += ["--cluster.sample.actors", "1", "--cluster.train.workers", "1"]
     run = tmp_path / "road"
     chain = Chain(environment, line)
 

@@ -19,7 +19,7 @@ from pipeline.train.worker import run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # four starts of a worker group; a busy machine is slow
 
-STEPS, EVERY = 120, 20
+STEPS, EVERY = 60, 10
 
 
 def settings(storage: Path, *more: str) -> Settings:
@@ -27,7 +27,7 @@ def settings(storage: Path, *more: str) -> Settings:
         storage,
         f"--train.steps={STEPS}",
         f"--train.checkpoint_every={EVERY}",
-        "--train.validate_every=20",
+        "--train.validate_every=10",
         *more,
     )
 

@@ -18,6 +18,7 @@ from pipeline.train.tasks import replicated_error
 from pipeline.train.worker import run_training
 
 pytestmark = pytest.mark.ray
+PRIOR = [f"--prior.train.{line}" for line in ("steps=40", "learning_rate=0.02", "checkpoint_every=40")]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prior(ray_cluster: None, storage: Path) -> tuple[Run, dict[str, Any]]:
-    run = prepare("prior", tiny_settings(storage, "--prior.train.steps=40", "--prior.train.learning_rate=0.02"))
+    run = prepare("prior", tiny_settings(storage, *PRIOR))
     return run, run_training(run)
 
 
