@@ -1,7 +1,8 @@
-"""Typed settings: names, types, and the arithmetic that a combination must satisfy. No defaults: ray_config.yaml has them.
+"""Typed settings: names and types; settings_checks.py says which combinations are refused, and why.
 
 Everything that a user can get wrong raises `UserError`: one line that names the key, the value, what was expected and
-the remedy. pipeline/config.py reads them from YAML and the command line.
+the remedy. There are no defaults here: ray_config.yaml has them, and pipeline/config.py reads them from there and from the
+command line.
 """
 
 from pathlib import Path
@@ -9,7 +10,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-VAE_DOWNSAMPLING = 8
+from pipeline.settings_checks import (
+    VAE_DOWNSAMPLING,
+    check_combinations,
+    check_conditions,
+    check_dimensions,
+    check_sampler,
+    check_schedules,
+    check_widths,
+)
+
 LATENT_CHANNELS = 4
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -132,26 +142,8 @@ class ModelSettings(Section):
     prior_condition: bool
 
     @model_validator(mode="after")
-    def _dimensions(self) -> Self:
-        given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.num_heads}
-        named = [k for k, v in given.items() if v is not None]
-        if self.size is not None and named:
-            raise ValueError(
-                f"model.size = {self.size} already fixes {', '.join(named)}; set model.size null to choose them"
-            )
-        if self.size is None:
-            missing = [k for k, v in given.items() if v is None]
-            if missing:
-                raise ValueError(f"model.size is null, so {', '.join('model.' + k for k in missing)} must be set")
-            assert self.hidden_size and self.num_heads and self.depth
-            if self.hidden_size % self.num_heads:
-                raise ValueError(
-                    f"model.hidden_size = {self.hidden_size} does not divide into model.num_heads = {self.num_heads}"
-                )
-            if self.depth % 2:
-                raise ValueError(
-                    f"model.depth = {self.depth} is odd, but spatial and temporal blocks come in pairs; use {self.depth + 1}"
-                )
+    def _check(self) -> Self:
+        check_dimensions(self)
         return self
 
 
@@ -171,13 +163,8 @@ class UNet3DSettings(Section):
     resampler_queries: PositiveInt
 
     @model_validator(mode="after")
-    def _widths(self) -> Self:
-        for name, divisor in (
-            ("its group norms' 32", 32),
-            (f"model.unet3d.head_size = {self.head_size}", self.head_size),
-        ):
-            if self.model_channels % divisor:
-                raise ValueError(f"model.unet3d.model_channels = {self.model_channels} is no multiple of {name}")
+    def _check(self) -> Self:
+        check_widths(self)
         return self
 
 
@@ -197,16 +184,8 @@ class VideoModelSettings(ModelSettings):
     cogvideox: CogVideoXSettings | None
 
     @model_validator(mode="after")
-    def _conditions(self) -> Self:
-        wanted = ("frame", "none") if self.backbone == "latte" else ("channels",)
-        if self.image_condition not in wanted:
-            raise ValueError(
-                f"model.image_condition = {self.image_condition}: model.backbone = {self.backbone} takes {' or '.join(wanted)}"
-            )
-        if self.backbone != "latte" and getattr(self, self.backbone) is None:
-            raise ValueError(f"model.{self.backbone} = null: model.backbone = {self.backbone} needs its sizes there")
-        if self.prior_condition and self.backbone != "latte":
-            raise ValueError("model.prior_condition = true is Latte's; set it false, or model.backbone latte")
+    def _check_conditions(self) -> Self:
+        check_conditions(self)
         return self
 
 
@@ -231,25 +210,8 @@ class BridgeSettings(Section):
     time_noise_power: PositiveFloat
 
     @model_validator(mode="after")
-    def _schedules(self) -> Self:
-        if self.beta0 > self.beta1:
-            raise ValueError(
-                f"bridge.beta0 = {self.beta0} exceeds bridge.beta1 = {self.beta1}; noise must grow with time"
-            )
-        if not 0 < self.pretrained_beta_start <= self.pretrained_beta_end:
-            raise ValueError(
-                f"bridge.pretrained_beta_start = {self.pretrained_beta_start}: expected above 0 and at most "
-                f"pretrained_beta_end = {self.pretrained_beta_end}"
-            )
-        if self.process == "diffusion" and self.loss_weight != "uniform":
-            raise ValueError(
-                f"bridge.loss_weight = {self.loss_weight} is of bridges; with process diffusion set uniform"
-            )
-        if self.process == "diffusion" and self.pretrained_zero_terminal_snr and self.target == "noise":
-            raise ValueError(
-                "bridge.pretrained_zero_terminal_snr = true: at its last step a noise-predicting diffusion model says "
-                "nothing of the clip; set bridge.target v or z0"
-            )
+    def _check(self) -> Self:
+        check_schedules(self)
         return self
 
 
@@ -303,13 +265,8 @@ class SampleSettings(Section):
     fps: PositiveInt
 
     @model_validator(mode="after")
-    def _sampler(self) -> Self:
-        if self.order > 1 and (self.sampler != "dbim" or self.eta > 0):
-            raise ValueError(
-                f"sample.order = {self.order} is dbim's, with sample.eta 0; set sample.order 1 or sample.sampler dbim"
-            )
-        if self.eta > 0 and self.sampler not in ("auto", "dbim", "ddim"):
-            raise ValueError(f"sample.eta = {self.eta} is of dbim and ddim, not {self.sampler}; set sample.eta 0")
+    def _check(self) -> Self:
+        check_sampler(self)
         return self
 
 
@@ -382,48 +339,6 @@ class Settings(Section):
         return self.sample.model_path or f"{self.run.folder}/finetune/export"
 
     @model_validator(mode="after")
-    def _combinations(self) -> Self:
-        for key, model in (("model", self.model), ("prior.model", self.prior.model)):
-            for side in ("height", "width"):
-                latent = getattr(self.data, side) // VAE_DOWNSAMPLING
-                if latent % model.patch_size:
-                    raise ValueError(
-                        f"{key}.patch_size = {model.patch_size} does not divide the latent {side} "
-                        f"{getattr(self.data, side)} / {VAE_DOWNSAMPLING} = {latent}; choose another data.{side} or patch size"
-                    )
-        for key, train in (("train", self.train), ("prior.train", self.prior.train)):
-            _check_batch(key, train, self.cluster.train.workers_range[1])
-        if self.bridge.time_noise is not None and self.model.image_condition == "none":
-            raise ValueError(
-                "bridge.time_noise disturbs the image, which model.image_condition none does not show; set null"
-            )
-        if self.bridge.saf and self.bridge.process == "diffusion":
-            raise ValueError("bridge.saf = true aligns a bridge; with bridge.process = diffusion set bridge.saf false")
-        if self.bridge.saf and self.train.init is None:
-            raise ValueError(
-                "bridge.saf = true aligns the bridge to a pre-trained diffusion model, but train.init is null; "
-                "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
-            )
-        if self.model.backbone != "latte" and self.text.path is None:
-            raise ValueError(
-                f"model.backbone = {self.model.backbone} is conditioned on text; set text.path to its encoder, or "
-                "model.backbone latte"
-            )
-        if self.bridge.process == "bridge" and self.model.image_condition == "none":
-            raise ValueError("model.image_condition = none leaves a bridge without its image; set frame")
+    def _check(self) -> Self:
+        check_combinations(self)
         return self
-
-
-def _check_batch(key: str, train: TrainSettings, workers: int) -> None:
-    if train.global_batch < workers:
-        raise ValueError(
-            f"{key}.global_batch = {train.global_batch} leaves some of cluster.train.workers = {workers} without a clip; "
-            f"use at least {workers}, or fewer workers"
-        )
-    if train.optimizer == "muon" and train.zero_stage:
-        raise ValueError(
-            f"{key}.optimizer = muon with {key}.zero_stage = {train.zero_stage}: ZeRO cuts the matrices that Muon takes "
-            f"whole; set {key}.zero_stage 0, or {key}.optimizer adamw"
-        )
-    if train.warmup_steps > train.steps:
-        raise ValueError(f"{key}.warmup_steps = {train.warmup_steps} exceeds {key}.steps = {train.steps}")

@@ -9,7 +9,7 @@ from pipeline.config import ROOT
 
 # From the start of the road to its end; a module may import from its own level and from those before it.
 ROAD = [
-    {"settings"},
+    {"settings", "settings_checks"},
     {"config"},
     {"s3"},
     {"schema", "storage", "cli", "local_cluster"},
