@@ -25,6 +25,7 @@ RECIPES = {
     "videocrafter": ("webvid-videocrafter",),
     "videocrafter-100k": ("webvid-videocrafter", "webvid-videocrafter-100k"),
     "dynamicrafter": ("webvid-videocrafter", "webvid-dynamicrafter"),
+    "dynamicrafter-cil": ("webvid-videocrafter", "webvid-dynamicrafter", "webvid-dynamicrafter-cil"),
     "cogvideox": ("webvid-cogvideox",),
 }
 HERE = Place(0, 1, torch.device("cpu"))

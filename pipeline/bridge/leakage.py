@@ -28,6 +28,12 @@ def add_time_noise(condition: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     return condition + level.to(condition).view(-1, *(1,) * (condition.dim() - 1)) * noise
 
 
+def seeded_noise(like: Tensor, seeds: Tensor) -> Tensor:
+    """Standard normal noise of the shape and device of `like` (B, ...), each sample's from its own seed, (B,) int64."""
+    generators = (torch.Generator().manual_seed(int(seed)) for seed in seeds)
+    return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators]).to(like.device)
+
+
 def analytic_init(mean: Tensor, variance: float, alpha: float, sigma: float, noise: Tensor) -> Tensor:
     """A draw from Proposition 1's N(alpha_M E[z0], (alpha_M^2 tr(Cov)/d + sigma_M^2) I), of the noise's shape.
 

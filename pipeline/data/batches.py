@@ -44,6 +44,7 @@ class TrainingBatch:
     noise: Tensor  # (B, F, C, h, w) float32
     image_noise: Tensor  # (B, C, h, w) float32, and
     image_level: Tensor  # (B,) float32, both standard normal: what TimeNoise disturbs the image condition with
+    seeds: Tensor  # (B,) int64 on the CPU, of what is drawn later: noise on image tokens; the first, of dropout
     index: Tensor  # (B,) int64 time index in 0..999, always on the CPU, where the schedules are
     weight: Tensor  # (B,) float32: 1, or 0 for what does not count: a repeat that fills a share up, a damaged clip
     damaged: tuple[str, ...] = ()  # what is wrong with the clips of this batch that could not be read
@@ -178,7 +179,7 @@ def make_batch(
     """
     keys: list[str] = []
     z0, labels, noises, image_noises, image_levels, indices = [], [], [], [], [], []
-    texts, shown = [], []
+    texts, shown, seeds = [], [], []
     weight = (torch.arange(len(picks)) < (len(picks) if counted is None else counted)).float()
     damaged: list[str] = []
     for position, index in picks:
@@ -199,6 +200,7 @@ def make_batch(
         noises.append(noise)
         image_noises.append(torch.randn(mean.shape[1:], generator=random))
         image_levels.append(torch.randn(1, generator=random))
+        seeds.append(torch.randint(2**62, (1,), generator=random))
         keys.append(row["key"])
     prior = None
     if source.read_prior is not None:
@@ -212,6 +214,7 @@ def make_batch(
         torch.stack(noises),
         torch.stack(image_noises),
         torch.cat(image_levels),
+        torch.cat(seeds),
         torch.cat(indices),
         weight,
         tuple(damaged),

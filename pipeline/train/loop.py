@@ -71,6 +71,7 @@ def train_steps(
             piece = piece.to(place.device)
             # DeepSpeed takes the mean over pieces and workers: together the mean over the global batch
             share = place.workers * len(pieces) / train.global_batch
+            torch.manual_seed(int(piece.seeds[0]))  # dropout's: the same after a restart, on whatever worker
             loss = (task.loss(engine, piece) * piece.weight).sum() * share
             meter.watch.mark("forward")
             engine.backward(loss)

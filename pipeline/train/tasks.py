@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.bridge.leakage import add_time_noise, time_noise_level
+from pipeline.bridge.leakage import add_time_noise, seeded_noise, time_noise_level
 from pipeline.bridge.loss import bridge_loss, diffusion_loss, per_sample_mse
 from pipeline.bridge.process import process_of
 from pipeline.data.batches import TrainingBatch
@@ -75,14 +75,17 @@ def finetune_task(
             assert same_classes is not None
             with torch.no_grad():
                 neural = frozen(image_latent, same_classes.to(z0.device)[latents.label]).float()
-        shown = image_latent
+        shown, tokens = image_latent, None
+        if image_encoder is not None:
+            tokens = image_encoder(image_latent, latents.image_shown)
         if bridge.time_noise is not None:
             time = (batch.index.to(z0.device) + 1) / len(alphas_cumprod)
             level = time_noise_level(batch.image_level, time, bridge.time_noise, bridge.time_noise_power)
             shown = add_time_noise(image_latent, batch.image_noise, level)
+            if tokens is not None:
+                tokens = add_time_noise(tokens, seeded_noise(tokens, batch.seeds), level)
         given = {"image_latent": shown, "prior": neural, "text": latents.text, "stride": latents.stride}
-        if image_encoder is not None:
-            given["image_features"] = image_encoder(shown, latents.image_shown)
+        given["image_features"] = tokens
         conditions = {name: given[name] for name in model.conditions}
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:

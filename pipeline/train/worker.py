@@ -209,8 +209,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed, read_prior)
     if "text" in getattr(task.model, "conditions", ()):
         source, held_out = with_text(source, cache), with_text(held_out, cache)
-    # what dropout draws; batches and noise have generators of their own, which restarts and workers do not change
-    torch.manual_seed(hash((seed, place.rank, start)))
     rank, workers = place.rank, place.workers
     batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
     checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)

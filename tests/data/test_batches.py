@@ -42,6 +42,7 @@ def whole(pieces: list[TrainingBatch]) -> dict[str, object]:
         "label": torch.cat([piece.latents.label for piece in pieces])[counts],
         "noise": torch.cat([piece.noise for piece in pieces])[counts],
         "index": torch.cat([piece.index for piece in pieces])[counts],
+        "seeds": torch.cat([piece.seeds for piece in pieces])[counts],
     }
 
 

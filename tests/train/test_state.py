@@ -1,17 +1,12 @@
 """What one ZeRO stage and number of workers saved, another goes on from: the same tensors, the same steps after."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from process_group import run_ranks
 
-from pipeline.config import ROOT
 from pipeline.train.checkpoint import CheckpointDamaged, read_shares, write_share
 
 # A group of processes of its own: `workers` ranks take steps from `start` to `stop` and write the state to a folder.
@@ -88,28 +83,6 @@ PROGRAM = """
 """
 
 
-def run(workers: int, lines: list[str]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM)]
-    ranks = [
-        subprocess.Popen(
-            [*command, str(rank), str(workers), str(port), *lines],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(workers)
-    ]
-    outputs = [process.communicate(timeout=250)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0] * workers, "\n".join(outputs)
-
-
 KINDS = [(stage, precision, "adamw") for stage in range(4) for precision in ("float32", "bfloat16")]
 KINDS += [(0, "float32", "muon"), (0, "bfloat16", "muon")]
 
@@ -126,10 +99,10 @@ def test_resumed_is_bit_equal_and_moves_between_workers_and_stages(tmp_path: Pat
         lines += [line(kind, f"{name}-half", f"{name}-resumed", 3, 6)]
     # what stage 2 of two workers saved goes on under stages 3, 1 and 0
     lines += [line((s, "float32", "adamw"), "2-float32-adamw-half", f"to-{s}", 3, 6) for s in (3, 1, 0)]
-    run(2, lines)
+    run_ranks(PROGRAM, 2, lines)
     alone, four = names.items(), [(kind, names[kind]) for kind in KINDS if kind[0] > 1 and kind[1] == "float32"]
-    run(1, [line(kind, f"{name}-half", f"{name}-1", 3, 6) for kind, name in alone])
-    run(4, [line(kind, f"{name}-half", f"{name}-4", 3, 6) for kind, name in four])
+    run_ranks(PROGRAM, 1, [line(kind, f"{name}-half", f"{name}-1", 3, 6) for kind, name in alone])
+    run_ranks(PROGRAM, 4, [line(kind, f"{name}-half", f"{name}-4", 3, 6) for kind, name in four])
 
     for kind, name in names.items():
         whole, resumed = (read_shares(tmp_path / f"{name}-{end}") for end in ("whole", "resumed"))

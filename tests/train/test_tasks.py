@@ -29,7 +29,8 @@ def batch() -> TrainingBatch:
     z0, noise = torch.randn((2, 3, *SHAPE), generator=random)
     latents = LatentBatch(["a", "b", "c"], z0, torch.tensor([0, 1, 2]), torch.full((3,), 3.0), torch.ones(3).bool())
     image_noise, level = torch.randn((3, *SHAPE[1:]), generator=random), torch.randn(3, generator=random)
-    return TrainingBatch(latents, noise, image_noise, level, torch.tensor([10, 500, 990]), torch.ones(3))
+    seeds = torch.tensor([7, 8, 9])
+    return TrainingBatch(latents, noise, image_noise, level, seeds, torch.tensor([10, 500, 990]), torch.ones(3))
 
 
 class Spy:
@@ -131,6 +132,34 @@ def test_time_noise_is_on_the_image_condition_alone(batch: TrainingBatch, proces
     level = time_noise_level(batch.image_level, (batch.index + 1) / 1000, 2.0)
     expected = batch.latents.image_latent + level.view(-1, 1, 1, 1) * batch.image_noise
     torch.testing.assert_close(seen, expected)
+
+
+@pytest.mark.parametrize("process", ["bridge", "diffusion"])
+def test_time_noise_is_not_on_image_tokens(batch: TrainingBatch, process: str) -> None:
+    """Of the clean image's tokens, each sample's noise at the level of its image latent, whatever it is batched with."""
+    tokens = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(4))
+    seen: list[Tensor] = []
+
+    def encoder(image_latent: Tensor, shown: Tensor) -> Tensor:
+        seen.append(image_latent)
+        return tokens[: len(image_latent)]
+
+    def shown_to(spy: Spy, of: TrainingBatch) -> Tensor:
+        bridge = BridgeSettings(**{**SETTINGS.bridge.model_dump(), "process": process, "time_noise": 2.0})
+        model = build_image_to_video(SETTINGS.model, SHAPE, len(CLASSES))
+        model.conditions += ("image_features",)
+        finetune_task(model, bridge, image_encoder=encoder).loss(spy, of)  # type: ignore[arg-type]
+        features = spy.conditions["image_features"]
+        assert features is not None
+        return features
+
+    found = shown_to(Spy(), batch)
+    assert torch.equal(seen[0], batch.latents.image_latent)
+    level = time_noise_level(batch.image_level, (batch.index + 1) / 1000, 2.0)
+    noise = (found - tokens) / level.view(3, 1, 1)
+    for number, seed in enumerate(batch.seeds):
+        drawn = torch.randn(5, 6, generator=torch.Generator().manual_seed(int(seed)))
+        torch.testing.assert_close(noise[number], drawn, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("image_condition", ["frame", "none"])

@@ -1,0 +1,64 @@
+"""Dropout's masks are of the step and its clips, so that a restart does not change what is learned."""
+
+from process_group import run_ranks
+
+# A tiny U-Net with dropout, trained by the loop: four steps at once, then the last two again from a checkpoint of two.
+PROGRAM = """
+    import os
+    import sys
+
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+    from tiny_published import UNET3D, randomise
+
+    from pipeline.config import load
+    from pipeline.data.batches import Source, training_batches
+    from pipeline.train.engine import start_engine
+    from pipeline.train.loop import Place, train_steps
+    from pipeline.train.state import count_updates, gather, put_back, weights
+    from pipeline.train.tasks import finetune_task, untrained
+
+    rank, workers, port = map(int, sys.argv[1:])
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    lines = {f"model.unet3d.{name}": value for name, value in UNET3D.items()} | {
+        "model.unet3d.dropout": 0.5, "model.unet3d.image_encoder": "null", "bridge.saf": "false", "train.init": "null",
+        "train.steps": 4, "train.global_batch": 4, "train.micro_batch": 2, "train.checkpoint_every": 2,
+        "train.precision": "float32", "train.learning_rate": 0.001, "cluster.train.workers": workers,
+    }
+    settings, _ = load(["--recipe", "webvid-videocrafter", *(f"--{name}={value}" for name, value in lines.items())])
+    shape, text, keys = (4, 4, 4, 4), (3, 16), ("exp_avg", "exp_avg_sq")
+    of = lambda row, *shape: np.random.default_rng(row["stride"]).standard_normal(shape).astype(np.float16)
+    rows = [{"key": str(number), "label": "", "stride": number} for number in range(8)]
+    source = Source(rows, lambda row: of(row, 2, *shape), shape, 1.0, [], 0.0, 0,
+                    read_text=lambda row: of(row, *text), text_shape=text)
+    place = Place(rank, workers, torch.device("cpu"))
+
+
+    def train(start, saved, updates):
+        model = untrained("finetune", settings, {"latent_shape": shape, "classes": [], "text_shape": text})
+        randomise(model)
+        if saved:
+            model.load_state_dict(dict(weights(saved)), strict=False)
+        engine = start_engine(model, settings.train, workers, place.device)
+        if saved:
+            put_back(engine, saved, keys, updates)
+        found = {}
+
+        def save(step, row):
+            found[step] = gather(engine, keys, rank, workers), count_updates(engine)
+
+        batches = training_batches(source, 4, 2, rank, workers, start, 4)
+        train_steps(engine, finetune_task(model, settings.bridge), settings.train, batches, [], None, save, place, start)
+        return found
+
+
+    whole = train(0, None, 0)
+    resumed = train(2, *whole[2])
+    assert all(torch.equal(value, resumed[4][0][name]) for name, value in whole[4][0].items())
+    os._exit(0)
+"""
+
+
+def test_a_restart_drops_something_else() -> None:
+    run_ranks(PROGRAM, 1, [])  # that neither seeds nor batches depend on workers is tests/data/test_batches.py's
