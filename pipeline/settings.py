@@ -236,6 +236,7 @@ class TrainSettings(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     checkpoint_every: PositiveInt
     keep_checkpoints: PositiveInt
+    keep_by: Literal["time", "validation_loss"]
     log_every: PositiveInt
     validate_every: PositiveInt
     validate_clips: PositiveInt

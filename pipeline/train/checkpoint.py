@@ -3,26 +3,38 @@
     CHECKPOINT/state-00000-of-00002.safetensors   a rank's share of weights and optimizer state (state.py)
     CHECKPOINT/state-00000-of-00002.json          its checksum, and the number of steps made
 
-Ray Train counts a checkpoint when the files of all ranks have arrived, so none is half-written. One that was damaged
-since is told from its checksums, and the one before is taken.
+A rank's share is copied to its memory while training waits, and written while it goes on. Ray Train counts a checkpoint
+when the files of all ranks have arrived, so none is half-written. One that was damaged since is told from its checksums,
+and the one before is taken.
 """
 
+import contextlib
+import errno
 import json
 import logging
+import re
+import shutil
 import tempfile
+import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.fs as pafs
 import ray.train
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_export
+from pipeline.settings import JobFailed
 from pipeline.storage import is_remote, resolve, write_bytes
 from pipeline.train.state import Ema, count_updates, gather, optimizer_keys
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SPARE = 16 << 20  # bytes that stay free beside a checkpoint: Ray Train's list of them is not written atomically
 
 log = logging.getLogger("checkpoint")
 
@@ -39,33 +51,78 @@ class CheckpointDamaged(ValueError):
     """A checkpoint whose files are not those that were written."""
 
 
+class NoRoom(JobFailed):
+    """The storage is full: starting again would end as this did. The message says what to do."""
+
+
+@contextlib.contextmanager
+def room_needed(folder: str) -> Iterator[None]:
+    """Raises NoRoom where what is done within ends because there is no room to write."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
+        if code not in NO_ROOM:
+            raise
+        raise NoRoom(
+            f"{folder}: no room left to write ({error}); make room, and the same command goes on from the last checkpoint"
+        ) from error
+
+
 def save(
     engine: Any,
     ema: Ema | None,
     optimizer: str,
     rank: int,
     workers: int,
+    turn: threading.Semaphore,
     step: int,
     metrics: Mapping[str, float | None],
 ) -> None:
-    """Save weights, optimizer state and position after `step` steps. Every rank calls it, at the same steps."""
-    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-        share = gather(engine, optimizer_keys(optimizer), rank, workers)
-        if ema:
-            share |= ema.gather(engine, rank, workers)
-        write_share(Path(folder), share, rank, workers, step, count_updates(engine))
-        ray.train.report({"step": step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    """Save weights, optimizer state and position after `step` steps. Every rank calls it, at the same steps.
+
+    Returns when this rank's share is copied; Ray Train has it written in the background, and fails the worker if that
+    fails. `turn` is one for all saves: where the storage is slower than training, the next save waits for this one.
+    """
+    turn.acquire()
+    share = gather(engine, optimizer_keys(optimizer), rank, workers)
+    if ema:
+        share |= ema.gather(engine, rank, workers)
+    updates = count_updates(engine)
+    storage = ray.train.get_context().get_storage()
+
+    def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        path, filesystem = storage.build_checkpoint_path_from_name(name), storage.storage_filesystem
+        address = path if isinstance(filesystem, pafs.LocalFileSystem) else f"s3://{path}"
+        try:
+            with room_needed(address):
+                put_share(address, share, rank, workers, step, updates)
+        finally:
+            turn.release()
+        return ray.train.Checkpoint(path, filesystem)
+
+    known = {name: value for name, value in metrics.items() if value is not None}
+    ray.train.report(
+        # a score for train.keep_by, the worst one where nothing was validated
+        {"step": step, "validation_loss": float("inf"), **known},
+        checkpoint=ray.train.Checkpoint(storage.experiment_fs_path, storage.storage_filesystem),  # not used by `write`
+        checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        checkpoint_upload_fn=write,
+    )
 
 
-def restore(device: torch.device) -> Saved | None:
+def restore(rank: int, device: torch.device) -> Saved | None:
     """The latest checkpoint of this run that is whole on every rank; None if there is none. Every rank calls it.
 
     Raises CheckpointDamaged if there are checkpoints and none is whole.
     """
     if ray.train.get_checkpoint() is None:
         return None
-    reported = ray.train.get_all_reported_checkpoints()
-    for number, one in enumerate(reversed(reported)):
+    reported = sorted(ray.train.get_all_reported_checkpoints(), key=lambda one: one.metrics["step"], reverse=True)
+    if rank == 0:
+        sweep({one.checkpoint.path for one in reported})
+    for one in reported:
         saved, problem = None, ""
         try:
             with one.checkpoint.as_directory() as folder:
@@ -75,12 +132,19 @@ def restore(device: torch.device) -> Saved | None:
         if all_agree(saved is not None, device):
             return saved
         print(f"checkpoint {one.checkpoint.path} cannot be used ({problem or 'another worker says so'})", flush=True)
-        if number + 1 == len(reported):
-            raise CheckpointDamaged(
-                f"none of the {len(reported)} checkpoints kept can be read; delete the run's folder, or choose another "
-                "--run.name, to start anew"
-            )
-    return None
+    raise CheckpointDamaged(
+        f"none of the {len(reported)} checkpoints kept can be read; delete the run's folder, or choose another "
+        "--run.name, to start anew"
+    )
+
+
+def sweep(counted: set[str]) -> None:
+    """Remove the folders of checkpoints that were being written when their workers ended."""
+    storage = ray.train.get_context().get_storage()
+    filesystem = storage.storage_filesystem
+    for one in filesystem.get_file_info(pafs.FileSelector(storage.experiment_fs_path)):
+        if one.type == pafs.FileType.Directory and one.base_name.startswith("checkpoint_") and one.path not in counted:
+            filesystem.delete_dir(one.path)
 
 
 def all_agree(fine: bool, device: torch.device) -> bool:
@@ -88,6 +152,21 @@ def all_agree(fine: bool, device: torch.device) -> bool:
     votes = torch.tensor(int(fine), device=device)
     torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MIN)
     return bool(votes)
+
+
+def put_share(address: str, tensors: dict[str, Tensor], rank: int, workers: int, step: int, updates: int) -> None:
+    """One rank's files, to a folder that may be on s3://. Raises OSError, and SafetensorError where the disk is full."""
+    if is_remote(address):
+        with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+            write_share(Path(folder), tensors, rank, workers, step, updates)
+            for file in sorted(Path(folder).iterdir()):
+                write_bytes(f"{address}/{file.name}", file.read_bytes())
+        return
+    target = Path(address)
+    target.mkdir(parents=True, exist_ok=True)
+    write_share(target, tensors, rank, workers, step, updates)
+    if shutil.disk_usage(target).free < SPARE:
+        raise OSError(errno.ENOSPC, f"less than {SPARE >> 20} MiB free")
 
 
 def write_share(folder: Path, tensors: dict[str, Tensor], rank: int, workers: int, step: int, updates: int) -> None:

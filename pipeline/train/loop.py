@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from pipeline.train.tasks import Loss, Task
 
 Batches = Iterator[list[TrainingBatch]]
 Save = Callable[[int, dict[str, float | None]], None]
+ASK_S = 2.0  # seconds, or a step, between two looks for a request to stop
 
 
 class RunStopped(RuntimeError):
@@ -26,6 +28,18 @@ class RunStopped(RuntimeError):
 
 class StopAsked(RunStopped):
     """The job was told to stop: all ranks have saved a checkpoint of this step."""
+
+
+class MoveAsked(StopAsked):
+    """A node of the workers is about to be taken away: the same, and others may go on."""
+
+
+class Told(IntEnum):
+    """What a rank is told from outside. Of several ranks' the greatest counts."""
+
+    GO_ON = 0
+    MOVE = 1
+    STOP = 2
 
 
 class Place(NamedTuple):
@@ -47,20 +61,24 @@ def train_steps(
     place: Place,
     start: int,
     ema: Ema | None = None,
-    stop_asked: Callable[[], bool] = lambda: False,
+    told: Callable[[], Told] = lambda: Told.GO_ON,
+    alive: Callable[[], None] = lambda: None,
 ) -> None:
     """Make the optimizer steps from `start` to train.steps. Every rank calls it; `history` is rank 0's.
 
     Raises RunStopped, on all ranks, when the loss is no number any more and, unless train.damaged_clips is skip, when a
-    clip was damaged: before the next checkpoint. Raises StopAsked, after a checkpoint, when `stop_asked()` is true on any
-    rank; it is called as often as there is a line of the log.
+    clip was damaged: before the next checkpoint. Raises StopAsked or MoveAsked, after a checkpoint, when `told()` says so
+    on any rank; all ranks call it at the same steps, every ASK_S. `alive()` is called at the start of every step, and
+    before a validation.
     """
-    meter = Meter(train, place, [problem for piece in held_out for problem in piece.damaged], stop_asked)
+    meter = Meter(train, place, [problem for piece in held_out for problem in piece.damaged])
+    alive()
     if start == 0 and held_out:
         before = validate(engine, task.loss, held_out, place)
         if history:
             history.add(0, validation_loss=before)
     for step in range(start, train.steps):
+        alive()
         begun = time.monotonic()
         meter.watch.mark("")
         pieces = next(batches)
@@ -86,12 +104,13 @@ def train_steps(
 
         done = step + 1
         row: dict[str, float | None] = {}
-        keep = done % train.checkpoint_every == 0 or done == train.steps
+        asked = Told.GO_ON if done % meter.ask_every else agreed(told(), place)
+        keep = done % train.checkpoint_every == 0 or done == train.steps or asked != Told.GO_ON
         if keep or done % train.log_every == 0:
             row = meter.row(done)
             row |= {"learning_rate": rate, "gradient_norm": gradient_norm(engine)}
-            keep |= meter.stopping
         if held_out and (done % train.validate_every == 0 or done == train.steps):
+            alive()
             row["validation_loss"] = validate(engine, task.loss, held_out, place)
         if history and row:
             history.add(done, **row)
@@ -101,8 +120,17 @@ def train_steps(
             meter.watch.mark("")
             save(done, row)
             meter.watch.mark("checkpoint")
-        if meter.stopping and done < train.steps:
+        if asked == Told.STOP and done < train.steps:
             raise StopAsked(f"step {done}: stopped as asked")
+        if asked == Told.MOVE and done < train.steps:
+            raise MoveAsked(f"step {done}: a node of the workers is about to be taken away")
+
+
+def agreed(told: Told, place: Place) -> Told:
+    """What all ranks are told together. Every rank calls it."""
+    answer = torch.tensor(int(told), device=place.device)
+    torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX)
+    return Told(int(answer))
 
 
 @torch.no_grad()
@@ -127,9 +155,9 @@ def gradient_norm(engine: Any) -> float | None:
 class Meter:
     """What happened since the last row."""
 
-    def __init__(self, train: TrainSettings, place: Place, damaged: list[str], stop_asked: Callable[[], bool]) -> None:
+    def __init__(self, train: TrainSettings, place: Place, damaged: list[str]) -> None:
         self.train, self.place = train, place
-        self.stop_asked, self.stopping = stop_asked, False  # this rank's question, and all ranks' answer
+        self.ask_every = 1  # steps that take ASK_S or so; the same on all ranks
         self.watch = Stopwatch(place.device)
         self.damaged = damaged  # what is wrong with this rank's clips that could not be read, since the start
         self.reset()
@@ -145,11 +173,11 @@ class Meter:
     def row(self, step: int) -> dict[str, float | None]:
         """Means since the last row; a barrier for all ranks. Raises RunStopped."""
         begun = time.monotonic()
-        counts = torch.tensor([float(len(self.damaged)), float(self.stop_asked())], device=self.place.device)
+        counts = torch.tensor([float(len(self.damaged)), self.seconds], device=self.place.device)
         sums = torch.cat([(self.loss / self.steps).reshape(1), counts])
         torch.distributed.all_reduce(sums)
         mean, damaged = float(sums[0]) / self.place.workers, int(sums[1])
-        self.stopping = bool(sums[2])
+        self.ask_every = max(1, int(ASK_S * self.steps * self.place.workers / float(sums[2])))
         self.seconds += time.monotonic() - begun  # a GPU's unfinished work, and waiting for other ranks
         if not math.isfinite(mean):
             raise RunStopped(f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm")

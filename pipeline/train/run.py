@@ -35,6 +35,7 @@ FREE = {
     "activation_checkpointing",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_by",
     "log_every",
     "validate_every",
     "validate_clips",
@@ -221,6 +222,7 @@ def plan_training(run: Run) -> str:
     flops = training_flops(run.model, run.cache.info)
     epochs = train.steps * train.global_batch / clips
     size = parameters * CHECKPOINT_BYTES
+    kept = f"the {'last' if train.keep_by == 'time' else 'best'} {train.keep_checkpoints}"
     return (
         f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
         f"  model         {parameters / 1e6:.2f} M parameters, {tokens(run.model)}"
@@ -229,7 +231,7 @@ def plan_training(run: Run) -> str:
         f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
         f"{'' if least == workers else f'{least} to '}{workers} workers x {pieces} pieces of {piece}, "
         f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
-        f"  checkpoints   every {train.checkpoint_every} steps, the last {train.keep_checkpoints} kept, "
+        f"  checkpoints   every {train.checkpoint_every} steps, {kept} kept, "
         f"{_size(size)} each; export {_size(parameters * 4)}\n"
         f"  to            {run.folder}"
     )

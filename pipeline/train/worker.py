@@ -1,7 +1,5 @@
 """Ray Train around the loop: ask the cluster for workers, start the loop on each, start it again after a failure."""
 
-import _thread
-import contextlib
 import logging
 import os
 import signal
@@ -9,16 +7,14 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_put
 
 from pipeline.data.batches import (
     Read,
@@ -36,13 +32,14 @@ from pipeline.models.prior import NeuralPrior
 from pipeline.placement import check_room, needs, selector
 from pipeline.ray_start import start_ray
 from pipeline.schema import CacheInfo
-from pipeline.settings import JobFailed, Settings, UserError
+from pipeline.settings import JobFailed, Settings
 from pipeline.storage import read_json, resolve, write_json
 from pipeline.train import checkpoint
 from pipeline.train.engine import start_engine
+from pipeline.train.failures import EndAtOnce, alive, asleep, explained, stop_through, told
 from pipeline.train.history import History, duration
 from pipeline.train.initial import frozen_image_encoder, load_frozen_prior, load_initial
-from pipeline.train.loop import Place, RunStopped, StopAsked, train_steps, validate
+from pipeline.train.loop import MoveAsked, Place, RunStopped, StopAsked, train_steps, validate
 from pipeline.train.run import (
     CHECKPOINTS,
     Run,
@@ -78,37 +75,15 @@ def run_training(run: Run) -> dict[str, Any]:
     start_ray(run.settings)
     resources = run.settings.cluster.train
     check_room(run.settings, "train", resources.workers_range[0], f"cluster.train.workers = {resources.workers}")
-    record(run)
     stop_key = f"framebridge-stop-{uuid.uuid4().hex}"
-    filesystem, inner = resolve(run.folder)
-    _, train = sections(run.job, run.settings)
-    # Ray Train hands these on to its controller and workers
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)
-    os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it prints every line of a worker twice
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"job": run.job, "settings": run.settings.model_dump(mode="json"), "stop": stop_key},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers if isinstance(resources.workers, int) else resources.workers_range,
-            use_gpu=resources.num_gpus > 0,
-            resources_per_worker={"CPU": 0} | needs(run.settings, "train"),
-            label_selector=selector(run.settings, "train"),
-        ),
-        torch_config=ray.train.torch.TorchConfig(
-            backend="nccl" if resources.num_gpus > 0 else "gloo", timeout_s=resources.hang_timeout_s
-        ),
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=inner,
-            storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
-        ),
-    )
     try:
-        with stop_through(stop_key):
-            result = trainer.fit()
-    except ray.train.WorkerGroupError as error:
+        with checkpoint.room_needed(run.folder), stop_through(stop_key):
+            record(run)
+            result = make_trainer(run, stop_key).fit()
+            while "moved" in result.return_value:
+                log.info("%s: going on, with a checkpoint of that step", result.return_value["moved"])
+                result = make_trainer(run, stop_key).fit()
+    except ray.train.TrainingFailedError as error:
         raise explained(run, error) from error
     if "asked" in result.return_value:
         log.info("%s, with a checkpoint in %s", result.return_value["asked"], run.folder)
@@ -125,57 +100,57 @@ def run_training(run: Run) -> dict[str, Any]:
     return dict(result.return_value)
 
 
-def explained(run: Run, error: "ray.train.WorkerGroupError") -> Exception:
-    """The cause of a failed run, for the user: what a worker raised."""
-    # what the training function raised comes wrapped, with its traceback as text
-    causes = [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]
-    for cause in causes:
-        if isinstance(cause, ValueError):
-            return UserError(str(cause)) if isinstance(cause, UserError) else JobFailed(str(cause))
-    first = str(causes[0]).strip().splitlines()[-1] if causes else "unknown"
-    return JobFailed(
-        f"training failed more than cluster.train.max_failures = {run.settings.cluster.train.max_failures} times "
-        f"({first}); the same command goes on from the last checkpoint in {run.folder}"
+def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
+    """What starts the workers, and starts them again."""
+    resources = run.settings.cluster.train
+    filesystem, inner = resolve(run.folder)
+    _, train = sections(run.job, run.settings)
+    by_score = train.keep_by == "validation_loss"
+    # Ray Train hands these on to its controller and workers
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(resources.hang_timeout_s)
+    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
+    os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it prints every line of a worker twice
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"job": run.job, "settings": run.settings.model_dump(mode="json"), "stop": stop_key},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers if isinstance(resources.workers, int) else resources.workers_range,
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker={"CPU": 0} | needs(run.settings, "train"),
+            label_selector=selector(run.settings, "train"),
+        ),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if resources.num_gpus > 0 else "gloo", timeout_s=resources.hang_timeout_s
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=inner,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=train.keep_checkpoints,
+                checkpoint_score_attribute="validation_loss" if by_score else None,
+                checkpoint_score_order="min",
+            ),
+            callbacks=[EndAtOnce()],
+        ),
     )
 
 
-@contextlib.contextmanager
-def stop_through(key: str) -> Iterator[None]:
-    """While workers train, SIGTERM does not end this process but asks them, by a key in the cluster's store, to save and end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread only
-        return
-    heard = nobody = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        if nobody:
-            sys.exit(number)
-        if not heard:
-            heard = True
-            threading.Thread(target=tell, daemon=True).start()  # Ray may not be called from within a call of Ray
-
-    def tell() -> None:
-        nonlocal nobody
-        if _internal_kv_exists(f"{key}-training"):
-            log.info("told to stop: saving a checkpoint first")
-            _internal_kv_put(key, b"1")
-        else:
-            nobody = True
-            _thread.interrupt_main(signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
-    """What every worker does, from its model to the export; rank 0 gives the summary."""
+    """What Ray Train calls on every worker."""
     quieten()
-    job: Job = config["job"]
     settings = Settings.model_validate(config["settings"])
+    try:
+        with checkpoint.room_needed(run_folder(config["job"], settings)):
+            return work(config["job"], settings, config["stop"])
+    finally:
+        asleep()
+
+
+def work(job: Job, settings: Settings, stop_key: str) -> dict[str, Any] | None:
+    """What every worker does, from its model to the export; rank 0 gives the summary."""
     _, train = sections(job, settings)
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), device_of(settings))
@@ -185,7 +160,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     saved_names = set(task.model.state_dict())  # CogVideoX makes its positions anew, and does not save them
     buffers = {name: value.clone() for name, value in task.model.named_buffers() if name in saved_names}
     parameters = sum(p.numel() for p in task.model.parameters())
-    saved = checkpoint.restore(place.device)
+    saved = checkpoint.restore(place.rank, place.device)
     if saved:
         task.model.load_state_dict(
             dict(weights(saved.tensors)), strict=False
@@ -212,16 +187,19 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     rank, workers = place.rank, place.workers
     batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
     checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
-    save = partial(checkpoint.save, engine, ema, train.optimizer, place.rank, place.workers)
+    save = partial(checkpoint.save, engine, ema, train.optimizer, place.rank, place.workers, threading.Semaphore())
     if place.rank == 0:
-        _internal_kv_put(f"{config['stop']}-training", b"1")
-    asked = partial(_internal_kv_exists, config["stop"]) if place.rank == 0 else lambda: False
+        _internal_kv_put(f"{stop_key}-training", b"1")
+    ask = partial(told, stop_key, place.rank)
+    beat = partial(alive, settings.cluster.train.hang_timeout_s)
     try:
-        train_steps(engine, task, train, batches, checks, history, save, place, start, ema, asked)
+        train_steps(engine, task, train, batches, checks, history, save, place, start, ema, ask, beat)
     except RunStopped as stopped:  # not raised: Ray Train would start it again, to the same end
         if history:
             history.close()
-        return {"asked" if isinstance(stopped, StopAsked) else "stopped": str(stopped)}
+        kind = "moved" if isinstance(stopped, MoveAsked) else "asked" if isinstance(stopped, StopAsked) else "stopped"
+        return {kind: str(stopped)}
+    asleep()  # an export takes its time
 
     replicated = validate(engine, replicated_error, checks, place) if checks and job == "prior" else None
     with ema.in_place() if ema else nullcontext():

@@ -1,0 +1,111 @@
+"""How a training ends other than by its last step: what Ray Train may start again and what not, a worker that hangs, a
+node that is taken away, SIGTERM to the job. docs/failures.md lists every failure, its outcome and its test."""
+
+import _thread
+import contextlib
+import faulthandler
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import ray.train
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
+
+from pipeline.settings import JobFailed, UserError
+from pipeline.train.checkpoint import NoRoom, room_needed
+from pipeline.train.loop import Told
+from pipeline.train.run import Run
+
+log = logging.getLogger("train")
+
+
+class EndAtOnce(ray.train.UserCallback):
+    """Ends the run, in Ray Train's controller, at what starting the workers again cannot help."""
+
+    def after_exception(
+        self, run_context: "ray.train.TrainRunContext", worker_exceptions: dict[int, Exception]
+    ) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, ValueError | JobFailed):
+                raise error
+
+
+def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
+    """The cause of a failed run, for the user: what a worker or the controller raised."""
+    # what the training function raised comes wrapped, with its traceback as text
+    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
+    causes = [getattr(cause, "_base_exc", cause) for cause in failures.values()]
+    for cause in causes:
+        if isinstance(cause, UserError | JobFailed):
+            return cause
+        if isinstance(cause, ValueError):
+            return JobFailed(str(cause))
+        try:
+            with room_needed(run.folder):
+                raise cause
+        except NoRoom as full:
+            return full
+        except Exception:  # noqa: BLE001, S110 (another cause)
+            pass
+    first = str(causes[0]).strip().splitlines()[-1] if causes else "unknown"
+    return JobFailed(
+        f"training failed more than cluster.train.max_failures = {run.settings.cluster.train.max_failures} times "
+        f"({first}); the same command goes on from the last checkpoint in {run.folder}"
+    )
+
+
+@contextlib.contextmanager
+def stop_through(key: str) -> Iterator[None]:
+    """While workers train, SIGTERM does not end this process but asks them, by a key in the cluster's store, to save and end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread only
+        return
+    heard = nobody = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if nobody:
+            sys.exit(number)
+        if not heard:
+            heard = True
+            threading.Thread(target=tell, daemon=True).start()  # Ray may not be called from within a call of Ray
+
+    def tell() -> None:
+        nonlocal nobody
+        if _internal_kv_exists(f"{key}-training"):
+            log.info("told to stop: saving a checkpoint first")
+            _internal_kv_put(key, b"1")
+        else:
+            nobody = True
+            _thread.interrupt_main(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def told(key: str, rank: int) -> Told:
+    """What a worker is told: to stop through `key`, or that a node of any worker is being drained: a spot instance with
+    notice, a pod or raylet with SIGTERM, an autoscaler's idle node. Every rank calls it."""
+    if ray.train.get_preemption_info() is not None:
+        return Told.MOVE
+    return Told.STOP if rank == 0 and _internal_kv_exists(key) else Told.GO_ON
+
+
+def alive(hang_timeout_s: int) -> None:
+    """End this process, with the stacks of its threads in its log, unless this is called again in time.
+
+    Ray Train sees a process that stands still, but not a step that does not end, and torch.distributed only the others'
+    waiting. Does so from a thread without Python, so in a call that holds the interpreter's lock, too.
+    """
+    faulthandler.dump_traceback_later(hang_timeout_s, exit=True, file=2)
+
+
+def asleep() -> None:
+    """No call of `alive` will come."""
+    faulthandler.cancel_dump_traceback_later()
