@@ -29,6 +29,11 @@ TRAIN = {
 
 def tiny_settings(storage: Path, *more: str) -> Settings:
     """A tiny replicated-prior bridge over 4 x 32 x 32 clips, trained by two workers; `more` are overrides."""
+    return load(tiny_arguments(storage, *more))[0]
+
+
+def tiny_arguments(storage: Path, *more: str) -> list[str]:
+    """The same, as the command line of a job."""
     lines = {
         "run.storage": storage,
         "run.name": "tiny",
@@ -45,7 +50,7 @@ def tiny_settings(storage: Path, *more: str) -> Settings:
     for section in ("", "prior."):
         lines |= {f"{section}model.{key}": value for key, value in MODEL.items()}
         lines |= {f"{section}train.{key}": value for key, value in TRAIN.items()}
-    return load(["--recipe", "demo", *(f"--{key}={value}" for key, value in lines.items()), *more])[0]
+    return ["--recipe", "demo", *(f"--{key}={value}" for key, value in lines.items()), *more]
 
 
 def write_cache(settings: Settings, clips: int = 10, held_out: int = 3, seed: int = 0) -> Cache:
