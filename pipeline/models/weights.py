@@ -29,6 +29,7 @@ State = dict[str, Tensor]
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 # in order of preference: averaged weights are what a published model is sampled with
 WRAPPERS = ("ema", "model", "state_dict", "module")
 # of distributed training, and of the neural prior in the authors' checkpoints
@@ -49,10 +50,11 @@ def save_export(
     module_state: Mapping[str, Tensor],
     config: Mapping[str, Any],
     dtype: torch.dtype | None = None,
+    card: str | None = None,
 ) -> Path:
     """Writes an export, replacing an earlier one; gives its path.
 
-    dtype converts the floating-point tensors. Raises WeightsError where `folder` already holds something
+    `card` is for people: what the weights are, in Markdown. dtype converts the floating-point tensors. Raises WeightsError where `folder` already holds something
     else.
     """
     folder = Path(folder)
@@ -67,6 +69,8 @@ def save_export(
         tensors = {name: _portable(value, dtype) for name, value in module_state.items()}
         save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
         (new / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        if card is not None:
+            (new / CARD_FILE).write_text(card, encoding="utf-8")
         shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)  # safetensors makes files that only their owner can read
         for file in new.iterdir():
             with file.open("rb") as written:

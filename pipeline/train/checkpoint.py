@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_export
+from pipeline.models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, save_export
 from pipeline.settings import JobFailed
 from pipeline.storage import is_remote, resolve, write_bytes
 from pipeline.train.state import Ema, count_updates, gather, optimizer_keys
@@ -109,6 +109,7 @@ def save(
         checkpoint=ray.train.Checkpoint(storage.experiment_fs_path, storage.storage_filesystem),  # not used by `write`
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=write,
+        delete_local_checkpoint_after_upload=False,  # there is none
     )
 
 
@@ -209,12 +210,12 @@ def checksum(path: Path) -> int:
     return crc
 
 
-def export(address: str, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def export(address: str, state: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> None:
     """Write an export folder, local or s3://; there config.json comes last, and without it there is no export."""
     if not is_remote(address):
-        save_export(resolve(address)[1], state, config)
+        save_export(resolve(address)[1], state, config, card=card)
         return
     with tempfile.TemporaryDirectory() as folder:
-        local = save_export(Path(folder) / "export", state, config)
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
+        local = save_export(Path(folder) / "export", state, config, card=card)
+        for name in (WEIGHTS_FILE, CARD_FILE, CONFIG_FILE):
             write_bytes(f"{address}/{name}", (local / name).read_bytes())

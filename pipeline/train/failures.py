@@ -23,14 +23,20 @@ log = logging.getLogger("train")
 
 
 class EndAtOnce(ray.train.UserCallback):
-    """Ends the run, in Ray Train's controller, at what starting the workers again cannot help."""
+    """Ends the run, in Ray Train's controller, at what starting the workers again cannot help; says what else happened."""
 
     def after_exception(
         self, run_context: "ray.train.TrainRunContext", worker_exceptions: dict[int, Exception]
     ) -> None:
         for error in worker_exceptions.values():
             if isinstance(error, ValueError | JobFailed):
-                raise error
+                raise ray.train.ControllerError(error)
+        for rank, error in worker_exceptions.items():
+            print(f"worker {rank} has ended: {last_line(error)}", flush=True)
+
+
+def last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
@@ -50,10 +56,9 @@ def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
             return full
         except Exception:  # noqa: BLE001, S110 (another cause)
             pass
-    first = str(causes[0]).strip().splitlines()[-1] if causes else "unknown"
     return JobFailed(
         f"training failed more than cluster.train.max_failures = {run.settings.cluster.train.max_failures} times "
-        f"({first}); the same command goes on from the last checkpoint in {run.folder}"
+        f"({last_line(causes[0])}); the same command goes on from the last checkpoint in {run.folder}"
     )
 
 

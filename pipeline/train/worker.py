@@ -40,8 +40,10 @@ from pipeline.train.failures import EndAtOnce, alive, asleep, explained, stop_th
 from pipeline.train.history import History, duration
 from pipeline.train.initial import frozen_image_encoder, load_frozen_prior, load_initial
 from pipeline.train.loop import MoveAsked, Place, RunStopped, StopAsked, train_steps, validate
+from pipeline.train.model_card import model_card
 from pipeline.train.run import (
     CHECKPOINTS,
+    MADE_WITH,
     Run,
     export_config,
     record,
@@ -134,6 +136,9 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
                 checkpoint_score_order="min",
             ),
             callbacks=[EndAtOnce()],
+            logging_config=ray.train.LoggingConfig(
+                log_level="WARNING"
+            ),  # EndAtOnce tells of failures, without tracebacks
         ),
     )
 
@@ -207,12 +212,14 @@ def work(job: Job, settings: Settings, stop_key: str) -> dict[str, Any] | None:
     if history is None:
         return None
     history.close()
-    exported = {name.removeprefix("backbone."): value for name, value in state.items()}
-    checkpoint.export(f"{folder}/export", exported, export_config(job, settings, cache.info))
     summary: dict[str, Any] = {"job": job, "steps": train.steps, "parameters": parameters, "start": begins}
     summary |= {"clips": len(source.rows), "held_out": len(held_out.rows), **history.summary()}
     if replicated is not None:
         summary["held_out_error"] = {"prior": history.last("validation_loss"), "replicated": replicated}
+    exported = {name.removeprefix("backbone."): value for name, value in state.items()}
+    config = export_config(job, settings, cache.info)
+    card = model_card(config, read_json(f"{folder}/{MADE_WITH}"), settings.data.source, summary)
+    checkpoint.export(f"{folder}/export", exported, config, card)
     return summary
 
 

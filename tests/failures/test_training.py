@@ -26,7 +26,7 @@ from pipeline.train.run import CHECKPOINTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # a dozen starts of a worker group; a busy machine is slow
 
-STEPS, EVERY, HANG_S = 400, 20, 12
+STEPS, EVERY, HANG_S = 400, 20, 20
 SPOT = 2  # DRAIN_NODE_REASON_PREEMPTION
 
 
@@ -34,7 +34,7 @@ SPOT = 2  # DRAIN_NODE_REASON_PREEMPTION
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs and two nodes, each with room for one worker."""
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
+    head = {"num_cpus": 0, "_system_config": quick}
     started = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         started.add_node(num_cpus=1)
@@ -216,13 +216,19 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_when_there_is_roo
         disk.fill()
         assert job.end() == 1
         kept = checkpoints(folder)
-        last = job.log.read_text().strip().splitlines()[-1]
-        assert last.startswith("finetune.py: ") and "no room left to write" in last and "make room" in last
+        said = one_line(job)
+        assert "no room left to write" in said and "make room" in said
         assert job.log.read_text().count("M parameters,") == 1, "started again, to the same end"
         disk.make_room()
         job = TrainingJob(given, cluster.address, tmp_path / "log")
         assert int(job.said(r"going on after step (\d+)")[1]) >= EVERY and kept
         assert job.end() == 0, job.log.read_text()
+
+
+def one_line(job: TrainingJob) -> str:
+    """What the job itself says at its end; Ray's own lines may come later."""
+    (line,) = (line for line in job.log.read_text().splitlines() if line.startswith("finetune.py: "))
+    return line
 
 
 @dataclass
@@ -264,8 +270,8 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_line(cluster: Cluster, s
     given = [f"--cache.path={storage}/tiny/cache", "--run.name=nan", "--train.learning_rate=1e30"]
     job = TrainingJob(arguments(storage, *given), cluster.address, tmp_path / "log")
     assert job.end() == 1
-    last = job.log.read_text().strip().splitlines()[-1]
-    assert "the loss is nan; lower the learning rate" in last and "the last checkpoint is in" in last
+    said = one_line(job)
+    assert "the loss is nan; lower the learning rate" in said and "the last checkpoint is in" in said
     assert job.log.read_text().count("M parameters,") == 1, "started again, to the same end"
 
 

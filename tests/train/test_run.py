@@ -9,6 +9,7 @@ from tiny_cache import tiny_settings, write_cache
 from pipeline.models.build import build_image_to_video
 from pipeline.settings import UserError, VideoModelSettings
 from pipeline.storage import read_json, write_json
+from pipeline.train.model_card import model_card
 from pipeline.train.run import (
     CHECKPOINTS,
     MADE_WITH,
@@ -155,3 +156,15 @@ def test_the_export_says_what_sampling_needs(storage: Path) -> None:
         "data",
     }
     assert wanted | {"prior_export"} <= set(config) and config["prior_export"] is None
+
+
+def test_the_card_says_what_the_weights_are_and_whose_terms_they_are_under(storage: Path) -> None:
+    run = prepare("finetune", tiny_settings(storage))
+    config = export_config("finetune", run.settings, run.cache.info)
+    summary = {"parameters": 12345, "steps": 6, "clips": 10, "held_out": 3, "start": "from scratch"}
+    summary |= {"final_loss": 0.25, "validation_losses": [[0, 1.5], [6, 0.75]]}
+    card = model_card(config, run.made_with, "webvid", summary)
+    for wanted in ("4 x 4 x 4 x 4", run.cache.info["fingerprint"], "bounce, slide", "| parameters | 12,345 |"):
+        assert wanted in card
+    assert "before training | 1.5 |" in card and "at the end | 0.75 |" in card and "held-out error" not in card
+    assert "the terms of the videos" in card and "train.learning_rate: 0.001" in card and "`webvid`" in card
