@@ -3,6 +3,7 @@ driver killed, a worker stopped for good, more failures than are allowed, the la
 weights of an undisturbed run, with no step twice in its history. Beside it: a full disk, and a loss that is no number."""
 
 import contextlib
+import re
 import resource
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from tiny_cache import tiny_arguments, tiny_settings, write_cache
 from training_job import TrainingJob, checkpoints, workers
 
+from pipeline.config import ROOT
 from pipeline.train.history import HISTORY, Row, read_history
 from pipeline.train.run import CHECKPOINTS
 
@@ -35,11 +37,13 @@ def cluster() -> Iterator[Cluster]:
     """A head without CPUs and two nodes, each with room for one worker."""
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
     head = {"num_cpus": 0, "_system_config": quick}
-    started = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(2):
-        started.add_node(num_cpus=1)
-    yield started
-    started.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONWARNINGS", "default")  # for workers too, which know nothing of pytest's filters
+        started = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            started.add_node(num_cpus=1)
+        yield started
+        started.shutdown()
 
 
 @dataclass
@@ -198,6 +202,12 @@ def test_no_step_is_twice_in_the_history(disturbed: Disturbed, undisturbed: str)
 def columns(rows: list[Row]) -> dict[str, list[float | None]]:
     names = ("step", "loss", "validation_loss", "learning_rate", "gradient_norm")
     return {name: [row[name] for row in rows] for name in names}
+
+
+def test_no_deprecated_call_is_made(disturbed: Disturbed) -> None:
+    warned = re.findall(rf"{ROOT}/(?:pipeline|jobs)/.*(?:Deprecation|Future)Warning.*", disturbed.log.read_text())
+    assert "Warning" in disturbed.log.read_text(), "not even of others: warnings are off"
+    assert not warned
 
 
 def test_nothing_is_left_of_unfinished_checkpoints(disturbed: Disturbed) -> None:

@@ -11,9 +11,10 @@ from tiny_cache import tiny_settings, write_cache
 from pipeline.data.batches import make_batch, training_source
 from pipeline.models.build import load_model, load_prior
 from pipeline.settings import JobFailed, UserError
+from pipeline.storage import read_json
 from pipeline.train.history import CURVE, HISTORY, read_history
 from pipeline.train.learning_curve import PARTS
-from pipeline.train.run import Run, prepare
+from pipeline.train.run import CHECKPOINTS, Run, prepare
 from pipeline.train.tasks import replicated_error
 from pipeline.train.worker import run_training
 
@@ -65,6 +66,7 @@ def test_a_run_leaves_export_history_and_summary(bridge: tuple[Run, dict[str, An
     assert sum(row["checkpoint"] is not None for row in rows) == 2, "the row after each save but the last"
     assert (summary["steps"], summary["clips"], summary["held_out"]) == (6, 10, 3)
     assert summary["final_loss"] == pytest.approx(rows[-1]["loss"], rel=1e-4)
+    assert {path.name for path in Path(run.export).iterdir()} == {"model.safetensors", "config.json", "README.md"}
     left = {path.name for path in Path(run.folder).iterdir()}
     assert left == {
         "checkpoints",
@@ -118,7 +120,8 @@ def test_a_cluster_that_is_too_small_is_told_beforehand(ray_cluster: None, tmp_p
 
 def test_a_damaged_clip_ends_the_run_at_once_or_is_left_out_and_counted(ray_cluster: None, tmp_path: Path) -> None:
     # cluster.train.max_failures allows to start again, which would not help
-    settings = tiny_settings(tmp_path, "--train.ema_decay=0.9")
+    diverging = ("--train.ema_decay=0.9", "--train.learning_rate=1", "--train.validate_every=2")
+    settings = tiny_settings(tmp_path, *diverging)
     row = write_cache(settings).select("train")[0]
     shard = Path(settings.cache_path, "shards", row["shard"])
     content = bytearray(shard.read_bytes())
@@ -128,9 +131,15 @@ def test_a_damaged_clip_ends_the_run_at_once_or_is_left_out_and_counted(ray_clus
     with pytest.raises(JobFailed, match=rf"clip {row['key']}: .*not those that were written.*train.damaged_clips skip"):
         run_training(run)
     assert not Path(run.export).exists()
-    skipping = prepare("finetune", tiny_settings(tmp_path, "--train.damaged_clips=skip", "--train.ema_decay=0.9"))
+    keeping = ("--train.keep_checkpoints=1", "--train.keep_by=validation_loss")
+    skipping = prepare("finetune", tiny_settings(tmp_path, *diverging, "--train.damaged_clips=skip", *keeping))
     summary = run_training(skipping)
     assert summary["steps"] == 6 and Path(run.export).exists()
-    assert (
-        read_history(f"{run.folder}/{HISTORY}")[-1]["damaged"] >= 2
-    )  # 6 steps of 4 of 10 clips: it came at least twice
+    rows = read_history(f"{run.folder}/{HISTORY}")
+    assert (rows[-1]["damaged"] or 0) >= 2  # 6 steps of 4 of 10 clips: it came at least twice
+
+    kept = read_json(f"{run.folder}/{CHECKPOINTS}/checkpoint_manager_snapshot.json")["checkpoint_results"]
+    saved = {int(row["step"] or 0): row["validation_loss"] for row in rows if row["step"] in (2, 4, 6)}
+    best = min(saved, key=lambda step: saved[step] or 0.0)
+    assert best < 6, "the loss does not rise, so this shows nothing"
+    assert {one["metrics"]["step"] for one in kept} == {best, 6}, "the best and the latest"
