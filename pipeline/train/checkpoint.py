@@ -55,19 +55,26 @@ class NoRoom(JobFailed):
     """The storage is full: starting again would end as this did. The message says what to do."""
 
 
+def no_room(folder: str, error: BaseException) -> NoRoom | None:
+    """What to say of the error, if it is that of a full disk."""
+    number = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
+    if (int(number[1]) if number else getattr(error, "errno", None)) not in NO_ROOM:
+        return None
+    return NoRoom(
+        f"{folder}: no room left to write ({error}); make room, and the same command goes on from the last checkpoint"
+    )
+
+
 @contextlib.contextmanager
 def room_needed(folder: str) -> Iterator[None]:
     """Raises NoRoom where what is done within ends because there is no room to write."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(number[1]) if number else None
-        if code not in NO_ROOM:
+        full = no_room(folder, error)
+        if full is None:
             raise
-        raise NoRoom(
-            f"{folder}: no room left to write ({error}); make room, and the same command goes on from the last checkpoint"
-        ) from error
+        raise full from error
 
 
 def save(

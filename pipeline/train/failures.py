@@ -15,7 +15,7 @@ import ray.train
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 
 from pipeline.settings import JobFailed, UserError
-from pipeline.train.checkpoint import NoRoom, room_needed
+from pipeline.train.checkpoint import no_room
 from pipeline.train.loop import Told
 from pipeline.train.run import Run
 
@@ -49,13 +49,8 @@ def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
             return cause
         if isinstance(cause, ValueError):
             return JobFailed(str(cause))
-        try:
-            with room_needed(run.folder):
-                raise cause
-        except NoRoom as full:
+        if full := no_room(run.folder, cause):
             return full
-        except Exception:  # noqa: BLE001, S110 (another cause)
-            pass
     return JobFailed(
         f"training failed more than cluster.train.max_failures = {run.settings.cluster.train.max_failures} times "
         f"({last_line(causes[0])}); the same command goes on from the last checkpoint in {run.folder}"
