@@ -27,13 +27,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 from tiny_cache import tiny_settings, write_cache
 
 RESULT = Path(__file__).parent / "results" / "checkpointing.json"
-SAVES, STRETCH = 4, 100
+SAVES, STRETCH = 3, 100
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         changes = {"model.size": "S", "model.hidden_size": "null", "model.depth": "null", "model.num_heads": "null"}
-        changes |= {"data.frames": 8, "train.steps": 2 * SAVES * STRETCH + 2 * STRETCH, "train.log_every": STRETCH}
+        changes |= {"train.steps": 2 * SAVES * STRETCH + 2 * STRETCH, "train.log_every": STRETCH}
         changes |= {"train.checkpoint_every": 2 * STRETCH, "train.validate_every": 10**6, "train.global_batch": 2}
         changes |= {"train.micro_batch": 2, "train.keep_checkpoints": 2, "train.zero_stage": 2}
         changes |= {"cluster.train.workers": 1, "cluster.train.num_cpus": 2}
