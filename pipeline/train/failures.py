@@ -32,11 +32,13 @@ class EndAtOnce(ray.train.UserCallback):
             if isinstance(error, ValueError | JobFailed):
                 raise ray.train.ControllerError(error)
         for rank, error in worker_exceptions.items():
-            print(f"worker {rank} has ended: {last_line(error)}", flush=True)
+            print(f"worker {rank} has ended: {in_short(error)}", flush=True)
 
 
-def last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+def in_short(error: Exception) -> str:
+    """Ray's errors say what happened in their first line or in their last."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
 def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
@@ -53,7 +55,7 @@ def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
             return full
     return JobFailed(
         f"training failed more than cluster.train.max_failures = {run.settings.cluster.train.max_failures} times "
-        f"({last_line(causes[0])}); the same command goes on from the last checkpoint in {run.folder}"
+        f"({in_short(causes[0])}); the same command goes on from the last checkpoint in {run.folder}"
     )
 
 
