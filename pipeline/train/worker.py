@@ -136,9 +136,8 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
                 checkpoint_score_order="min",
             ),
             callbacks=[EndAtOnce()],
-            logging_config=ray.train.LoggingConfig(
-                log_level="WARNING"
-            ),  # EndAtOnce tells of failures, without tracebacks
+            # EndAtOnce tells of failures, without tracebacks
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
 
