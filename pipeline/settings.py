@@ -56,6 +56,7 @@ class RunSettings(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     storage: Annotated[str, Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)]
+    track: list[Literal["wandb", "mlflow"]]
 
     @property
     def folder(self) -> str:
@@ -109,8 +110,16 @@ class DataSettings(Section):
         return self
 
 
+class MixedCache(Section):
+    path: Annotated[str, Field(min_length=1)]
+    weight: PositiveFloat
+
+
 class CacheSettings(Section):
     path: str | None
+    mix: list[MixedCache]
+    local_path: str | None
+    local_gb: PositiveFloat
     shard_clips: PositiveInt
     max_reject_fraction: Fraction
     gc_after_hours: NonNegative
@@ -215,8 +224,16 @@ class BridgeSettings(Section):
         return self
 
 
+class LoraSettings(Section):
+    rank: PositiveInt | None
+    alpha: PositiveInt
+    targets: list[str] | None
+
+
 class TrainSettings(Section):
     init: str | None
+    lora: LoraSettings
+    trainable: list[str] | None
     steps: PositiveInt
     global_batch: PositiveInt
     micro_batch: PositiveInt
@@ -229,6 +246,7 @@ class TrainSettings(Section):
     clip_norm: PositiveFloat | None
     precision: Literal["bfloat16", "float32"]
     zero_stage: Literal[0, 1, 2, 3]
+    offload_optimizer: bool
     activation_checkpointing: bool
     compile: bool
     label_dropout: Fraction
@@ -264,6 +282,8 @@ class SampleSettings(Section):
     stride: PositiveInt
     batch: PositiveInt
     fps: PositiveInt
+    while_training: PositiveInt | None
+    while_training_count: PositiveInt
 
     @model_validator(mode="after")
     def _check(self) -> Self:

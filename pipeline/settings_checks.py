@@ -108,6 +108,7 @@ def check_combinations(settings: "Settings") -> None:
                 )
     for key, train in (("train", settings.train), ("prior.train", settings.prior.train)):
         _check_batch(key, train, settings.cluster.train.workers_range[1])
+        _check_engine(key, train, settings.cluster.train.num_gpus)
     if settings.bridge.time_noise is not None and settings.model.image_condition == "none":
         raise ValueError(
             "bridge.time_noise disturbs the image, which model.image_condition none does not show; set null"
@@ -141,3 +142,21 @@ def _check_batch(key: str, train: "TrainSettings", workers: int) -> None:
         )
     if train.warmup_steps > train.steps:
         raise ValueError(f"{key}.warmup_steps = {train.warmup_steps} exceeds {key}.steps = {train.steps}")
+
+
+def _check_engine(key: str, train: "TrainSettings", gpus: float) -> None:
+    if train.offload_optimizer and not train.zero_stage:
+        raise ValueError(
+            f"{key}.offload_optimizer = true with {key}.zero_stage = 0: ZeRO is what keeps the optimizer apart; set "
+            f"{key}.zero_stage 1, 2 or 3"
+        )
+    if train.offload_optimizer and not gpus:
+        raise ValueError(
+            f"{key}.offload_optimizer = true with cluster.train.num_gpus = 0: its state is in the CPU's memory already; "
+            f"set {key}.offload_optimizer false"
+        )
+    if train.lora.rank is not None and train.init is None:
+        raise ValueError(
+            f"{key}.lora.rank = {train.lora.rank} trains adapters beside pre-trained weights, but {key}.init is null; set "
+            f"{key}.init, or {key}.lora.rank null"
+        )

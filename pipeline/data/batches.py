@@ -2,15 +2,17 @@
 
 The clips of every epoch, shuffled, follow one another in one long stream; global batch k is entries k*G to
 (k+1)*G - 1 of it, so every clip comes once an epoch and nothing is dropped. A worker takes its contiguous share of a
-batch. All that is random in a sample comes from a generator seeded by (seed, stream, step, index in the global batch).
+batch. (Of several caches, mix.py says what an epoch is.) All that is random in a sample comes from a generator seeded by (seed, stream, step, index in the global batch).
 Hence the k-th global batch is the same on any number of workers, and before and after a restart.
 """
 
+import contextlib
 import functools
 import hashlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,21 +20,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.kept import Kept
 from pipeline.data.manifest import Cache, read_null_text
+from pipeline.data.mix import Mix, cache_of, mixed_order, paths_of
 from pipeline.data.shards import CorruptShard, read_latent, read_text
 from pipeline.models.build import class_indices
 from pipeline.models.conditioning import dropped
 from pipeline.models.vae import sample_posterior
 from pipeline.schema import TEST, TRAIN, LatentBatch, ManifestRow
 from pipeline.settings import UserError
+from pipeline.storage import is_remote
 
 TIMESTEPS = 1000
 # A worker keeps its clips in memory up to so many bytes. Below, reading a file a sample would only cost system calls;
 # above, the page cache of the machine does the keeping, and does it once for all workers.
 IN_MEMORY = 2**30
+READS = 8  # clips of a batch read at once from s3://, where a request takes a while whatever its size
 PREFETCH = 2  # batches made ahead of the step; more would only be fresher than needed
 
 Read = Callable[[ManifestRow], np.ndarray]
+Clip = tuple[Tensor, Tensor, Tensor | None, str | None]  # what read_clip gives
 Out = TypeVar("Out")
 
 
@@ -65,6 +72,7 @@ class Source:
     """Where samples come from: the clips, and what turns one into tensors."""
 
     rows: Sequence[ManifestRow]
+    shares: tuple[tuple[int, int], ...]  # of each cache in turn, (clips, draws an epoch)
     read: Read
     latent_shape: tuple[int, ...]  # F, C, h, w
     scaling_factor: float
@@ -75,24 +83,35 @@ class Source:
     read_text: Read | None = None  # None: the model takes no text
     text_shape: tuple[int, ...] | None = None  # tokens, width
     null_text: np.ndarray | None = None  # (tokens, width); needed where text is dropped
+    at_once: int = 1  # clips of a batch that are read at the same time
 
 
 def training_source(
-    cache: Cache, classes: list[str], label_dropout: float, seed: int, read_prior: Read | None = None
+    cache: Cache,
+    classes: list[str],
+    label_dropout: float,
+    seed: int,
+    read_prior: Read | None = None,
+    kept: Kept | None = None,
 ) -> Source:
-    """The cache's training clips, with F_eta's cached output where `read_prior` gives it."""
+    """The cache's training clips, with F_eta's cached output where `read_prior` gives it; read through `kept`, if any."""
     rows = cache.select(TRAIN)
-    return _source(cache, rows, classes, label_dropout, seed, read_prior)
+    return _source(cache, rows, classes, label_dropout, seed, read_prior, kept)
 
 
 def validation_source(
-    cache: Cache, classes: list[str], clips: int, seed: int, read_prior: Read | None = None
+    cache: Cache,
+    classes: list[str],
+    clips: int,
+    seed: int,
+    read_prior: Read | None = None,
+    kept: Kept | None = None,
 ) -> Source:
     """At most `clips` held-out clips, spread evenly over the sorted keys; no label is dropped."""
     held_out = cache.select(TEST)
     count = min(clips, len(held_out))
     rows = [held_out[i * len(held_out) // count] for i in range(count)]
-    return _source(cache, rows, classes, 0.0, seed, read_prior)
+    return _source(cache, rows, classes, 0.0, seed, read_prior, kept)
 
 
 def _source(
@@ -102,53 +121,79 @@ def _source(
     label_dropout: float,
     seed: int,
     read_prior: Read | None,
+    kept: Kept | None,
 ) -> Source:
-    shape, scale = tuple(cache.info["latent_shape"]), cache.info["scaling_factor"]
-    return Source(rows, reader(cache, rows), shape, scale, classes, label_dropout, seed, read_prior)
+    return Source(
+        rows,
+        cache.shares if isinstance(cache, Mix) else ((len(rows), len(rows)),),
+        reader(cache, rows, kept),
+        tuple(cache.info["latent_shape"]),
+        cache.info["scaling_factor"],
+        classes,
+        label_dropout,
+        seed,
+        read_prior,
+        at_once=READS if any(map(is_remote, paths_of(cache))) else 1,
+    )
 
 
-def with_text(source: Source, cache: Cache) -> Source:
+def with_text(source: Source, cache: Cache, kept: Kept | None = None) -> Source:
     """The same clips with the embeddings of their captions, for a model that takes text. Raises UserError."""
     if cache.info["text_shape"] is None:
         raise UserError(f"{cache.path}: holds no text, which the model takes; set text.path and cache again")
     null_text = read_null_text(cache.path) if source.label_dropout else None
-    read = functools.partial(text_of, cache.path)
+    read = functools.partial(text_of, cache, kept=kept)
     return replace(source, read_text=read, text_shape=tuple(cache.info["text_shape"]), null_text=null_text)
 
 
-def text_of(cache_path: str, row: ManifestRow) -> np.ndarray:
+def text_of(cache: Cache, row: ManifestRow, kept: Kept | None = None) -> np.ndarray:
     """float16 (tokens, width): the embedding of a clip's caption. Raises CorruptShard."""
-    text = read_text(cache_path, row)
+    text = through(kept, read_text, cache_of(cache, row), row)
     if text is None:
-        raise CorruptShard(f"clip {row['key']}: has no text in {cache_path}; cache again")
+        raise CorruptShard(f"clip {row['key']}: has no text in {cache_of(cache, row)}; cache again")
     return text
 
 
-def reader(cache: Cache, rows: Sequence[ManifestRow]) -> Read:
-    """What gives the posterior of a clip, (2, F, C, h, w) float16; kept once read where all fit into memory."""
-    if rows and len(rows) * rows[0]["length"] > IN_MEMORY:  # all are of one length
-        return lambda row: read_latent(cache.path, row)
-    kept: dict[str, np.ndarray] = {}
+def reader(cache: Cache, rows: Sequence[ManifestRow], kept: Kept | None = None) -> Read:
+    """What gives the posterior of a clip, (2, F, C, h, w) float16; held once read where all fit into memory."""
 
     def read(row: ManifestRow) -> np.ndarray:
-        if row["key"] not in kept:
-            kept[row["key"]] = read_latent(cache.path, row)
-        return kept[row["key"]]
+        return through(kept, read_latent, cache_of(cache, row), row)
 
-    return read
+    if rows and len(rows) * rows[0]["length"] > IN_MEMORY:  # all are of one length
+        return read
+    held: dict[tuple[str, str], np.ndarray] = {}
+
+    def read_once(row: ManifestRow) -> np.ndarray:
+        place = cache_of(cache, row), row["key"]
+        if place not in held:
+            held[place] = read(row)
+        return held[place]
+
+    return read_once
+
+
+def through(kept: Kept | None, read: Callable[..., Out], path: str, row: ManifestRow) -> Out:
+    """`read` a clip of the cache at `path`, on this node's disk if it is there, and not damaged. Raises CorruptShard."""
+    if kept is not None and is_remote(path):
+        with contextlib.suppress(CorruptShard):
+            return read(path, row, kept.read_range)
+    return read(path, row)
 
 
 @functools.lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, clips: int) -> np.ndarray:
-    """(clips,) int64: the order of an epoch, a permutation of the rows sorted by key."""
-    return np.random.default_rng([seed, epoch]).permutation(clips)
+def epoch_order(seed: int, epoch: int, shares: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """(sum of draws,) int64: the order of an epoch; of one cache a permutation of its rows sorted by key."""
+    if len(shares) > 1:
+        return mixed_order(seed, epoch, shares)
+    return np.random.default_rng([seed, epoch]).permutation(shares[0][0])
 
 
-def global_batch(seed: int, step: int, size: int, clips: int) -> list[int]:
+def global_batch(seed: int, step: int, size: int, shares: tuple[tuple[int, int], ...]) -> list[int]:
     """The rows of global batch `step` (from 0), which may reach into the next epoch."""
-    positions = range(step * size, (step + 1) * size)
-    epochs = {epoch: epoch_order(seed, epoch, clips) for epoch in sorted({p // clips for p in positions})}
-    return [int(epochs[p // clips][p % clips]) for p in positions]
+    positions, length = range(step * size, (step + 1) * size), sum(drawn for _, drawn in shares)
+    epochs = {epoch: epoch_order(seed, epoch, shares) for epoch in sorted({p // length for p in positions})}
+    return [int(epochs[p // length][p % length]) for p in positions]
 
 
 def share(size: int, rank: int, workers: int) -> range:
@@ -182,10 +227,8 @@ def make_batch(
     texts, shown, seeds = [], [], []
     weight = (torch.arange(len(picks)) < (len(picks) if counted is None else counted)).float()
     damaged: list[str] = []
-    for position, index in picks:
-        row = source.rows[position]
+    for (row, (mean, logvar, text, problem)), (_, index) in zip(read_clips(source, picks), picks, strict=True):
         random = generator(source.seed, stream, step, index)
-        mean, logvar, text, problem = read_clip(source, row)
         if problem:
             weight[len(keys)] = 0.0
             damaged.append(problem)
@@ -221,7 +264,16 @@ def make_batch(
     )
 
 
-def read_clip(source: Source, row: ManifestRow) -> tuple[Tensor, Tensor, Tensor | None, str | None]:
+def read_clips(source: Source, picks: Sequence[tuple[int, int]]) -> Iterator[tuple[ManifestRow, Clip]]:
+    """The clips of a batch, as read_clip gives them."""
+    rows = [source.rows[position] for position, _ in picks]
+    if source.at_once == 1:
+        return ((row, read_clip(source, row)) for row in rows)
+    with ThreadPoolExecutor(source.at_once) as pool:
+        return zip(rows, list(pool.map(functools.partial(read_clip, source), rows)), strict=True)
+
+
+def read_clip(source: Source, row: ManifestRow) -> Clip:
     """Mean and log-variance of a clip's posterior, each (F, C, h, w) float32, and its text, if any; zeros and what is
     wrong where its bytes are not those that were written.
     """
@@ -243,7 +295,7 @@ def training_batches(
     piece, pieces = split(size, micro, workers)
 
     def make(step: int) -> list[TrainingBatch]:
-        rows = global_batch(source.seed, step, size, len(source.rows))
+        rows = global_batch(source.seed, step, size, source.shares)
         picks = [(rows[index], index) for index in mine]
         places = picks + [(rows[0], 0)] * (piece * pieces - len(picks))
         starts = range(0, len(places), piece)

@@ -10,13 +10,15 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from pipeline.schema import LATENT_MEMBER, META_MEMBER, TEXT_MEMBER, ManifestRow
 from pipeline.storage import read_range
+
+ReadRange = Callable[[str, int, int], bytes]  # address, offset, length -> at most so many bytes
 
 SHARDS = "shards"
 # what a sample's .json holds: what is true of the clip wherever the video and the shard lie
@@ -84,23 +86,23 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
     return header + tarfile.BLOCKSIZE
 
 
-def read_latent(cache_path: str, row: ManifestRow) -> np.ndarray:
+def read_latent(cache_path: str, row: ManifestRow, read: ReadRange = read_range) -> np.ndarray:
     """float16 (2, F, C, h, w): mean and log-variance of a clip, unscaled. Raises CorruptShard."""
-    return _read_array(cache_path, row, row["offset"], row["length"], row["checksum"])
+    return _read_array(cache_path, row, row["offset"], row["length"], row["checksum"], read)
 
 
-def read_text(cache_path: str, row: ManifestRow) -> np.ndarray | None:
+def read_text(cache_path: str, row: ManifestRow, read: ReadRange = read_range) -> np.ndarray | None:
     """float16 (tokens, width): the embedding of a clip's caption; None in a cache without. Raises CorruptShard."""
     offset, length, checksum = row["text_offset"], row["text_length"], row["text_checksum"]
     if offset is None or length is None or checksum is None:
         return None
-    return _read_array(cache_path, row, offset, length, checksum)
+    return _read_array(cache_path, row, offset, length, checksum, read)
 
 
-def _read_array(cache_path: str, row: ManifestRow, offset: int, length: int, crc: str) -> np.ndarray:
+def _read_array(cache_path: str, row: ManifestRow, offset: int, length: int, crc: str, read: ReadRange) -> np.ndarray:
     name = f"{SHARDS}/{row['shard']}"
     try:
-        content = read_range(f"{cache_path}/{name}", offset, length)
+        content = read(f"{cache_path}/{name}", offset, length)
     except FileNotFoundError as error:
         raise CorruptShard(f"clip {row['key']}: its shard {name} is not in {cache_path}") from error
     if len(content) != length or checksum(content) != crc:

@@ -32,6 +32,9 @@ def deepspeed_config(train: TrainSettings, workers: int) -> dict[str, Any]:
             "overlap_comm": torch.cuda.is_available(),
         },
     }
+    if train.offload_optimizer:
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config["zero_force_ds_cpu_optimizer"] = False  # PyTorch's fused AdamW; DeepSpeed's is compiled on the machine
     if train.precision == "bfloat16":
         config["bf16"] = {"enabled": True}
         if train.zero_stage:  # without ZeRO, DeepSpeed accumulates in the model's precision only

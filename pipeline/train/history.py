@@ -5,12 +5,14 @@ import io
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from pipeline.storage import is_remote, read_bytes, resolve, write_bytes
+from pipeline.train.trackers import Tracker, track
 
 COLUMNS = (
     "step",  # optimizer steps made
@@ -24,6 +26,8 @@ COLUMNS = (
     "backward",
     "optimizer",  # and what engine.step() does besides: clipping, exchange between workers,
     "checkpoint",  # and saving
+    "tflops",  # model TFLOP/s of a worker,
+    "mfu",  # and as a share of its GPU's peak
     "memory_gb",  # the most that rank 0 has held: GPU memory, or resident memory of a CPU worker
     "damaged",  # clips met since this start that were left out, their checksum being wrong
     "seconds",  # of the whole run so far, the time between two starts not counted
@@ -52,7 +56,7 @@ class History:
     On resume after `start` steps, rows of later steps are dropped: those steps are made again.
     """
 
-    def __init__(self, folder: str, start: int, steps: int) -> None:
+    def __init__(self, folder: str, start: int, steps: int, trackers: Sequence[Tracker] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder, self.address, self.steps = folder, f"{folder}/{HISTORY}", steps
@@ -61,6 +65,7 @@ class History:
         self.before = (self.rows[-1]["seconds"] or 0.0) if self.rows else 0.0
         self.started = self.saved = time.monotonic()
         self.start = start
+        self.trackers = list(trackers)
         self.remote = f"{folder}/tensorboard"
         local = tempfile.mkdtemp(prefix="tensorboard-") if is_remote(folder) else resolve(self.remote)[1]
         self.local = Path(local)
@@ -73,6 +78,7 @@ class History:
         for name, value in values.items():
             if value is not None:
                 self.board.add_scalar(name, value, step)
+        self.trackers = track(self.trackers, step, {k: v for k, v in values.items() if v is not None})
         print(self.line(row), flush=True)
         if time.monotonic() - self.saved > SAVE_S:
             self.save()
@@ -88,6 +94,8 @@ class History:
             parts.append(f"{row['damaged']:.0f} damaged clips left out")
         if row.get("samples_per_s"):
             parts.append(f"{row['samples_per_s']:.1f} clips/s")
+        if row.get("mfu"):
+            parts.append(f"MFU {row['mfu']:.0%}")
         if step > self.start:
             left = (time.monotonic() - self.started) / (step - self.start) * (self.steps - step)
             parts.append(f"{duration(left)} to go")
@@ -114,14 +122,20 @@ class History:
         self.save()
         write_bytes(f"{self.folder}/{CURVE}", learning_curve_png(self.rows, self.folder))
         self.board.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def last(self, name: str) -> float | None:
         """The latest value of a column."""
         return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
 
+    def median(self, name: str) -> float | None:
+        """The upper median of a column; None if it has no values."""
+        values = sorted(value for row in self.rows if (value := row.get(name)))
+        return values[len(values) // 2] if values else None
+
     def summary(self) -> dict[str, Any]:
         """What summary.json takes from the history."""
-        rates = [row["samples_per_s"] for row in self.rows if row.get("samples_per_s")]
         return {
             "final_loss": self.last("loss"),
             "validation_losses": [
@@ -129,7 +143,7 @@ class History:
                 for row in self.rows
                 if row.get("validation_loss") is not None
             ],
-            "samples_per_s": sorted(rates)[len(rates) // 2] if rates else None,  # type: ignore[type-var]
+            **{name: self.median(name) for name in ("samples_per_s", "tflops", "mfu")},
             "seconds": self.last("seconds"),
         }
 

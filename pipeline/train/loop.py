@@ -16,6 +16,7 @@ from pipeline.train.optimisation import learning_rate, set_learning_rate
 from pipeline.train.state import Ema
 from pipeline.train.stopwatch import Stopwatch, peak_memory_gb
 from pipeline.train.tasks import Loss, Task
+from pipeline.train.utilisation import peak_flops, utilisation
 
 Batches = Iterator[list[TrainingBatch]]
 Save = Callable[[int, dict[str, float | None]], None]
@@ -63,15 +64,16 @@ def train_steps(
     ema: Ema | None = None,
     told: Callable[[], Told] = lambda: Told.GO_ON,
     alive: Callable[[], None] = lambda: None,
+    flops: float = 0.0,
 ) -> None:
     """Make the optimizer steps from `start` to train.steps. Every rank calls it; `history` is rank 0's.
 
     Raises RunStopped, on all ranks, when the loss is no number any more and, unless train.damaged_clips is skip, when a
     clip was damaged: before the next checkpoint. Raises StopAsked or MoveAsked, after a checkpoint, when `told()` says so
     on any rank; all ranks call it at the same steps, every ASK_S. `alive()` is called at the start of every step, and
-    before a validation.
+    before a validation. `flops`: of the model a clip, forward and backward; 0: not known.
     """
-    meter = Meter(train, place, [problem for piece in held_out for problem in piece.damaged])
+    meter = Meter(train, place, [problem for piece in held_out for problem in piece.damaged], flops)
     alive()
     if start == 0 and held_out:
         before = validate(engine, task.loss, held_out, place)
@@ -155,8 +157,9 @@ def gradient_norm(engine: Any) -> float | None:
 class Meter:
     """What happened since the last row."""
 
-    def __init__(self, train: TrainSettings, place: Place, damaged: list[str]) -> None:
+    def __init__(self, train: TrainSettings, place: Place, damaged: list[str], flops: float) -> None:
         self.train, self.place = train, place
+        self.flops, self.peak = flops, peak_flops(place.device, train.precision)
         self.ask_every = 1  # steps that take ASK_S or so; the same on all ranks
         self.watch = Stopwatch(place.device)
         self.damaged = damaged  # what is wrong with this rank's clips that could not be read, since the start
@@ -183,9 +186,11 @@ class Meter:
             raise RunStopped(f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm")
         if damaged and self.train.damaged_clips == "stop":
             raise RunStopped(f"step {step}: {self.problems()[0]}; or set train.damaged_clips skip")
+        rate = self.steps * self.train.global_batch / self.seconds
         row: dict[str, float | None] = {
             "loss": mean,
-            "samples_per_s": self.steps * self.train.global_batch / self.seconds,
+            "samples_per_s": rate,
+            **(utilisation(rate, self.flops, self.place.workers, self.peak) if self.flops else {}),
             **self.watch.shares(),
             "memory_gb": peak_memory_gb(self.place.device),
         }

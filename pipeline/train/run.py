@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import load, to_yaml
 from pipeline.data.batches import split
-from pipeline.data.manifest import Cache, check_same, describe, open_cache, read_null_text
+from pipeline.data.manifest import Cache, read_null_text
+from pipeline.data.mix import Mix, hash_of_clips, open_training_cache
 from pipeline.data.prior_cache import check_outputs
-from pipeline.data.rows import Rows
 from pipeline.models.latte import Latte
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
@@ -24,7 +24,8 @@ from pipeline.schema import TEST, TRAIN, CacheInfo
 from pipeline.settings import Settings, UserError
 from pipeline.storage import exists, list_files, read_json, resolve, write_bytes, write_json
 from pipeline.train.initial import VAE_HASH, check_prior, is_export, load_initial
-from pipeline.train.tasks import Job, sections, untrained
+from pipeline.train.tasks import Job, freeze, sections, untrained
+from pipeline.train.trackers import check_trackers
 
 MADE_WITH = "made_with.json"
 CHECKPOINTS = "checkpoints"
@@ -40,6 +41,7 @@ FREE = {
     "validate_every",
     "validate_clips",
     "zero_stage",
+    "offload_optimizer",
     "damaged_clips",
     "compile",
 }
@@ -71,8 +73,8 @@ def run_folder(job: Job, settings: Settings) -> str:
 
 def prepare(job: Job, settings: Settings) -> Run:
     """Find and check cache, initial weights and prior. Reads only. Raises UserError or WeightsMismatch."""
-    cache = open_cache(settings.cache_path)
-    check_same(cache.path, cache.info, describe(settings, []))
+    check_trackers(settings)
+    cache = open_training_cache(settings)
     if not cache.select(TRAIN):
         raise UserError(
             f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
@@ -82,6 +84,8 @@ def prepare(job: Job, settings: Settings) -> Run:
         read_null_text(cache.path)
     if uses_prior(job, settings):
         path = check_prior(settings, cache.info)
+        if settings.bridge.cached_prior and isinstance(cache, Mix):
+            raise UserError("bridge.cached_prior = true is of one cache; with cache.mix set it false")
         if settings.bridge.cached_prior:
             check_outputs(cache, weights_hash(shipped_path(path)))
     return Run(job, settings, cache, model, begins, made_with(job, settings, cache))
@@ -95,7 +99,9 @@ def meta_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[nn.Module
         with torch.device("cpu"):
             backbone = model.backbone
             assert isinstance(backbone, nn.Module)
-            return model, load_initial(job, settings, info, backbone)
+            begins = load_initial(job, settings, info, backbone)
+        freeze(job, settings, backbone)
+        return model, begins
 
 
 def uses_prior(job: Job, settings: Settings) -> bool:
@@ -107,14 +113,15 @@ def uses_prior(job: Job, settings: Settings) -> bool:
 def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
     """What decides the result of a run. Workers and ZeRO stage do not: a run may go on with others."""
     model, train = sections(job, settings)
-    keys = hashlib.blake2b(digest_size=8)
-    for row in Rows(cache.table.select(["key", "split", "label"])):
-        keys.update(f"{row['key']} {row['split']} {row['label']}\n".encode())
     result: dict[str, Any] = {
         "run.seed": settings.run.seed,
         "cache.fingerprint": cache.info["fingerprint"],
-        "cache.clips": f"{len(cache.rows)} ({keys.hexdigest()})",
+        "cache.clips": f"{len(cache.rows)} ({hash_of_clips(cache)})",
     }
+    if isinstance(cache, Mix):
+        result["cache.mix"] = [
+            f"{p.clips} clips ({p.keys}) of {p.fingerprint}, weight {p.weight:g}" for p in cache.parts
+        ]
     prefix = "" if job == "finetune" else "prior."
     result |= {f"{prefix}model.{name}": value for name, value in model.model_dump(mode="json").items()}
     trained = train.model_dump(mode="json")
@@ -217,17 +224,18 @@ def plan_training(run: Run) -> str:
     _, train = sections(run.job, run.settings)
     clips, held_out = len(run.cache.select(TRAIN)), len(run.cache.select(TEST))
     parameters = sum(p.numel() for p in run.model.parameters())
+    learned = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     least, workers = run.settings.cluster.train.workers_range
     piece, pieces = split(train.global_batch, train.micro_batch, workers)
     flops = training_flops(run.model, run.cache.info)
     epochs = train.steps * train.global_batch / clips
-    size = parameters * CHECKPOINT_BYTES
+    size = learned * CHECKPOINT_BYTES
     kept = f"the {'last' if train.keep_by == 'time' else 'best'} {train.keep_checkpoints}"
     return (
         f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
-        f"  model         {parameters / 1e6:.2f} M parameters, {tokens(run.model)}"
+        f"  model         {parameters / 1e6:.2f} M parameters{_trained_in_words(run.model)}, {tokens(run.model)}"
         f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
-        f"  data          {clips} training and {held_out} held-out clips in {run.cache.path}\n"
+        f"  data          {clips} training and {held_out} held-out clips in {_caches_in_words(run.cache)}\n"
         f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
         f"{'' if least == workers else f'{least} to '}{workers} workers x {pieces} pieces of {piece}, "
         f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
@@ -245,6 +253,20 @@ def _standing_in_words(run: Run) -> str:
     }[standing(run)]
 
 
+def _trained_in_words(model: nn.Module) -> str:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = any(not p.requires_grad for p in model.parameters())
+    return f", {trained / 1e6:.2f} M trained" if frozen else ""
+
+
+def _caches_in_words(cache: Cache) -> str:
+    if not isinstance(cache, Mix):
+        return cache.path
+    total = sum(drawn for _, drawn in cache.shares)
+    shares = zip(cache.parts, cache.shares, strict=True)
+    return ", ".join(f"{part.path} ({drawn / total:.0%} of the draws)" for part, (_, drawn) in shares)
+
+
 def tokens(model: nn.Module) -> str:
     """Tokens that a Latte sees of one clip, the image's frame included, in words; "" of another backbone."""
     backbone = model.backbone
@@ -254,7 +276,11 @@ def tokens(model: nn.Module) -> str:
 
 
 def training_flops(model: nn.Module, info: CacheInfo) -> float:
-    """FLOP of one clip, forward and backward (three forwards); counted on the meta device, nothing is computed."""
+    """FLOP of one clip, forward and backward; counted on the meta device, nothing is computed.
+
+    The backward pass is one forward for the gradients of activations, and another for those of weights, less the share of
+    weights that are frozen.
+    """
     shape = (1, *info["latent_shape"])
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         y, image_latent = torch.empty(1, dtype=torch.int64), torch.empty(1, *shape[2:])
@@ -267,7 +293,9 @@ def training_flops(model: nn.Module, info: CacheInfo) -> float:
                 given["image_features"] = torch.empty(1, 257, model.backbone.image_proj_model.proj_in.in_features)
             conditions = {name: given[name] for name in model.conditions}  # type: ignore[union-attr]
             model(torch.empty(shape), torch.empty(1), y, **conditions)
-    return 3.0 * counter.get_total_flops()
+    parameters = list(model.parameters())
+    learned = sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
+    return (2.0 + learned) * counter.get_total_flops()
 
 
 def _size(count: float) -> str:

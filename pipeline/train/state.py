@@ -145,13 +145,12 @@ def weights(saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def full_state(engine: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained model's whole state in float32 on the CPU, from the master weights wherever they lie.
-
-    `buffers` are the model's before bf16 rounded them. Collective: every rank calls it.
+    """The trained weights in float32 on the CPU, from the master weights wherever they lie, and `buffers`, the model's
+    before bf16 rounded them. Collective: every rank calls it.
     """
     state = dict(buffers)
-    for name, parameter in engine.module.named_parameters():
-        value = whole(engine, parameter, WEIGHT) if parameter.requires_grad else parameter
+    for name, parameter in trained(engine.module):
+        value = whole(engine, parameter, WEIGHT)
         assert value is not None
         whole_value = value.detach().to("cpu", torch.float32, copy=True)
         state[name] = whole_value.view(()) if hasattr(parameter, SCALAR) else whole_value

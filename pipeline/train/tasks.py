@@ -21,7 +21,8 @@ from pipeline.models.image_encoder import ImageEncoder
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.prior import NeuralPrior, replicate
 from pipeline.schema import CacheInfo
-from pipeline.settings import BridgeSettings, ModelSettings, Settings, TrainSettings
+from pipeline.settings import BridgeSettings, ModelSettings, Settings, TrainSettings, VideoModelSettings
+from pipeline.train.adapters import choose_trained
 
 Job = Literal["finetune", "prior"]
 Network = Callable[..., Tensor]  # the model, or an engine around it
@@ -52,6 +53,13 @@ def untrained(job: Job, settings: Settings, info: CacheInfo) -> nn.Module:
         return build_prior(settings.prior.model, shape, classes, settings.prior.train.activation_checkpointing)
     checkpointing = settings.train.activation_checkpointing
     return build_image_to_video(settings.model, shape, classes, info["text_shape"], checkpointing)
+
+
+def freeze(job: Job, settings: Settings, backbone: nn.Module) -> None:
+    """Leave of the job's `backbone`, which has its initial weights, only those to be trained. Raises UserError."""
+    model, train = sections(job, settings)
+    name = model.backbone if isinstance(model, VideoModelSettings) else "latte"
+    choose_trained("train" if job == "finetune" else "prior.train", backbone, name, train, settings.run.seed)
 
 
 def finetune_task(

@@ -7,6 +7,7 @@ import sys
 import threading
 import uuid
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -24,17 +25,21 @@ from pipeline.data.batches import (
     validation_source,
     with_text,
 )
-from pipeline.data.manifest import Cache, open_cache
+from pipeline.data.kept import keep_locally
+from pipeline.data.manifest import Cache
+from pipeline.data.mix import open_training_cache
 from pipeline.data.prior_cache import prior_reader
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
+from pipeline.models.weights import State
 from pipeline.placement import check_room, needs, selector
 from pipeline.ray_start import start_ray
 from pipeline.schema import CacheInfo
 from pipeline.settings import JobFailed, Settings
 from pipeline.storage import read_json, resolve, write_json
 from pipeline.train import checkpoint
+from pipeline.train.adapters import merged
 from pipeline.train.engine import start_engine
 from pipeline.train.failures import EndAtOnce, alive, asleep, explained, stop_through, told
 from pipeline.train.history import History, duration
@@ -49,6 +54,7 @@ from pipeline.train.run import (
     record,
     run_folder,
     standing,
+    training_flops,
     uses_prior,
     weights_hash,
 )
@@ -58,11 +64,13 @@ from pipeline.train.tasks import (
     Task,
     class_map,
     finetune_task,
+    freeze,
     prior_task,
     replicated_error,
     sections,
     untrained,
 )
+from pipeline.train.trackers import open_trackers
 
 log = logging.getLogger("train")
 
@@ -115,7 +123,12 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
     os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it prints every line of a worker twice
     return ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"job": run.job, "settings": run.settings.model_dump(mode="json"), "stop": stop_key},
+        train_loop_config={
+            "job": run.job,
+            "settings": run.settings.model_dump(mode="json"),
+            "stop": stop_key,
+            "flops": training_flops(run.model, run.cache.info),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers if isinstance(resources.workers, int) else resources.workers_range,
             use_gpu=resources.num_gpus > 0,
@@ -148,18 +161,18 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     settings = Settings.model_validate(config["settings"])
     try:
         with checkpoint.room_needed(run_folder(config["job"], settings)):
-            return work(config["job"], settings, config["stop"])
+            return work(config["job"], settings, config["stop"], config["flops"])
     finally:
         asleep()
 
 
-def work(job: Job, settings: Settings, stop_key: str) -> dict[str, Any] | None:
+def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str, Any] | None:
     """What every worker does, from its model to the export; rank 0 gives the summary."""
     _, train = sections(job, settings)
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), device_of(settings))
     folder, seed = run_folder(job, settings), settings.run.seed
-    cache = open_cache(settings.cache_path)
+    cache = open_training_cache(settings)
     task, begins = build_task(job, settings, cache.info, place)
     saved_names = set(task.model.state_dict())  # CogVideoX makes its positions anew, and does not save them
     buffers = {name: value.clone() for name, value in task.model.named_buffers() if name in saved_names}
@@ -176,7 +189,7 @@ def work(job: Job, settings: Settings, stop_key: str) -> dict[str, Any] | None:
     if ema and saved:
         ema.put_back(engine, saved.tensors)
     start = saved.step if saved else 0
-    history = History(folder, start, train.steps) if place.rank == 0 else None
+    history = History(folder, start, train.steps, open_trackers(settings, folder)) if place.rank == 0 else None
     if history:
         print(
             f"{parameters / 1e6:.2f} M parameters, {f'going on after step {start}' if start else begins}",
@@ -184,10 +197,11 @@ def work(job: Job, settings: Settings, stop_key: str) -> dict[str, Any] | None:
         )
 
     read_prior = cached_prior(job, settings, cache)
-    source = training_source(cache, cache.info["classes"], train.label_dropout, seed, read_prior)
-    held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed, read_prior)
+    kept = keep_locally(cache, settings.cache, context.get_local_world_size())
+    source = training_source(cache, cache.info["classes"], train.label_dropout, seed, read_prior, kept)
+    held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed, read_prior, kept)
     if "text" in getattr(task.model, "conditions", ()):
-        source, held_out = with_text(source, cache), with_text(held_out, cache)
+        source, held_out = with_text(source, cache, kept), with_text(held_out, cache, kept)
     rank, workers = place.rank, place.workers
     batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
     checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
@@ -197,7 +211,7 @@ def work(job: Job, settings: Settings, stop_key: str) -> dict[str, Any] | None:
     ask = partial(told, stop_key, place.rank)
     beat = partial(alive, settings.cluster.train.hang_timeout_s)
     try:
-        train_steps(engine, task, train, batches, checks, history, save, place, start, ema, ask, beat)
+        train_steps(engine, task, train, batches, checks, history, save, place, start, ema, ask, beat, flops)
     except RunStopped as stopped:  # not raised: Ray Train would start it again, to the same end
         if history:
             history.close()
@@ -215,10 +229,10 @@ def work(job: Job, settings: Settings, stop_key: str) -> dict[str, Any] | None:
     summary |= {"clips": len(source.rows), "held_out": len(held_out.rows), **history.summary()}
     if replicated is not None:
         summary["held_out_error"] = {"prior": history.last("validation_loss"), "replicated": replicated}
-    exported = {name.removeprefix("backbone."): value for name, value in state.items()}
+    state = whole_state(job, settings, cache.info, state)
     config = export_config(job, settings, cache.info)
     card = model_card(config, read_json(f"{folder}/{MADE_WITH}"), settings.data.source, summary)
-    checkpoint.export(f"{folder}/export", exported, config, card)
+    checkpoint.export(f"{folder}/export", state, config, card)
     return summary
 
 
@@ -230,10 +244,7 @@ def quieten() -> None:
 
 def build_task(job: Job, settings: Settings, info: CacheInfo, place: Place) -> tuple[Task, str]:
     """The job's model with its initial weights, and its loss; what the weights start from, in words."""
-    model = untrained(job, settings, info)
-    assert isinstance(model, NeuralPrior | VideoNetwork)
-    model.initialise(settings.run.seed)
-    begins = load_initial(job, settings, info, model.backbone)
+    model, begins = initial_model(job, settings, info)
     _, train = sections(job, settings)
     if train.compile:
         model.backbone.compile()
@@ -248,6 +259,27 @@ def build_task(job: Job, settings: Settings, info: CacheInfo, place: Place) -> t
     frozen, classes = load_frozen_prior(settings)
     frozen = frozen.to(place.device, dtype)
     return finetune_task(model, settings.bridge, frozen, class_map(info["classes"], classes)), begins
+
+
+def initial_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[NeuralPrior | VideoNetwork, str]:
+    """The job's model with its initial weights, those that are not trained frozen; what they start from, in words."""
+    model = untrained(job, settings, info)
+    assert isinstance(model, NeuralPrior | VideoNetwork)
+    model.initialise(settings.run.seed)
+    begins = load_initial(job, settings, info, model.backbone)
+    freeze(job, settings, model.backbone)
+    return model, begins
+
+
+def whole_state(job: Job, settings: Settings, info: CacheInfo, learned: Mapping[str, torch.Tensor]) -> State:
+    """The backbone's state for an export: what was trained (names of the job's model), frozen weights as they came, before
+    any rounding to bf16, and adapters merged in.
+    """
+    _, train = sections(job, settings)
+    state = dict(learned)
+    if train.trainable is not None or train.lora.rank is not None:
+        state = initial_model(job, settings, info)[0].state_dict() | state
+    return merged({name.removeprefix("backbone."): value for name, value in state.items()}, train.lora)
 
 
 def cached_prior(job: Job, settings: Settings, cache: Cache) -> Read | None:

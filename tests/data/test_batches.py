@@ -90,12 +90,14 @@ def test_a_restart_goes_on_with_the_same_batches(cache: Cache) -> None:
 def test_another_seed_gives_another_order_and_other_noise(cache: Cache) -> None:
     one, other = next(stream(cache, 1, SIZE)), next(stream(cache, 1, SIZE, seed=1))
     assert not torch.equal(one["noise"], other["noise"])  # type: ignore[arg-type]
-    assert [global_batch(0, s, SIZE, 10) for s in range(5)] != [global_batch(1, s, SIZE, 10) for s in range(5)]
+    assert [global_batch(0, s, SIZE, ((10, 10),)) for s in range(5)] != [
+        global_batch(1, s, SIZE, ((10, 10),)) for s in range(5)
+    ]
 
 
 @pytest.mark.parametrize(("size", "clips"), [(4, 10), (16, 10), (5, 5), (3, 7)])
 def test_every_clip_comes_once_an_epoch(size: int, clips: int) -> None:
-    order = [row for step in range(clips * 2) for row in global_batch(3, step, size, clips)]
+    order = [row for step in range(clips * 2) for row in global_batch(3, step, size, ((clips, clips),))]
     for epoch in range(len(order) // clips):
         assert sorted(order[epoch * clips : (epoch + 1) * clips]) == list(range(clips))
     assert order[:clips] != order[clips : 2 * clips]
