@@ -1,0 +1,192 @@
+"""LoRA and trained parts: what is trained, what stays as it came, and an export that knows nothing of adapters."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from test_backbone_recipes import shrunken
+from tiny_cache import tiny_settings, write_cache
+from tiny_published import randomise, save_cogvideox, save_text_to_video
+
+from pipeline.config import ROOT
+from pipeline.data.manifest import open_cache
+from pipeline.models.build import build_image_to_video
+from pipeline.models.weights import save_export
+from pipeline.settings import Settings, UserError
+from pipeline.train.adapters import merged
+from pipeline.train.run import export_config, made_with, plan_training, prepare
+from pipeline.train.tasks import untrained
+
+LORA = ("--train.lora.rank=2", "--train.lora.alpha=4")
+
+
+def settings_of(backbone: str, folder: Path, *more: str) -> Settings:
+    """A tiny `backbone` with pre-trained weights and adapters."""
+    if backbone == "latte":
+        return tiny_settings(folder, f"--train.init={folder}/latte", *LORA, *more)
+    return shrunken({"unet3d": "videocrafter"}.get(backbone, backbone), folder, *LORA, *more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    (folder / "videocrafter").mkdir()
+    save_text_to_video(folder / "videocrafter")
+    save_cogvideox(folder / "cogvideox")
+    for name in ("videocrafter", "cogvideox"):
+        write_cache(shrunken(name, folder), clips=4, held_out=1)
+    scratch = tiny_settings(folder)
+    cache = write_cache(scratch)
+    module = untrained("finetune", scratch, cache.info)
+    randomise(module)
+    save_export(folder / "latte", module.backbone.state_dict(), export_config("finetune", scratch, cache.info))  # type: ignore[union-attr,operator]
+    return folder
+
+
+# Steps of one worker: two at once, and one, what a checkpoint holds, and one of an engine that starts anew with it.
+PROGRAM = """
+    import os
+    import sys
+    import time
+    from pathlib import Path
+
+    import torch
+    import torch.distributed as dist
+    import yaml
+
+    from pipeline.config import build
+    from pipeline.data.batches import training_batches, training_source, with_text
+    from pipeline.data.mix import open_training_cache
+    from pipeline.train.engine import start_engine
+    from pipeline.train.loop import Place
+    from pipeline.train.state import count_updates, full_state, gather, optimizer_keys, put_back, weights
+    from pipeline.train.worker import build_task, whole_state
+
+    dist.init_process_group("gloo")
+    place = Place(0, 1, torch.device("cpu"))
+    for path in sys.argv[1:]:
+        begun = time.perf_counter()
+        settings = build([yaml.safe_load(Path(path).read_text())])
+        cache = open_training_cache(settings)
+        source = training_source(cache, cache.info["classes"], 0.0, 0)
+        if cache.info["text_shape"]:
+            source = with_text(source, cache)
+
+        def go(start, stop, saved):
+            task, _ = build_task("finetune", settings, cache.info, place)
+            before = {name: value.clone() for name, value in task.model.state_dict().items()}
+            if saved:
+                task.model.load_state_dict(dict(weights(saved[0])), strict=False)
+            engine = start_engine(task.model, settings.train, 1, place.device)
+            keys = optimizer_keys("adamw")
+            if saved:
+                put_back(engine, saved[0], keys, saved[1])
+            engine.eval()  # no dropout
+            for pieces in training_batches(source, 2, 2, 0, 1, start, stop):
+                engine.backward(task.loss(engine, pieces[0]).mean())
+                engine.step()
+            return (gather(engine, keys, 0, 1), count_updates(engine)), engine, task, before
+
+        whole, engine, task, before = go(0, 2, None)
+        if settings.train.zero_stage == 3:  # once is enough: checkpoints know nothing of backbones
+            resumed, *_ = go(1, 2, go(0, 1, None)[0])
+            assert whole[0].keys() == resumed[0].keys() and whole[1] == resumed[1]
+            assert all(torch.equal(value, resumed[0][name]) for name, value in whole[0].items())
+        trained = {name.rsplit("/", 1)[0] for name in whole[0]}
+        assert any("lora_A" in name for name in trained), trained
+        state = full_state(engine, {})
+        assert set(state) == trained
+        assert all(not torch.equal(state[name], before[name]) for name in trained)
+        merged = whole_state("finetune", settings, cache.info, state)
+        torch.save((merged, sorted(trained)), path + ".pt")
+        print("fine", path, round(time.perf_counter() - begun, 1), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def exports(folder: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]]:
+    """{backbone: (the exported state, names of what was trained)} after two steps with adapters."""
+    from pipeline.config import to_yaml
+
+    paths = {}
+    for backbone, more in (
+        ("latte", ("--train.zero_stage=3", "--train.precision=bfloat16")),
+        ("unet3d", ("--train.zero_stage=2",)),
+        ("cogvideox", ("--train.zero_stage=2",)),
+    ):
+        paths[backbone] = folder / f"{backbone}.yaml"
+        small = (
+            "--train.global_batch=2",
+            "--train.micro_batch=2",
+            "--cluster.train.workers=1",
+            "--train.learning_rate=0.01",
+        )
+        paths[backbone].write_text(to_yaml(settings_of(backbone, folder, *more, *small)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), *map(str, paths.values())]
+    done = subprocess.run(command, env=os.environ | own | place, capture_output=True, text=True, timeout=200)
+    print(done.stdout)
+    assert done.returncode == 0 and done.stdout.count("fine") == 3, done.stdout + done.stderr
+    return {name: torch.load(f"{path}.pt", weights_only=True) for name, path in paths.items()}
+
+
+@pytest.mark.parametrize("backbone", ["latte", "unet3d", "cogvideox"])
+def test_resumed_is_bit_equal_and_the_export_holds_the_sum(
+    folder: Path, exports: dict[str, tuple[dict[str, torch.Tensor], list[str]]], backbone: str
+) -> None:
+    """The program above checks the first; frozen weights are exported as they came, not as bf16 rounded them."""
+    state, trained = exports[backbone]
+    settings = settings_of(backbone, folder, "--train.lora.rank=null")
+    info = open_cache(settings.cache_path).info
+    from pipeline.train.worker import initial_model
+
+    model = initial_model("finetune", settings, info)[0]
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    model.backbone.load_state_dict(state)  # strict: the names of a network without adapters
+    changed = {name for name, value in state.items() if not torch.equal(value, before[name])}
+    adapted = {name.split(".lora_")[0].removeprefix("backbone.") + ".weight" for name in trained if ".lora_" in name}
+    besides = {name.removeprefix("backbone.") for name in trained if ".lora_" not in name}
+    assert changed == adapted | besides
+    reads_image = {"latte": 0, "unet3d": 2, "cogvideox": 2}[backbone]  # weight and bias
+    assert len(besides) == reads_image
+
+
+def test_an_adapted_network_and_its_merged_state_give_the_same(folder: Path) -> None:
+    settings = settings_of("latte", folder)
+    info = open_cache(settings.cache_path).info
+    from pipeline.train.worker import initial_model
+
+    adapted = initial_model("finetune", settings, info)[0]
+    randomise(adapted, seed=3)
+    plain = build_image_to_video(settings.model, info["latent_shape"], len(info["classes"]))
+    plain.load_state_dict(merged(adapted.state_dict(), settings.train.lora))
+    z, t, y = torch.randn(1, 4, 4, 4, 4), torch.tensor([5.0]), torch.tensor([0])
+    torch.testing.assert_close(plain(z, t, y, z[:, 0]), adapted(z, t, y, z[:, 0]))
+
+
+def test_parts_of_the_network_are_trained_by_name(folder: Path) -> None:
+    settings = tiny_settings(folder, r"--train.trainable=['^blocks\.1\.', final_layer]")
+    run = prepare("finetune", settings)
+    names = {name for name, p in run.model.named_parameters() if p.requires_grad}
+    assert names and all(name.startswith(("backbone.blocks.1.", "backbone.final_layer")) for name in names)
+    assert " M trained, " in plan_training(run)
+    assert made_with("finetune", settings, run.cache)["train.trainable"] == [r"^blocks\.1\.", "final_layer"]
+
+
+def test_patterns_that_match_nothing_and_adapters_on_nothing_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"train.trainable = blocs: found in no name, such as .*correct the pattern"):
+        prepare("finetune", tiny_settings(folder, "--train.trainable=[blocs]"))
+    with pytest.raises(UserError, match=r"train.lora.targets = no_such: found in no name"):
+        prepare("finetune", settings_of("latte", folder, "--train.lora.targets=[no_such]"))
+    with pytest.raises(UserError, match=r"train.lora.rank = 2 trains adapters .* train.init is null"):
+        tiny_settings(folder, *LORA)
