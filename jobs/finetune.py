@@ -20,9 +20,11 @@ from pipeline.train.run import plan_training, prepare
 
 def job(settings: Settings, options: Options) -> None:
     run = prepare("finetune", settings)
+    from pipeline.sampling.while_training import sampled_while_training
     from pipeline.train.worker import run_training
 
-    run_training(run)
+    with sampled_while_training(run):
+        run_training(run)
 
 
 def plan(settings: Settings, options: Options) -> str:

@@ -1,0 +1,171 @@
+"""CHECKPOINT -> CLIPS, while training goes on: the driver watches the run's folder and hands committed checkpoints to a task.
+
+The workers that train know nothing of it and wait for nothing: the task runs where the cluster has room for an actor of
+cluster.sample, and until there is some it waits. One that fails costs its clips and a line of the log.
+"""
+
+import contextlib
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import ray
+import torch
+
+from pipeline.data.mix import cache_of, open_training_cache
+from pipeline.data.shards import read_latent
+from pipeline.placement import needs, selector
+from pipeline.sampling.generate import decode_clips, generate, load_sampler
+from pipeline.sampling.outputs import encode_mp4, encode_png, tile
+from pipeline.schema import TEST, CacheInfo
+from pipeline.settings import Settings
+from pipeline.storage import entries, read_bytes, read_json, write_bytes
+from pipeline.train import checkpoint
+from pipeline.train.adapters import merged
+from pipeline.train.checkpoint import CheckpointDamaged, Saved, read_shares
+from pipeline.train.run import CHECKPOINTS, Run, export_config
+from pipeline.train.state import EMA, WEIGHT
+from pipeline.train.worker import initial_model
+
+log = logging.getLogger("samples")
+
+POLL_S = 2.0  # between two looks into the folder
+PATIENCE_S = 120.0  # at the end of the training, for a task that is under way or gets its room then
+SHOWN = 4  # frames of a clip in the picture
+
+
+class Found(NamedTuple):
+    """A checkpoint in the run's folder."""
+
+    step: int
+    address: str
+    files: list[str]
+
+
+@contextlib.contextmanager
+def sampled_while_training(run: Run) -> Iterator[None]:
+    """Within it, every checkpoint that sample.while_training asks for is sampled into RUN/finetune/samples."""
+    if run.settings.sample.while_training is None:
+        yield
+        return
+    ended = threading.Event()
+    watcher = threading.Thread(target=watch, args=(run, ended), name="samples", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def watch(run: Run, ended: threading.Event) -> None:
+    """Hand checkpoints to a task, one at a time and always the latest, until training has ended."""
+    every = run.settings.sample.while_training
+    assert every is not None
+    done, task, step = 0, None, 0  # done: the last step that was sampled, or tried
+    deadline = float("inf")
+    while True:
+        if ended.wait(POLL_S):
+            deadline = min(deadline, time.monotonic() + PATIENCE_S)
+        try:
+            if task is not None and ray.wait([task], timeout=0)[0]:
+                log.info("step %d: %s", step, ray.get(task))
+                task, done = None, step
+            if task is None and not ended.is_set() and ray.is_initialized():
+                latest = latest_checkpoint(run.folder)
+                if latest is not None and latest.step // every > done // every:
+                    task, step = start_task(run.settings, latest), latest.step
+        except CheckpointDamaged:
+            task = None  # still being written, or pruned: the next look tells
+        except Exception as error:  # noqa: BLE001 (whatever it is, training is not to end for a picture)
+            lines = str(error).strip().splitlines() or [""]
+            log.warning("step %d: no clips were made (%s: %s)", step, type(error).__name__, lines[-1])
+            task, done = None, step
+        if task is None and ended.is_set():
+            return
+        if time.monotonic() > deadline:
+            log.warning("step %d: no clips were made, the cluster had no room for it", step)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.cancel(task, force=True)
+            return
+
+
+def latest_checkpoint(folder: str) -> Found | None:
+    """The checkpoint of the most steps in a run's folder of which every rank's files are there; None if there is none."""
+    files: dict[str, list[str]] = {}
+    for entry in entries(f"{folder}/{CHECKPOINTS}", recursive=True):
+        place, _, name = entry.address.rpartition("/")
+        if name.startswith("state-"):
+            files.setdefault(place, []).append(entry.address)
+    found = []
+    for place, addresses in files.items():
+        mark = next((one for one in addresses if one.endswith(".json")), None)
+        ranks = int(addresses[0].rpartition("-of-")[2].split(".")[0])
+        if mark is not None and len(addresses) == 2 * ranks:
+            with contextlib.suppress(OSError, ValueError, KeyError):  # pruned, or half-written
+                found.append(Found(int(read_json(mark)["step"]), place, addresses))
+    return max(found, default=None)
+
+
+def start_task(settings: Settings, found: Found) -> "ray.ObjectRef":
+    resources = needs(settings, "sample")
+    options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
+    if labels := selector(settings, "sample"):
+        options["label_selector"] = labels
+    # one that does not end is not waited for, and one that fails is not tried again: the next checkpoint comes
+    return ray.remote(sample_checkpoint).options(max_retries=0, **options).remote(settings, found)
+
+
+def sample_checkpoint(settings: Settings, found: Found) -> str:
+    """Write clips of a checkpoint as RUN/finetune/samples/step-N.mp4 and .png; what was done, in words.
+
+    Raises CheckpointDamaged where its files are not whole (yet).
+    """
+    device = "cuda" if settings.cluster.sample.num_gpus > 0 else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(max(1, round(settings.cluster.sample.num_cpus)))
+    cache = open_training_cache(settings)
+    rows = list(cache.select(TEST).spread(settings.sample.while_training_count))
+    if not rows:
+        return "no clips are held out, so none are sampled (data.holdout_fraction)"
+    with tempfile.TemporaryDirectory(prefix="samples-") as local:
+        for address in found.files:
+            with contextlib.suppress(FileNotFoundError):  # pruned: read_shares says so
+                (Path(local) / address.rpartition("/")[2]).write_bytes(read_bytes(address))
+        state = state_of(settings, cache.info, read_shares(Path(local)))
+        config = export_config("finetune", settings, cache.info) | {"steps": found.step}
+        checkpoint.export(f"{local}/export", state, config)
+        sample = settings.sample.model_copy(update={"model_path": f"{local}/export"})
+        sampler = load_sampler(settings.model_copy(update={"sample": sample}), device)
+    scale = cache.info["scaling_factor"]
+    means = [read_latent(cache_of(cache, row), row)[0, 0].astype(np.float32) * scale for row in rows]
+    clips, _ = generate(
+        sampler,
+        torch.from_numpy(np.stack(means)),
+        [row["label"] for row in rows],
+        [row["key"] for row in rows],
+        settings.run.seed,
+        [row["caption"] or row["label"] for row in rows],
+        [float(row["stride"]) for row in rows],
+    )
+    frames = decode_clips(sampler, clips).cpu().numpy()
+    address = f"{settings.run.folder}/finetune/samples/step-{found.step:07d}"
+    write_bytes(f"{address}.mp4", encode_mp4(tile(list(frames)), settings.sample.fps))
+    shown = np.linspace(0, frames.shape[1] - 1, SHOWN).round().astype(int)
+    write_bytes(f"{address}.png", encode_png(np.concatenate([np.concatenate(clip[shown], axis=1) for clip in frames])))
+    return f"{len(rows)} clips in {address}.mp4"
+
+
+def state_of(settings: Settings, info: CacheInfo, saved: Saved) -> dict[str, torch.Tensor]:
+    """The backbone's state in a checkpoint, of the averaged weights where train.ema_decay keeps some."""
+    kind = EMA if settings.train.ema_decay else WEIGHT
+    state = initial_model("finetune", settings, info)[0].state_dict()
+    for name in list(state):
+        if (learned := saved.tensors.get(f"{name}/{kind}")) is not None:
+            state[name] = learned.view_as(state[name])
+    return merged({name.removeprefix("backbone."): value for name, value in state.items()}, settings.train.lora)
