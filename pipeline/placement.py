@@ -70,3 +70,19 @@ def check_room(settings: Settings, stage: Stage, count: int, key: str) -> None:
         f"{key} with {asked} each do not fit the Ray cluster, which has {has} on {len(chosen)} node(s){where} and no "
         f"autoscaler: room for {room}; lower them, {'change the labels, ' if labels else ''}or add nodes"
     )
+
+
+def check_room_online(settings: Settings) -> None:
+    """Raise UserError if the cluster has no CPUs for every worker's decoding and encoding (data.online), which would wait
+    for ever, and no autoscaler adds nodes.
+    """
+    import ray
+
+    cluster, workers = settings.cluster, settings.cluster.train.workers_range[0]
+    wanted = workers * (cluster.train.num_cpus + cluster.decode.num_cpus + cluster.encode.num_cpus)
+    there = ray.cluster_resources().get("CPU", 0)
+    if wanted > there and not any(AUTOSCALED in node["Labels"] for node in ray.nodes()):
+        raise UserError(
+            f"data.online = true: {workers} workers, each with a decoding task and an encoding actor, take {wanted:g} CPUs "
+            f"(cluster.train, decode, encode), and the cluster has {there:g}; lower num_cpus or workers, or add nodes"
+        )

@@ -70,6 +70,7 @@ class RunSettings(Section):
 class DataSettings(Section):
     source: Literal["ucf101", "webvid", "msrvtt", "folder", "webdataset", "manifest"]
     path: str
+    online: bool
     annotations: str | None
     split_list: Literal[1, 2, 3]
     holdout_fraction: Fraction

@@ -109,6 +109,8 @@ def check_combinations(settings: "Settings") -> None:
     for key, train in (("train", settings.train), ("prior.train", settings.prior.train)):
         _check_batch(key, train, settings.cluster.train.workers_range[1])
         _check_engine(key, train, settings.cluster.train.num_gpus)
+    if settings.data.online:
+        _check_online(settings)
     if settings.bridge.time_noise is not None and settings.model.image_condition == "none":
         raise ValueError(
             "bridge.time_noise disturbs the image, which model.image_condition none does not show; set null"
@@ -142,6 +144,19 @@ def _check_batch(key: str, train: "TrainSettings", workers: int) -> None:
         )
     if train.warmup_steps > train.steps:
         raise ValueError(f"{key}.warmup_steps = {train.warmup_steps} exceeds {key}.steps = {train.steps}")
+
+
+def _check_online(settings: "Settings") -> None:
+    for key, contradicts, remedy in (
+        ("cache.mix", bool(settings.cache.mix), "set it []"),
+        ("bridge.cached_prior", settings.bridge.cached_prior, "set it false"),
+        ("sample.while_training", settings.sample.while_training is not None, "set it null"),
+        ("text.path", settings.text.path is not None, "cache the captions' embeddings with jobs/cache_latents.py"),
+    ):
+        if contradicts:
+            raise ValueError(
+                f"data.online = true trains without a cache, which {key} needs; {remedy}, or data.online false"
+            )
 
 
 def _check_engine(key: str, train: "TrainSettings", gpus: float) -> None:

@@ -9,6 +9,7 @@ Hence the k-th global batch is the same on any number of workers, and before and
 import contextlib
 import functools
 import hashlib
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -83,6 +84,7 @@ class Source:
     read_text: Read | None = None  # None: the model takes no text
     text_shape: tuple[int, ...] | None = None  # tokens, width
     null_text: np.ndarray | None = None  # (tokens, width); needed where text is dropped
+    made: Sequence[Clip] | None = None  # the clips themselves, where they are not read but in memory
     at_once: int = 1  # clips of a batch that are read at the same time
 
 
@@ -160,7 +162,7 @@ def reader(cache: Cache, rows: Sequence[ManifestRow], kept: Kept | None = None) 
     def read(row: ManifestRow) -> np.ndarray:
         return through(kept, read_latent, cache_of(cache, row), row)
 
-    if rows and len(rows) * rows[0]["length"] > IN_MEMORY:  # all are of one length
+    if rows and len(rows) * rows[0].get("length", 0) > IN_MEMORY:  # all are of one length; planned clips have none
         return read
     held: dict[tuple[str, str], np.ndarray] = {}
 
@@ -217,17 +219,24 @@ def generator(seed: int, stream: str, step: int, index: int) -> torch.Generator:
 
 
 def make_batch(
-    source: Source, picks: Sequence[tuple[int, int]], stream: str, step: int, counted: int | None = None
+    source: Source,
+    picks: Sequence[tuple[int, int]],
+    stream: str,
+    step: int,
+    counted: int | None = None,
+    clips: Iterable[tuple[ManifestRow, Clip]] | None = None,
 ) -> TrainingBatch:
     """A batch of (row, index in the global batch) pairs, of which the first `counted` count, or all; see the module's
-    docstring for its randomness. A clip that is not what was written is zeros of no weight.
+    docstring for its randomness. A clip that is not what was written is zeros of no weight. `clips`: those of the picks,
+    where they are not to be read.
     """
+    clips = list(read_clips(source, picks) if clips is None else clips)
     keys: list[str] = []
     z0, labels, noises, image_noises, image_levels, indices = [], [], [], [], [], []
     texts, shown, seeds = [], [], []
     weight = (torch.arange(len(picks)) < (len(picks) if counted is None else counted)).float()
     damaged: list[str] = []
-    for (row, (mean, logvar, text, problem)), (_, index) in zip(read_clips(source, picks), picks, strict=True):
+    for (row, (mean, logvar, text, problem)), (_, index) in zip(clips, picks, strict=True):
         random = generator(source.seed, stream, step, index)
         if problem:
             weight[len(keys)] = 0.0
@@ -249,7 +258,7 @@ def make_batch(
     if source.read_prior is not None:
         outputs = np.stack([source.read_prior(source.rows[position]) for position, _ in picks])
         prior = torch.from_numpy(outputs.astype(np.float32))
-    stride = torch.tensor([float(source.rows[position]["stride"]) for position, _ in picks])
+    stride = torch.tensor([float(row["stride"]) for row, _ in clips])
     captions = torch.stack(texts) if texts else None
     latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels), stride, torch.cat(shown), captions, prior)
     return TrainingBatch(
@@ -267,6 +276,8 @@ def make_batch(
 def read_clips(source: Source, picks: Sequence[tuple[int, int]]) -> Iterator[tuple[ManifestRow, Clip]]:
     """The clips of a batch, as read_clip gives them."""
     rows = [source.rows[position] for position, _ in picks]
+    if source.made is not None:
+        return zip(rows, [source.made[position] for position, _ in picks], strict=True)
     if source.at_once == 1:
         return ((row, read_clip(source, row)) for row in rows)
     with ThreadPoolExecutor(source.at_once) as pool:
@@ -288,9 +299,19 @@ def read_clip(source: Source, row: ManifestRow) -> Clip:
 
 
 def training_batches(
-    source: Source, size: int, micro: int, rank: int, workers: int, start: int, stop: int
+    source: Source,
+    size: int,
+    micro: int,
+    rank: int,
+    workers: int,
+    start: int,
+    stop: int,
+    clips: Iterator[tuple[ManifestRow, Clip]] | None = None,
 ) -> Iterator[list[TrainingBatch]]:
-    """For each step from `start` to `stop` - 1 this worker's share of the global batch, in pieces as `split` says."""
+    """For each step from `start` to `stop` - 1 this worker's share of the global batch, in pieces as `split` says.
+
+    `clips`: this worker's clips of those steps in order, where they are not to be read (online.py).
+    """
     mine = share(size, rank, workers)
     piece, pieces = split(size, micro, workers)
 
@@ -298,8 +319,13 @@ def training_batches(
         rows = global_batch(source.seed, step, size, source.shares)
         picks = [(rows[index], index) for index in mine]
         places = picks + [(rows[0], 0)] * (piece * pieces - len(picks))
-        starts = range(0, len(places), piece)
-        return [make_batch(source, places[i : i + piece], "train", step, len(picks) - i) for i in starts]
+        given = None if clips is None else list(itertools.islice(clips, len(picks)))
+        if given is not None:
+            given += [given[0]] * (len(places) - len(picks))
+        return [
+            make_batch(source, places[i : i + piece], "train", step, len(picks) - i, given and given[i : i + piece])
+            for i in range(0, len(places), piece)
+        ]
 
     return prefetch(make, range(start, stop))
 

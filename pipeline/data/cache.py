@@ -129,13 +129,8 @@ def _with_retries(standing: Standing, settings: Settings) -> Standing:
 
 def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
     """The stages over the pending clips; a row of the result is what one commit did."""
-    import ray.data
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+    from ray.data import TaskPoolStrategy
 
-    from pipeline.data.encode import EncodeClips, clips_a_call  # torch: not for a job that finds nothing to do
-
-    bars_for_people_only()
-    data, decode, encode = settings.data, settings.cluster.decode, settings.cluster.encode
     # Blocks of the plan, each the work of one decode task: at least 8 clips, to make the cost of a task
     # small, and at most 4096 blocks, which is what the driver has to keep track of.
     block = max(8, -(-pending.num_rows // 4096))
@@ -148,41 +143,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
     if labels := selector(settings, "encode"):
         commit["label_selector"] = labels  # where the latents are, and not on a head that has no CPUs to give
     commits = (
-        ray.data.from_arrow(blocks)
-        # num_cpus: a decode keeps one thread of its child process busy while the Ray worker waits. memory:
-        # the worker, its child, one clip and two full-size frames; as the only stage that asks for memory, it
-        # also is not fused into the actors, where it would run once an actor instead of once a CPU.
-        .map_batches(
-            partial(decode_clips, data=data),
-            batch_size=block,
-            batch_format="pyarrow",
-            compute=TaskPoolStrategy(size=decode.max_tasks),
-            num_cpus=decode.num_cpus,
-            label_selector=selector(settings, "decode"),
-            memory=512 * MIB,
-        )
-        # An actor loads the VAE once. The pool starts with one actor and grows to the number set as GPUs come,
-        # so that a smaller machine or a growing cluster works too. While a GPU computes, a second thread of
-        # its actor gets the next clips ready.
-        .map_batches(
-            EncodeClips,
-            batch_size=clips_a_call(settings.vae, data.frames, encode.num_gpus),
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                min_size=1, max_size=encode.actors, max_concurrent_calls_per_actor=2 if encode.num_gpus else 1
-            ),
-            fn_constructor_kwargs={
-                "vae": settings.vae,
-                "data": data,
-                "text": settings.text,
-                "null_text": f"{settings.cache_path}/{NULL_TEXT}",
-                "num_cpus": encode.num_cpus,
-                "num_gpus": encode.num_gpus,
-            },
-            num_cpus=encode.num_cpus,
-            num_gpus=encode.num_gpus,
-            label_selector=selector(settings, "encode"),
-        )
+        encoded(blocks, settings, settings.cluster.encode.actors, f"{settings.cache_path}/{NULL_TEXT}")
         # Input and output, hardly any computation: no CPU of its own, so that it never waits for decodes to end.
         .map_batches(
             partial(commit_clips, path=settings.cache_path, round_number=next_round(settings.cache_path)),
@@ -198,6 +159,58 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
     # It fuses what asks for the same resources, and gives a repartition one CPU without a way to say otherwise.
     commits._logical_plan.dag.ray_remote_args.update(commit)
     return commits
+
+
+def encoded(
+    blocks: list[pa.Table], settings: Settings, actors: int, null_text: str | None = None
+) -> "ray.data.Dataset":
+    """Planned clips, a block the work of one decoding task, as ENCODED_SCHEMA rows by at most `actors` VAE actors, which
+    write the empty caption's embedding to `null_text`.
+    """
+    import ray.data
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    from pipeline.data.encode import EncodeClips, clips_a_call  # torch: not for a job that finds nothing to do
+
+    bars_for_people_only()
+    data, decode, encode = settings.data, settings.cluster.decode, settings.cluster.encode
+    return (
+        ray.data.from_arrow(blocks)
+        # num_cpus: a decode keeps one thread of its child process busy while the Ray worker waits. memory:
+        # the worker, its child, one clip and two full-size frames; as the only stage that asks for memory, it
+        # also is not fused into the actors, where it would run once an actor instead of once a CPU.
+        .map_batches(
+            partial(decode_clips, data=data),
+            batch_size=max(map(len, blocks)),
+            batch_format="pyarrow",
+            compute=TaskPoolStrategy(size=decode.max_tasks),
+            num_cpus=decode.num_cpus,
+            label_selector=selector(settings, "decode"),
+            memory=512 * MIB,
+        )
+        # An actor loads the VAE once. The pool starts with one actor and grows to the number set as GPUs come,
+        # so that a smaller machine or a growing cluster works too. While a GPU computes, a second thread of
+        # its actor gets the next clips ready.
+        .map_batches(
+            EncodeClips,
+            batch_size=clips_a_call(settings.vae, data.frames, encode.num_gpus),
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                min_size=1, max_size=actors, max_concurrent_calls_per_actor=2 if encode.num_gpus else 1
+            ),
+            fn_constructor_kwargs={
+                "vae": settings.vae,
+                "data": data,
+                "text": settings.text,
+                "null_text": null_text,
+                "num_cpus": encode.num_cpus,
+                "num_gpus": encode.num_gpus,
+            },
+            num_cpus=encode.num_cpus,
+            num_gpus=encode.num_gpus,
+            label_selector=selector(settings, "encode"),
+        )
+    )
 
 
 def _consume(commits: "ray.data.Dataset", clips: int, frames: int, lock: Held) -> None:

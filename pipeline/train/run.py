@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config import load, to_yaml
 from pipeline.data.batches import split
 from pipeline.data.manifest import Cache, read_null_text
-from pipeline.data.mix import Mix, hash_of_clips, open_training_cache
+from pipeline.data.mix import Mix, hash_of_clips
+from pipeline.data.online import open_training_data
 from pipeline.data.prior_cache import check_outputs
 from pipeline.models.latte import Latte
 from pipeline.models.paths import shipped_path
@@ -74,7 +75,7 @@ def run_folder(job: Job, settings: Settings) -> str:
 def prepare(job: Job, settings: Settings) -> Run:
     """Find and check cache, initial weights and prior. Reads only. Raises UserError or WeightsMismatch."""
     check_trackers(settings)
-    cache = open_training_cache(settings)
+    cache = open_training_data(settings)
     if not cache.select(TRAIN):
         raise UserError(
             f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
@@ -235,7 +236,7 @@ def plan_training(run: Run) -> str:
         f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
         f"  model         {parameters / 1e6:.2f} M parameters{_trained_in_words(run.model)}, {tokens(run.model)}"
         f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
-        f"  data          {clips} training and {held_out} held-out clips in {_caches_in_words(run.cache)}\n"
+        f"  data          {clips} training and {held_out} held-out clips in {_caches_in_words(run.cache, run.settings)}\n"
         f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
         f"{'' if least == workers else f'{least} to '}{workers} workers x {pieces} pieces of {piece}, "
         f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
@@ -259,9 +260,9 @@ def _trained_in_words(model: nn.Module) -> str:
     return f", {trained / 1e6:.2f} M trained" if frozen else ""
 
 
-def _caches_in_words(cache: Cache) -> str:
+def _caches_in_words(cache: Cache, settings: Settings) -> str:
     if not isinstance(cache, Mix):
-        return cache.path
+        return f"{cache.path}{', made while training runs' if settings.data.online else ''}"
     total = sum(drawn for _, drawn in cache.shares)
     shares = zip(cache.parts, cache.shares, strict=True)
     return ", ".join(f"{part.path} ({drawn / total:.0%} of the draws)" for part, (_, drawn) in shares)

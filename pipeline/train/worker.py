@@ -27,13 +27,13 @@ from pipeline.data.batches import (
 )
 from pipeline.data.kept import keep_locally
 from pipeline.data.manifest import Cache
-from pipeline.data.mix import open_training_cache
+from pipeline.data.online import held_in_memory, open_training_data, training_clips
 from pipeline.data.prior_cache import prior_reader
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
 from pipeline.models.weights import State
-from pipeline.placement import check_room, needs, selector
+from pipeline.placement import check_room, check_room_online, needs, selector
 from pipeline.ray_start import start_ray
 from pipeline.schema import CacheInfo
 from pipeline.settings import JobFailed, Settings
@@ -85,6 +85,8 @@ def run_training(run: Run) -> dict[str, Any]:
     start_ray(run.settings)
     resources = run.settings.cluster.train
     check_room(run.settings, "train", resources.workers_range[0], f"cluster.train.workers = {resources.workers}")
+    if run.settings.data.online:
+        check_room_online(run.settings)
     stop_key = f"framebridge-stop-{uuid.uuid4().hex}"
     try:
         with checkpoint.room_needed(run.folder), stop_through(stop_key):
@@ -172,7 +174,7 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), device_of(settings))
     folder, seed = run_folder(job, settings), settings.run.seed
-    cache = open_training_cache(settings)
+    cache = open_training_data(settings)
     task, begins = build_task(job, settings, cache.info, place)
     saved_names = set(task.model.state_dict())  # CogVideoX makes its positions anew, and does not save them
     buffers = {name: value.clone() for name, value in task.model.named_buffers() if name in saved_names}
@@ -197,13 +199,17 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
         )
 
     read_prior = cached_prior(job, settings, cache)
-    kept = keep_locally(cache, settings.cache, context.get_local_world_size())
+    kept = None if settings.data.online else keep_locally(cache, settings.cache, context.get_local_world_size())
     source = training_source(cache, cache.info["classes"], train.label_dropout, seed, read_prior, kept)
     held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed, read_prior, kept)
     if "text" in getattr(task.model, "conditions", ()):
         source, held_out = with_text(source, cache, kept), with_text(held_out, cache, kept)
     rank, workers = place.rank, place.workers
-    batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps)
+    clips = None
+    if settings.data.online:
+        clips = training_clips(source, settings, train.global_batch, rank, workers, start, train.steps)
+        held_out = held_in_memory(held_out, settings, workers)
+    batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps, clips)
     checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
     save = partial(checkpoint.save, engine, ema, train.optimizer, place.rank, place.workers, threading.Semaphore())
     if place.rank == 0:

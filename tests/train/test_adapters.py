@@ -52,7 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PROGRAM = """
     import os
     import sys
-    import time
     from pathlib import Path
 
     import torch
@@ -70,7 +69,6 @@ PROGRAM = """
     dist.init_process_group("gloo")
     place = Place(0, 1, torch.device("cpu"))
     for path in sys.argv[1:]:
-        begun = time.perf_counter()
         settings = build([yaml.safe_load(Path(path).read_text())])
         cache = open_training_cache(settings)
         source = training_source(cache, cache.info["classes"], 0.0, 0)
@@ -93,7 +91,7 @@ PROGRAM = """
             return (gather(engine, keys, 0, 1), count_updates(engine)), engine, task, before
 
         whole, engine, task, before = go(0, 2, None)
-        if settings.train.zero_stage == 3:  # once is enough: checkpoints know nothing of backbones
+        if settings.train.zero_stage == 2:  # ZeRO-3 takes as long again, and test_state has it resume
             resumed, *_ = go(1, 2, go(0, 1, None)[0])
             assert whole[0].keys() == resumed[0].keys() and whole[1] == resumed[1]
             assert all(torch.equal(value, resumed[0][name]) for name, value in whole[0].items())
@@ -104,7 +102,7 @@ PROGRAM = """
         assert all(not torch.equal(state[name], before[name]) for name in trained)
         merged = whole_state("finetune", settings, cache.info, state)
         torch.save((merged, sorted(trained)), path + ".pt")
-        print("fine", path, round(time.perf_counter() - begun, 1), flush=True)
+        print("fine", path, flush=True)
     os._exit(0)
 """
 
@@ -135,7 +133,6 @@ def exports(folder: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), *map(str, paths.values())]
     done = subprocess.run(command, env=os.environ | own | place, capture_output=True, text=True, timeout=200)
-    print(done.stdout)
     assert done.returncode == 0 and done.stdout.count("fine") == 3, done.stdout + done.stderr
     return {name: torch.load(f"{path}.pt", weights_only=True) for name, path in paths.items()}
 

@@ -1,0 +1,104 @@
+"""Training without a cache: the cache's own latents, in an order of seed, epoch and plan alone, while training runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_cache import MODEL, TRAIN
+from tiny_vae import save_tiny_vae
+from video_files import write_video
+
+from pipeline.config import load
+from pipeline.data.batches import TrainingBatch, training_batches, training_source
+from pipeline.data.cache import build_cache
+from pipeline.data.manifest import open_cache
+from pipeline.data.online import open_training_data, training_clips
+from pipeline.data.shards import read_latent
+from pipeline.settings import JobFailed, Settings, UserError
+from pipeline.train.history import HISTORY, read_history
+from pipeline.train.run import plan_training, prepare
+from pipeline.train.worker import run_training
+
+pytestmark = pytest.mark.ray
+SIZE, STEPS = 4, 4  # of 6 training clips: the stream passes the end of two epochs
+
+
+def settings_of(folder: Path, *more: str) -> Settings:
+    lines = {f"train.{key}": value for key, value in TRAIN.items()} | {f"model.{key}": v for key, v in MODEL.items()}
+    lines |= {f"data.{key}": value for key, value in {"frames": 4, "height": 32, "width": 32, "stride": 2}.items()}
+    lines |= {
+        "run.storage": folder,
+        "vae.path": folder / "vae",
+        "data.path": folder / "videos",
+        "data.source": "manifest",
+    }
+    lines |= {"data.annotations": folder / "videos.csv", "train.init": "null", "bridge.saf": "false"}
+    lines |= {"bridge.prior": "replicated", "cluster.train.workers": 1, "data.online": "true", "train.steps": 3}
+    return load(["--recipe", "demo", *(f"--{key}={value}" for key, value in lines.items()), *more])[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six training videos and a held-out one."""
+    folder = tmp_path_factory.mktemp("online")
+    save_tiny_vae(folder / "vae")
+    for index in range(7):
+        write_video(folder / "videos" / f"{index}.mp4", 20 + index)
+    rows = [f"{index}.mp4,{'test' if index == 6 else 'train'}" for index in range(7)]
+    (folder / "videos.csv").write_text("\n".join(["uri,split", *rows]) + "\n")
+    return folder
+
+
+def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[list[TrainingBatch]]:
+    source = training_source(open_training_data(settings), [], 0.0, 0)
+    clips = training_clips(source, settings, SIZE, rank, workers, start, STEPS)
+    return training_batches(source, SIZE, SIZE, rank, workers, start, STEPS, clips)
+
+
+def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluster: None, folder: Path) -> None:
+    settings = settings_of(folder)
+    whole = [pieces[0] for pieces in stream(settings, 0, 1, 0)]
+    build_cache(settings)
+    cache = open_cache(settings.cache_path)
+    cached = {row["key"]: read_latent(cache.path, row)[0].astype(np.float32) for row in cache.rows}
+    for batch in whole:
+        for key, z0 in zip(batch.latents.keys, batch.latents.z0, strict=True):
+            mean = torch.from_numpy(cached[key]) * cache.info["scaling_factor"]
+            assert (z0 - mean).abs().max() < 3, "z0 is a sample of the cached posterior"
+    keys = [key for batch in whole for key in batch.latents.keys]
+    assert all(len(set(keys[start : start + 6])) == 6 for start in (0, 6)), "every clip once an epoch"
+    halves = [list(stream(settings, rank, 2, 1)) for rank in (0, 1)]  # two workers that start again after a step
+    for step in range(1, STEPS):
+        parts = [half[step - 1][0] for half in halves]
+        assert torch.equal(torch.cat([part.latents.z0[:2] for part in parts]), whole[step].latents.z0)
+        assert torch.equal(torch.cat([part.noise[:2] for part in parts]), whole[step].noise)
+
+
+def test_a_run_trains_without_a_cache(ray_cluster: None, folder: Path) -> None:
+    settings = settings_of(folder, "--run.name=without")
+    run = prepare("finetune", settings)
+    assert "6 training and 1 held-out clips" in plan_training(run) and "made while training runs" in plan_training(run)
+    summary = run_training(run)
+    assert (summary["steps"], summary["clips"], summary["held_out"]) == (3, 6, 1)
+    assert Path(run.export).exists() and not Path(settings.cache_path).exists()
+
+
+def test_an_unreadable_video_ends_the_run_or_is_left_out(ray_cluster: None, folder: Path) -> None:
+    (folder / "videos" / "text.mp4").write_text("not a video")
+    listed = (folder / "videos.csv").read_text().replace("3.mp4", "text.mp4")
+    (folder / "other.csv").write_text(listed)
+    other = (f"--data.annotations={folder}/other.csv", "--run.name=other")
+    with pytest.raises(JobFailed, match=r"clip text.mp4: unreadable .*or set train.damaged_clips skip"):
+        run_training(prepare("finetune", settings_of(folder, *other)))
+    run = prepare("finetune", settings_of(folder, *other, "--train.damaged_clips=skip"))
+    assert run_training(run)["steps"] == 3
+    assert read_history(f"{run.folder}/{HISTORY}")[-1]["damaged"] in (1, 2, 3)
+
+
+def test_what_needs_a_cache_or_more_room_is_told(ray_cluster: None, folder: Path) -> None:
+    with pytest.raises(UserError, match=r"data.online = true trains without a cache, which sample.while_training needs"):
+        settings_of(folder, "--sample.while_training=1")
+    with pytest.raises(UserError, match=r"data.online = true: 2 workers, .* take 4 CPUs .* the cluster has 2; lower"):
+        run_training(prepare("finetune", settings_of(folder, "--cluster.train.workers=2", "--run.name=two")))
