@@ -98,7 +98,9 @@ def test_an_unreadable_video_ends_the_run_or_is_left_out(ray_cluster: None, fold
 
 
 def test_what_needs_a_cache_or_more_room_is_told(ray_cluster: None, folder: Path) -> None:
-    with pytest.raises(UserError, match=r"data.online = true trains without a cache, which sample.while_training needs"):
+    with pytest.raises(
+        UserError, match=r"data.online = true trains without a cache, which sample.while_training needs"
+    ):
         settings_of(folder, "--sample.while_training=1")
     with pytest.raises(UserError, match=r"data.online = true: 2 workers, .* take 4 CPUs .* the cluster has 2; lower"):
         run_training(prepare("finetune", settings_of(folder, "--cluster.train.workers=2", "--run.name=two")))
