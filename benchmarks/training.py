@@ -289,13 +289,12 @@ def gpu(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"gpus": f"{count} x {torch.cuda.get_device_name()}", "model": "Latte-XL/2"}
     with vae_path(None) as vae:
         for stage in range(4):
-            settings = load(
-                [f"--run.storage={folder}", f"--run.name=zero{stage}", f"--vae.path={vae}", "--model.size=XL"]
-                + ["--data.source=folder", f"--data.path={folder}/videos", f"--cache.path={folder}/cache-gpu"]
-                + [f"--train.zero_stage={stage}", f"--train.global_batch={8 * count}", "--train.steps=40"]
-                + ["--train.warmup_steps=0", f"--train.log_every={ROW}", "--train.checkpoint_every=1000"]
-                + [f"--cluster.train.workers={count}", "--train.validate_every=1000", "--train.validate_clips=1"]
-            )[0]
+            lines = [f"--run.storage={folder}", f"--run.name=zero{stage}", f"--vae.path={vae}", "--model.size=XL"]
+            lines += ["--data.source=folder", f"--data.path={folder}/videos", f"--cache.path={folder}/cache-gpu"]
+            lines += [f"--train.zero_stage={stage}", f"--train.global_batch={8 * count}", "--train.steps=40"]
+            lines += ["--train.warmup_steps=0", f"--train.log_every={ROW}", "--train.checkpoint_every=1000"]
+            lines += [f"--cluster.train.workers={count}", "--train.validate_every=1000", "--train.validate_clips=1"]
+            settings = load(lines)[0]
             if not stage:
                 write_cache(settings, 64)
                 run = prepare("finetune", settings)

@@ -17,6 +17,7 @@ from video_files import write_video
 from pipeline.config import ROOT, load
 from pipeline.data.batches import training_batches, training_source
 from pipeline.data.cache import build_cache, open_cache
+from pipeline.data.kept import keep_locally
 from pipeline.data.shards import read_latent
 
 VIDEOS = 10
@@ -143,3 +144,31 @@ def test_training_reads_the_same_batches_from_s3_under_faults(cached: OnS3) -> N
     source = training_source(here, here.info["classes"], 0.0, seed=0)
     (same,) = next(training_batches(source, size=4, micro=4, rank=0, workers=1, start=0, stop=1))
     assert batch.latents.keys == same.latents.keys and torch.equal(batch.latents.z0, same.latents.z0)
+
+
+@pytest.mark.ray
+def test_after_the_first_epoch_nothing_is_asked_of_s3(
+    cached: OnS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By other workers of the node either; what was kept and is damaged comes from S3 once more."""
+    monkeypatch.setattr("pipeline.data.batches.IN_MEMORY", 0)
+    settings = load([*cached.arguments, f"--cache.local_path={tmp_path}"])[0]
+    there = open_cache(settings.cache_path)
+    clips = len(there.select("train"))
+
+    def epoch(start: int) -> list[torch.Tensor]:
+        kept = keep_locally(there, settings.cache, sharers=1)
+        source = training_source(there, there.info["classes"], 0.0, seed=0, kept=kept)
+        steps = training_batches(source, clips, clips, 0, 1, start, start + 1)
+        return [pieces[0].latents.z0 for pieces in steps]
+
+    cached.service.plan = Plan()
+    first = epoch(0)
+    assert sum(cached.service.plan.seen.values()) == clips
+    cached.service.plan = Plan()
+    assert torch.equal(epoch(0)[0], first[0]) and epoch(1)[0].shape == first[0].shape
+    assert not cached.service.plan.seen
+    damaged = next(path for path in tmp_path.rglob("*") if path.is_file())
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    assert torch.equal(epoch(0)[0], first[0])
+    assert sum(cached.service.plan.seen.values()) == 1

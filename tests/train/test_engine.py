@@ -11,6 +11,7 @@ import pytest
 from tiny_cache import tiny_settings
 
 from pipeline.config import ROOT
+from pipeline.settings import UserError
 from pipeline.train.engine import deepspeed_config
 
 # Run as its own process, because a process group is a process's own: rank, file of the group, compiler or not.
@@ -155,9 +156,11 @@ SCALAR_PROGRAM = """
 
 
     dist.init_process_group("gloo")
-    for stage in (0, 2, 3):
+    alone = {}
+    for stage, offload in ((0, False), (2, False), (3, False), (2, True), (3, True)):
         train = tiny_settings(Path("/tmp"), "--train.precision=bfloat16", f"--train.zero_stage={stage}", "--train.weight_decay=0.1").train
-        train = train.model_copy(update={"global_batch": 1})
+        train = train.model_copy(update={"global_batch": 1, "offload_optimizer": offload})
+        torch.manual_seed(0)
         engine = start_engine(Gated(), train, 1, torch.device("cpu"))
         for _ in range(3):
             engine.backward((engine(torch.ones(1, 4)).float() - 9).square().mean())
@@ -166,6 +169,11 @@ SCALAR_PROGRAM = """
         assert len(kept) == 9 and all(value.any() for value in kept.values()), kept.keys()  # of decayed weights and others
         alpha = full_state(engine, {})["alpha"]
         assert alpha.shape == () and alpha != 0, alpha
+        if offload:  # learns the same, and its state is found by the same keys
+            assert kept.keys() == alone[stage].keys()
+            for name, value in kept.items():
+                torch.testing.assert_close(value, alone[stage][name], rtol=1e-3, atol=1e-5)
+        alone[stage] = kept
     print("fine", flush=True)
     os._exit(0)
 """
@@ -186,6 +194,22 @@ def test_a_weight_without_dimensions_is_lost_in_an_engine() -> None:
         timeout=120,
     )
     assert done.returncode == 0 and "fine" in done.stdout, done.stderr
+
+
+def test_offload_is_asked_of_deepspeed_where_it_can_work_and_refused_elsewhere() -> None:
+    with pytest.raises(
+        UserError, match=r"train.offload_optimizer = true with cluster.train.num_gpus = 0: .*set .* false"
+    ):
+        tiny_settings(Path("/tmp"), "--train.offload_optimizer=true")
+    with pytest.raises(UserError, match=r"train.offload_optimizer = true with train.zero_stage = 0: .* 1, 2 or 3"):
+        tiny_settings(
+            Path("/tmp"), "--train.offload_optimizer=true", "--cluster.train.num_gpus=1", "--train.zero_stage=0"
+        )
+    chosen = tiny_settings(Path("/tmp"), "--train.offload_optimizer=true", "--cluster.train.num_gpus=1")
+    config = deepspeed_config(chosen.train, 2)
+    assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert config["zero_force_ds_cpu_optimizer"] is False  # DeepSpeed's own would be compiled at first use
+    assert "offload_optimizer" not in deepspeed_config(tiny_settings(Path("/tmp")).train, 2)["zero_optimization"]
 
 
 @pytest.mark.parametrize(
