@@ -48,10 +48,12 @@ def test_checkpoints_are_sampled_beside_the_training(ray_cluster: None, tmp_path
 def test_training_waits_for_no_clips_and_a_failure_is_a_line(
     ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = tiny_settings(tmp_path, *SAMPLED, "--sample.sampler=ddim")  # which a bridge cannot be sampled with
+    settings = tiny_settings(
+        tmp_path, *SAMPLED, "--sample.sampler=ddim", "--cluster.train.workers=1", "--cluster.sample.num_cpus=2"
+    )
     write_cache(settings)
     with caplog.at_level(logging.INFO, "samples"):
-        folder = train(settings)  # two workers on two CPUs leave no room before the end
+        folder = train(settings)  # of two CPUs the worker has one: no room before the end, nor a bridge's sampler
     assert not Path(folder, "samples").exists() and Path(folder, "export").exists()
     said = [record.message for record in caplog.records if record.name == "samples"]
     assert len(said) == 1 and "no clips were made" in said[0] and "ddim" in said[0], said
