@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.data.decode import check_decoder
-from pipeline.data.estimate import estimate, in_words
+from pipeline.data.estimate import estimate, in_words, online_in_words
 from pipeline.data.isolation import decode_clips
 from pipeline.data.lock import Held, only_writer
 from pipeline.data.manifest import (
@@ -39,7 +39,7 @@ from pipeline.data.plan import plan_table
 from pipeline.data.standing import Standing, counts_of, standing_of, tally
 from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
-from pipeline.schema import IDENTITY, NULL_TEXT
+from pipeline.schema import IDENTITY, NULL_TEXT, TRAIN
 from pipeline.settings import JobFailed, Settings
 from pipeline.storage import exists, read_json, write_json
 
@@ -267,7 +267,11 @@ def plan_cache(settings: Settings) -> str:
         f"{-(-standing.pending.num_rows // settings.cache.shard_clips)} shards\n"
         f"  to {settings.cache_path}"
     )
-    return f"{text}\n{in_words(estimate(standing.pending, settings))}" if standing.pending.num_rows else text
+    if not standing.pending.num_rows:
+        return text
+    found, train = estimate(standing.pending, settings), settings.train
+    epochs = train.steps * train.global_batch / max(1, pc.sum(pc.equal(plan["split"], TRAIN)).as_py())
+    return f"{text}\n{in_words(found)}\n{online_in_words(found, epochs)}"
 
 
 def _survey(settings: Settings) -> tuple[pa.Table, Standing]:

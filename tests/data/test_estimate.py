@@ -12,7 +12,7 @@ from video_files import write_video
 from pipeline.config import load
 from pipeline.data.cache import plan_cache
 from pipeline.data.encode import EncodeClips
-from pipeline.data.estimate import _seconds, estimate, flops_a_frame, in_words, spread
+from pipeline.data.estimate import Estimate, _seconds, estimate, flops_a_frame, in_words, online_in_words, spread
 from pipeline.data.isolation import decode_clips
 from pipeline.data.manifest import commit
 from pipeline.data.plan import plan_table
@@ -52,6 +52,7 @@ def test_the_estimate_is_of_clips_that_were_really_made(settings: Settings, tmp_
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(settings: Settings) -> None:
     words = plan_cache(settings)
+    assert "epochs with data.online instead: " in words
     assert "10 to do" in words and "Estimate: " in words and "assumed: decoding and encoding share" in words
     assert not Path(settings.run.storage).exists()
 
@@ -67,6 +68,15 @@ def test_without_the_gpu_that_is_asked_for_the_vaes_arithmetic_is_used(
     assert found.gpu_hours == pytest.approx(10 * 6 / 8 * found.encode_s / 3600)
     assert found.seconds >= found.gpu_hours * 3600 / 8
     assert "a GPU does 100 TFLOP/s in the VAE's encoder; none is here to measure" in in_words(found)
+
+
+def test_without_a_cache_every_epoch_is_made_again() -> None:
+    found = Estimate(3600, 10, {"timeout": 5}, 0.5, 1.0, True, 2**20, 0.0, 0.0, [])
+    assert "50.0 epochs with data.online instead: 49 hours more" in online_in_words(
+        found, 50
+    )  # 3600 x 0.5 s + 1800 x 1 s
+    assert "1.76 GiB less in storage" in online_in_words(found, 50)
+    assert "the same work, with nothing kept" in online_in_words(found, 1)
 
 
 def test_arithmetic_of_the_stable_diffusion_vae() -> None:
