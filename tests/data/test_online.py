@@ -16,7 +16,7 @@ from pipeline.data.cache import build_cache
 from pipeline.data.manifest import open_cache
 from pipeline.data.online import open_training_data, training_clips
 from pipeline.data.shards import read_latent
-from pipeline.settings import JobFailed, Settings, UserError
+from pipeline.settings import Settings, UserError
 from pipeline.train.history import HISTORY, read_history
 from pipeline.train.run import plan_training, prepare
 from pipeline.train.worker import run_training
@@ -76,25 +76,21 @@ def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluste
         assert torch.equal(torch.cat([part.noise[:2] for part in parts]), whole[step].noise)
 
 
-def test_a_run_trains_without_a_cache(ray_cluster: None, folder: Path) -> None:
-    settings = settings_of(folder, "--run.name=without")
+def test_a_run_trains_without_a_cache_and_leaves_out_an_unreadable_video(ray_cluster: None, folder: Path) -> None:
+    (folder / "videos" / "text.mp4").write_text("not a video")
+    (folder / "other.csv").write_text((folder / "videos.csv").read_text().replace("3.mp4", "text.mp4"))
+    settings = settings_of(
+        folder, f"--data.annotations={folder}/other.csv", "--run.name=other", "--train.damaged_clips=skip"
+    )
     run = prepare("finetune", settings)
     assert "6 training and 1 held-out clips" in plan_training(run) and "made while training runs" in plan_training(run)
     summary = run_training(run)
     assert (summary["steps"], summary["clips"], summary["held_out"]) == (3, 6, 1)
     assert Path(run.export).exists() and not Path(settings.cache_path).exists()
-
-
-def test_an_unreadable_video_ends_the_run_or_is_left_out(ray_cluster: None, folder: Path) -> None:
-    (folder / "videos" / "text.mp4").write_text("not a video")
-    listed = (folder / "videos.csv").read_text().replace("3.mp4", "text.mp4")
-    (folder / "other.csv").write_text(listed)
-    other = (f"--data.annotations={folder}/other.csv", "--run.name=other")
-    with pytest.raises(JobFailed, match=r"clip text.mp4: unreadable .*or set train.damaged_clips skip"):
-        run_training(prepare("finetune", settings_of(folder, *other)))
-    run = prepare("finetune", settings_of(folder, *other, "--train.damaged_clips=skip"))
-    assert run_training(run)["steps"] == 3
     assert read_history(f"{run.folder}/{HISTORY}")[-1]["damaged"] in (1, 2, 3)
+    source = training_source(open_training_data(settings), [], 0.0, 0)
+    problems = [problem for _, (*_, problem) in training_clips(source, settings, 6, 0, 1, 0, 1) if problem]
+    assert len(problems) == 1 and problems[0].startswith("clip text.mp4: unreadable (")
 
 
 def test_what_needs_a_cache_or_more_room_is_told(ray_cluster: None, folder: Path) -> None:
