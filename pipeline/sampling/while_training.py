@@ -19,13 +19,13 @@ import torch
 
 from pipeline.data.mix import cache_of, open_training_cache
 from pipeline.data.shards import read_latent
+from pipeline.models.weights import save_export
 from pipeline.placement import needs, selector
 from pipeline.sampling.generate import decode_clips, generate, load_sampler
 from pipeline.sampling.outputs import encode_mp4, encode_png, tile
 from pipeline.schema import TEST, CacheInfo
 from pipeline.settings import Settings
 from pipeline.storage import entries, read_bytes, read_json, write_bytes
-from pipeline.train import checkpoint
 from pipeline.train.adapters import merged
 from pipeline.train.checkpoint import CheckpointDamaged, Saved, read_shares
 from pipeline.train.run import CHECKPOINTS, Run, export_config
@@ -139,7 +139,7 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
                 (Path(local) / address.rpartition("/")[2]).write_bytes(read_bytes(address))
         state = state_of(settings, cache.info, read_shares(Path(local)))
         config = export_config("finetune", settings, cache.info) | {"steps": found.step}
-        checkpoint.export(f"{local}/export", state, config)
+        save_export(f"{local}/export", state, config)
         sample = settings.sample.model_copy(update={"model_path": f"{local}/export"})
         sampler = load_sampler(settings.model_copy(update={"sample": sample}), device)
     scale = cache.info["scaling_factor"]

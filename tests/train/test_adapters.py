@@ -1,19 +1,15 @@
 """LoRA and trained parts: what is trained, what stays as it came, and an export that knows nothing of adapters."""
 
-import os
-import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 from test_backbone_recipes import shrunken
+from process_group import run_ranks
 from tiny_cache import tiny_settings, write_cache
 from tiny_published import randomise, save_cogvideox, save_text_to_video
 
-from pipeline.config import ROOT
+from pipeline.config import to_yaml
 from pipeline.data.manifest import open_cache
 from pipeline.models.build import build_image_to_video
 from pipeline.models.weights import save_export
@@ -68,7 +64,7 @@ PROGRAM = """
 
     dist.init_process_group("gloo")
     place = Place(0, 1, torch.device("cpu"))
-    for path in sys.argv[1:]:
+    for path in sys.argv[4:]:
         settings = build([yaml.safe_load(Path(path).read_text())])
         cache = open_training_cache(settings)
         source = training_source(cache, cache.info["classes"], 0.0, 0)
@@ -102,7 +98,6 @@ PROGRAM = """
         assert all(not torch.equal(state[name], before[name]) for name in trained)
         merged = whole_state("finetune", settings, cache.info, state)
         torch.save((merged, sorted(trained)), path + ".pt")
-        print("fine", path, flush=True)
     os._exit(0)
 """
 
@@ -110,8 +105,6 @@ PROGRAM = """
 @pytest.fixture(scope="module")
 def exports(folder: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]]:
     """{backbone: (the exported state, names of what was trained)} after two steps with adapters."""
-    from pipeline.config import to_yaml
-
     paths = {}
     for backbone, more in (
         ("latte", ("--train.zero_stage=3", "--train.precision=bfloat16")),
@@ -126,14 +119,7 @@ def exports(folder: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]
             "--train.learning_rate=0.01",
         )
         paths[backbone].write_text(to_yaml(settings_of(backbone, folder, *more, *small)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), *map(str, paths.values())]
-    done = subprocess.run(command, env=os.environ | own | place, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0 and done.stdout.count("fine") == 3, done.stdout + done.stderr
+    run_ranks(PROGRAM, 1, list(map(str, paths.values())))
     return {name: torch.load(f"{path}.pt", weights_only=True) for name, path in paths.items()}
 
 
