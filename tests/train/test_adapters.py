@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_backbone_recipes import shrunken
 from process_group import run_ranks
+from test_backbone_recipes import shrunken
 from tiny_cache import tiny_settings, write_cache
 from tiny_published import randomise, save_cogvideox, save_text_to_video
 
