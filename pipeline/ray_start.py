@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pipeline import s3
 from pipeline.settings import Settings, UserError
 
+TRACKING = ("WANDB_", "MLFLOW_")  # where run.track reports to, and with which key
+
 
 def start_ray(settings: Settings) -> None:
     """Connect to the cluster of RAY_ADDRESS, of the submitted job or of `ray start`, else start one on this
@@ -54,13 +56,14 @@ def start_ray(settings: Settings) -> None:
 
 
 def process_setup() -> Callable[[], None]:
-    """What every process of the job does before its work: it takes this process's S3 variables, which Ray would show in
-    its dashboard and logs if they were among `env_vars`, and names its own cluster in RAY_ADDRESS.
+    """What every process of the job does before its work: it takes this process's variables of S3 and of trackers, which Ray
+    would show in its dashboard and logs if they were among `env_vars`, and names its own cluster in RAY_ADDRESS.
 
     Ray Train watches its controller through an address that it looks up anew. On a machine with more than one cluster it
     may find another's, in which that controller does not exist, and end the training.
     """
     variables = s3.environment()
+    variables |= {name: value for name, value in os.environ.items() if name.startswith(TRACKING)}
 
     def set_up() -> None:
         import ray

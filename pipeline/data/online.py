@@ -65,7 +65,7 @@ def clips_in_order(
 
 def described(row: dict[str, Any]) -> ManifestRow:
     """What a batch says of a clip; one that could not be made has neither key nor stride of its own."""
-    return {**row, "key": row["key"] or row["video"], "stride": row["stride"] or 1}  # type: ignore[typeddict-item,return-value]
+    return {**row, "key": row["key"] or row["video"], "stride": row["stride"] or 1}  # type: ignore[typeddict-item]
 
 
 def clip_of(row: dict[str, Any], settings: Settings) -> Clip:
