@@ -34,7 +34,7 @@ class TrainingJob:
                 stderr=stream,
             )
 
-    def until(self, there: Callable[[], Any], what: str, seconds: float = 150) -> Any:
+    def until(self, there: Callable[[], Any], what: str, seconds: float = 400) -> Any:
         """Wait for a true value of `there`, and give it."""
         deadline = time.monotonic() + seconds
         while not (found := there()):
@@ -42,7 +42,7 @@ class TrainingJob:
             time.sleep(0.05)
         return found
 
-    def said(self, pattern: str, seconds: float = 150) -> re.Match[str]:
+    def said(self, pattern: str, seconds: float = 400) -> re.Match[str]:
         found = self.until(lambda: re.compile(pattern).search(self.log.read_text(), self.seen), pattern, seconds)
         assert isinstance(found, re.Match)
         self.seen = found.end()
@@ -50,7 +50,7 @@ class TrainingJob:
 
     def end(self) -> int:
         """The exit status."""
-        return self.process.wait(timeout=240)
+        return self.process.wait(timeout=400)
 
 
 def workers() -> list[psutil.Process]:

@@ -27,9 +27,9 @@ from pipeline.config import ROOT
 from pipeline.train.history import HISTORY, Row, read_history
 from pipeline.train.run import CHECKPOINTS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # a dozen starts of a worker group; a busy machine is slow
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]  # a dozen starts of a worker group; a busy machine is slow
 
-STEPS, EVERY, HANG_S = 200, 10, 20
+STEPS, EVERY, HANG_S = 200, 10, 40
 SPOT = 2  # DRAIN_NODE_REASON_PREEMPTION
 
 
