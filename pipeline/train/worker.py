@@ -19,6 +19,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from pipeline.data.batches import (
     Read,
@@ -33,6 +34,7 @@ from pipeline.data.prior_cache import prior_reader
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
+from pipeline.monitoring import show_training
 from pipeline.placement import check_room, needs, selector
 from pipeline.ray_start import start_ray
 from pipeline.schema import CacheInfo
@@ -101,14 +103,17 @@ def run_training(run: Run) -> dict[str, Any]:
             name=CHECKPOINTS,
             storage_path=inner,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            # nodes that do not come are no failure of a worker: without a limit of its own Ray would ask for them for ever
+            failure_config=ray.train.FailureConfig(
+                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
         ),
     )
     try:
         with stop_through(stop_key):
             result = trainer.fit()
-    except ray.train.WorkerGroupError as error:
+    except ray.train.TrainingFailedError as error:
         raise explained(run, error) from error
     if "asked" in result.return_value:
         log.info("%s, with a checkpoint in %s", result.return_value["asked"], run.folder)
@@ -125,16 +130,24 @@ def run_training(run: Run) -> dict[str, Any]:
     return dict(result.return_value)
 
 
-def explained(run: Run, error: "ray.train.WorkerGroupError") -> Exception:
-    """The cause of a failed run, for the user: what a worker raised."""
+def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
+    """The cause of a failed run, for the user: what a worker or the controller raised."""
+    resources = run.settings.cluster.train
     # what the training function raised comes wrapped, with its traceback as text
-    causes = [getattr(cause, "_base_exc", cause) for cause in error.worker_failures.values()]
+    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
+    causes = [getattr(cause, "_base_exc", cause) for cause in failures.values()]
     for cause in causes:
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            return JobFailed(
+                f"no room for cluster.train.workers = {resources.workers} in {resources.max_failures + 1} x "
+                f"cluster.train.start_timeout_s = {resources.start_timeout_s:g} s; `ray status` says what is asked for and what "
+                f"there is; lower it, or wait longer; the same command goes on from the last checkpoint in {run.folder}"
+            )
         if isinstance(cause, ValueError):
             return UserError(str(cause)) if isinstance(cause, UserError) else JobFailed(str(cause))
     first = str(causes[0]).strip().splitlines()[-1] if causes else "unknown"
     return JobFailed(
-        f"training failed more than cluster.train.max_failures = {run.settings.cluster.train.max_failures} times "
+        f"training failed more than cluster.train.max_failures = {resources.max_failures} times "
         f"({first}); the same command goes on from the last checkpoint in {run.folder}"
     )
 
@@ -197,7 +210,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     if ema and saved:
         ema.put_back(engine, saved.tensors)
     start = saved.step if saved else 0
-    history = History(folder, start, train.steps) if place.rank == 0 else None
+    show = partial(show_training, settings.run.name, job, train.global_batch)
+    history = History(folder, start, train.steps, show) if place.rank == 0 else None
     if history:
         print(
             f"{parameters / 1e6:.2f} M parameters, {f'going on after step {start}' if start else begins}",
