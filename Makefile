@@ -1,6 +1,7 @@
 # make demo   the whole road on one machine, some minutes; look at runs/demo/report.html afterwards
 # make test   the checks and the tests
-# Both make the virtual environment first. Needed: make, Python 3.11 with venv.
+# make test-cluster   the page of clusters tried on three hosts, one cut off and one killed: root on Linux, 15 minutes
+# All make the virtual environment first. Needed: make, Python 3.11 with venv.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,13 +11,16 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Two processes share the test files: most tests wait more than they compute. The files that take longest come first.
 LONGEST := tests/cluster/test_submission.py tests/failures tests/train/test_worker.py tests/cluster/test_autoscaling.py
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-cluster check format clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py $(if $(VIDEOS),--videos "$(VIDEOS)") $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(LONGEST) tests)
+
+test-cluster: $(VENV)/installed
+	@$(BIN)/python tests/cluster/three_hosts.py $(ARGS)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -57,7 +57,8 @@ def start_ray(settings: Settings) -> None:
 
 def process_setup() -> Callable[[], None]:
     """What every process of the job does before its work: it takes this process's variables of S3 and of trackers, which Ray
-    would show in its dashboard and logs if they were among `env_vars`, and names its own cluster in RAY_ADDRESS.
+    would show in its dashboard and logs if they were among `env_vars`, names its own cluster in RAY_ADDRESS, and says in
+    its log of which job and stage a line is.
 
     Ray Train watches its controller through an address that it looks up anew. On a machine with more than one cluster it
     may find another's, in which that controller does not exist, and end the training.
@@ -69,7 +70,9 @@ def process_setup() -> Callable[[], None]:
         import ray
 
         os.environ.update(variables)
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        context = ray.get_runtime_context()
+        os.environ["RAY_ADDRESS"] = context.gcs_address
+        logging.basicConfig(format=f"%(asctime)s job {context.get_job_id()} %(name)s: %(message)s", datefmt="%H:%M:%S")
 
     return set_up
 

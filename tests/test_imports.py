@@ -15,7 +15,7 @@ ROAD = [
     {"schema", "storage", "cli", "local_cluster"},
     {"bridge"},
     {"models"},
-    {"ray_start", "placement"},
+    {"ray_start", "placement", "monitoring"},
     {"data"},
     {"train"},
     {"sampling", "metrics"},
@@ -27,6 +27,7 @@ RAY = {
     "pipeline/train/checkpoint.py",
     "pipeline/ray_start.py",
     "pipeline/placement.py",
+    "pipeline/monitoring.py",
 }
 RAY |= {"pipeline/train/failures.py", "pipeline/sampling/while_training.py"}
 RAY |= {"pipeline/train/loop.py", "pipeline/sampling/distributed.py"}

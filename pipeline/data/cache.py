@@ -37,6 +37,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.plan import plan_table
 from pipeline.data.standing import Standing, counts_of, standing_of, tally
+from pipeline.monitoring import count_cached
 from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.schema import IDENTITY, NULL_TEXT, TRAIN
@@ -93,7 +94,7 @@ def _make(plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> d
     start_ray(settings)
     check_room(settings, "decode", 1, "the decoding tasks")
     check_room(settings, "encode", 1, "the encoding actors")
-    _consume(chain(before.pending, settings), made, settings.data.frames, lock)
+    _consume(chain(before.pending, settings), made, settings, lock)
     after = standing_of(plan, path)
     assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"
     seconds = time.monotonic() - started
@@ -213,7 +214,7 @@ def encoded(
     )
 
 
-def _consume(commits: "ray.data.Dataset", clips: int, frames: int, lock: Held) -> None:
+def _consume(commits: "ray.data.Dataset", clips: int, settings: Settings, lock: Held) -> None:
     """Run the chain, and say every few seconds how far it is."""
     started = said = time.monotonic()
     done = size = 0
@@ -222,6 +223,7 @@ def _consume(commits: "ray.data.Dataset", clips: int, frames: int, lock: Held) -
         lock.check()
         done += row["clips"] + len(row["reasons"])
         reasons.update(row["reasons"])
+        count_cached(settings.run.name, row["clips"], row["reasons"])
         size += row["bytes"]
         now = time.monotonic()
         if now - said >= PROGRESS_S or done == clips:
@@ -231,7 +233,7 @@ def _consume(commits: "ray.data.Dataset", clips: int, frames: int, lock: Held) -
                 done,
                 clips,
                 rate,
-                rate * frames,
+                rate * settings.data.frames,
                 size / MIB,
                 _named(reasons),
                 (clips - done) / rate,

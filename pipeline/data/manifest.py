@@ -13,6 +13,7 @@ file that a manifest part points to is ever overwritten by another, and a reader
 import hashlib
 import io
 import json
+import logging
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,7 @@ from pipeline.settings import VAE_DOWNSAMPLING, Settings, UserError
 from pipeline.storage import exists, list_files, read_all, read_bytes, read_json, write_bytes, write_json
 
 VERSION = 1
+REJECTS_SAID = 5  # of a commit, in the log
 INFO, MANIFEST, REJECTS = "cache.json", "manifest", "rejects"
 
 
@@ -256,6 +258,9 @@ def _read_parts(parts: list[str], schema: pa.Schema, number: str | None = None) 
 def commit_clips(batch: pa.Table, path: str, round_number: int) -> pa.Table:
     """map_batches over tasks, a shard of ENCODED_SCHEMA rows in, one row out: clips, reasons of rejects, bytes."""
     clips, reasons, size = commit(path, batch, round_number)
+    for row in batch.filter(batch["reason"].is_valid()).select(REJECT_SCHEMA.names).slice(0, REJECTS_SAID).to_pylist():
+        log = logging.getLogger(row["stage"])
+        log.warning("%s, window %d: %s, %s", row["video"], row["ordinal"], row["reason"], row["detail"])
     return pa.table({"clips": [clips], "reasons": pa.array([reasons], pa.list_(pa.string())), "bytes": [size]})
 
 

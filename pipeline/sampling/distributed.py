@@ -16,6 +16,7 @@ from pipeline.data.manifest import Cache, open_cache
 from pipeline.data.moments import MOMENTS, load_moments
 from pipeline.metrics.statistics import summarise_columns
 from pipeline.models.vae_files import vae_identity
+from pipeline.monitoring import count_sampled
 from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.sampling.generate import (
@@ -201,7 +202,7 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
         load_networks(plan.exports)  # weights of another model are found here, in one line, not in an actor
         start_ray(settings)
         check_room(settings, "sample", 1, "the sampling actors")
-        found, unusable = _consume(chain(plan, settings), plan)
+        found, unusable = _consume(chain(plan, settings), plan, settings.run.name)
         records |= found
         refused += unusable
     if not records:
@@ -254,13 +255,15 @@ def _batches(plan: Plan, settings: Settings) -> list[list[Item]]:
     return [plan.items[start : start + size] for start in range(0, len(plan.items), size)]
 
 
-def _consume(answers: "ray.data.Dataset", plan: Plan) -> tuple[dict[str, dict[str, Any]], list[Refused]]:
+def _consume(answers: "ray.data.Dataset", plan: Plan, run: str) -> tuple[dict[str, dict[str, Any]], list[Refused]]:
     """Run the chain and say after every batch how far it is."""
     started = time.monotonic()
     records: dict[str, dict[str, Any]] = {}
     refused: list[Refused] = []
     for row in answers.iter_rows():
-        records |= {record["key"]: record for record in json.loads(row["records"])}
+        made = {record["key"]: record for record in json.loads(row["records"])}
+        records |= made
+        count_sampled(run, len(made))
         for one in (Refused(*pair) for pair in json.loads(row["refused"])):
             log.warning("%s: %s; left out", one.name, one.reason)
             refused.append(one)

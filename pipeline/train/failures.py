@@ -13,6 +13,7 @@ from types import FrameType
 
 import ray.train
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from pipeline.settings import JobFailed, UserError
 from pipeline.train.checkpoint import no_room
@@ -51,6 +52,13 @@ def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
             return cause
         if isinstance(cause, ValueError):
             return JobFailed(str(cause))
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            wanted = run.settings.cluster.train
+            return JobFailed(
+                f"no room for cluster.train.workers = {wanted.workers} in {wanted.max_failures + 1} x "
+                f"cluster.train.start_timeout_s = {wanted.start_timeout_s:g} s; `ray status` says what is asked for and what "
+                f"there is; lower it, or wait longer; the same command goes on from the last checkpoint in {run.folder}"
+            )
         if full := no_room(run.folder, cause):
             return full
     return JobFailed(

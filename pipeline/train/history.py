@@ -5,7 +5,7 @@ import io
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,18 @@ class History:
     On resume after `start` steps, rows of later steps are dropped: those steps are made again.
     """
 
-    def __init__(self, folder: str, start: int, steps: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self,
+        folder: str,
+        start: int,
+        steps: int,
+        trackers: Sequence[Tracker] = (),
+        show: Callable[[Row], None] | None = None,
+    ) -> None:
+        """`show`: gets every new row too."""
         from torch.utils.tensorboard import SummaryWriter
 
+        self.show = show
         self.folder, self.address, self.steps = folder, f"{folder}/{HISTORY}", steps
         # a start from nothing tells of step 0, validation before training, anew
         self.rows = [row for row in read_history(self.address) if start and (row["step"] or 0) <= start]
@@ -80,6 +89,8 @@ class History:
                 self.board.add_scalar(name, value, step)
         self.trackers = track(self.trackers, step, {k: v for k, v in values.items() if v is not None})
         print(self.line(row), flush=True)
+        if self.show:
+            self.show(row)
         if time.monotonic() - self.saved > SAVE_S:
             self.save()
 

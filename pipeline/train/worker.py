@@ -33,6 +33,7 @@ from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
 from pipeline.models.weights import State
+from pipeline.monitoring import show_training
 from pipeline.placement import check_room, check_room_online, needs, selector
 from pipeline.ray_start import start_ray
 from pipeline.schema import CacheInfo
@@ -144,7 +145,10 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
             name=CHECKPOINTS,
             storage_path=inner,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            # nodes that do not come are no failure of a worker: without a limit of its own Ray would ask for them for ever
+            failure_config=ray.train.FailureConfig(
+                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=train.keep_checkpoints,
                 checkpoint_score_attribute="validation_loss" if by_score else None,
@@ -191,7 +195,9 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
     if ema and saved:
         ema.put_back(engine, saved.tensors)
     start = saved.step if saved else 0
-    history = History(folder, start, train.steps, open_trackers(settings, folder)) if place.rank == 0 else None
+    show = partial(show_training, settings.run.name, job, train.global_batch)
+    trackers = open_trackers(settings, folder) if place.rank == 0 else []
+    history = History(folder, start, train.steps, trackers, show) if place.rank == 0 else None
     if history:
         print(
             f"{parameters / 1e6:.2f} M parameters, {f'going on after step {start}' if start else begins}",

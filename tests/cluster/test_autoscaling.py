@@ -79,7 +79,7 @@ def wait_for(there: Callable[[], bool], seconds: float, log: Path | None = None)
         time.sleep(0.2)
 
 
-def run_job(environment: dict[str, str], job: str, arguments: list[str]) -> str:
+def run_job(environment: dict[str, str], job: str, arguments: list[str], status: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments],
         env=environment,
@@ -89,7 +89,7 @@ def run_job(environment: dict[str, str], job: str, arguments: list[str]) -> str:
         timeout=400,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == status, done.stdout
     return done.stdout
 
 
@@ -133,3 +133,16 @@ def test_training_waits_for_its_workers_nodes(environment: dict[str, str], tmp_p
     assert "node(s) of type trainer" in said
     summary = json.loads((tmp_path / "grown" / "finetune" / "summary.json").read_text())
     assert summary["steps"] == 4
+
+
+@pytest.mark.timeout(600)
+def test_more_workers_than_there_can_ever_be_are_waited_for_and_then_explained(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    line = arguments(tmp_path, "--train.init=null", "--bridge.saf=false", "--bridge.prior=replicated")
+    line += ["--cluster.train.workers=3", "--cluster.train.start_timeout_s=3", "--cluster.train.max_failures=0"]
+    write_cache(load(line)[0])
+    said = run_job(environment, "finetune", line, status=1)
+    assert "train: room for" in said and "of 3 now; waiting for the autoscaler" in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("finetune.py: no room for cluster.train.workers = 3") and "`ray status`" in last

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -41,8 +42,12 @@ def test_image_copies_what_exists_and_its_context_holds_it() -> None:
     assert sent == set(sources), "what is sent and not copied need not be sent"
 
 
+PAGES = (CLUSTER / "README.md", ROOT / "docs" / "slow.md")
+
+
 def blocks() -> list[str]:
-    return re.findall(r"^```sh[^\n]*\n(.*?)^```", (CLUSTER / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    text = "".join(page.read_text() for page in PAGES)
+    return re.findall(r"^```sh[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: block.splitlines()[0][:40])
@@ -53,11 +58,20 @@ def test_commands_of_the_page_are_shell_and_name_files_that_exist(block: str) ->
         assert (ROOT / name).is_file(), name
 
 
-def test_settings_on_the_page_are_settings() -> None:
-    page = (CLUSTER / "README.md").read_text()
+def test_machines_are_set_up_as_make_sets_up_this_one() -> None:
+    """The test on three hosts takes `make`'s environment for that of the page."""
+    make = [
+        line.split("install", 1)[1] for line in (ROOT / "Makefile").read_text().splitlines() if "pip install" in line
+    ]
+    page = [line.split("install", 1)[1] for block in blocks() for line in block.splitlines() if "pip install" in line]
+    assert page == [line.replace(" --quiet", "") for line in make[: len(page)]] and len(page) == 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_on_the_page_are_settings(page: Path) -> None:
     settings = load([])[0].model_dump()
     for section, key in re.findall(
-        r"`((?:data|cache|vae|train|sample)|cluster\.(?:decode|encode|train))\.(\w+)`", page
+        r"`((?:data|cache|vae|train|sample)|cluster\.(?:decode|encode|train))\.(\w+)`", page.read_text()
     ):
         place = settings
         for part in section.split("."):
@@ -65,6 +79,7 @@ def test_settings_on_the_page_are_settings() -> None:
         assert key in place, f"{section}.{key}"
 
 
-def test_links_of_the_page_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", (CLUSTER / "README.md").read_text()):
-        assert (CLUSTER / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_the_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target

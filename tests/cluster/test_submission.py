@@ -1,13 +1,16 @@
 """The whole road through Ray's job submission, stopped once in every step and submitted again; strangers are refused."""
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import grpc
@@ -37,7 +40,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     names = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{names.get('PATH', '')}"
     names |= {"PATH": path, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    names |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    names |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_metrics_report_interval_ms": "1000"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", path)  # local_cluster calls `ray`
         with local_cluster(names, lambda title, text: None) as reached:
@@ -154,6 +157,29 @@ def test_stopped_in_every_step_and_submitted_again_the_road_comes_to_its_end(
     assert {"cache", "prior", "finetune", "samples"} <= set(summary["timings"])
     assert json.loads((run / "cache" / "cache.json").read_text())["classes"] == sorted(CLASSES)
     assert (run / "report.html").read_text().count("<video") >= 6
+
+
+def test_the_dashboards_metrics_are_exported(environment: dict[str, str]) -> None:
+    """Those of Grafana's definition, after the road of the test before; GPUs excepted, which are not here."""
+    panels = json.loads((ROOT / "cluster" / "grafana.json").read_text())["panels"]
+    asked = {
+        name for panel in panels for target in panel["targets"] for name in re.findall(r"\bray_\w+", target["expr"])
+    }
+    exported = re.findall(r"^(ray_\w+){.*} ", scraped(), re.MULTILINE)
+    assert asked - set(exported) == {"ray_node_gpus_utilization"}
+
+
+def scraped() -> str:
+    """What Prometheus would get of this test's cluster."""
+    for process in psutil.Process().children(recursive=True):
+        if any(word.endswith("dashboard/agent.py") for word in process.cmdline()):
+            for port in {each.laddr.port for each in process.net_connections("tcp") if each.status == "LISTEN"}:
+                # the agent's other ports speak another language
+                with contextlib.suppress(OSError, HTTPException):
+                    text: str = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+                    if text.startswith("# HELP"):
+                        return text
+    raise AssertionError("no agent of Ray answers")
 
 
 class Chain:

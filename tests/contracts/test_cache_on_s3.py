@@ -1,6 +1,7 @@
 """Source and cache on S3, with faults between, by a job on a cluster that was started without credentials."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pipeline.data.batches import training_batches, training_source
 from pipeline.data.cache import build_cache, open_cache
 from pipeline.data.kept import keep_locally
 from pipeline.data.shards import read_latent
+from pipeline.storage import entries, read_bytes
 
 VIDEOS = 10
 SECRET = "not-to-be-seen-0815"
@@ -119,6 +121,17 @@ def test_credentials_reach_the_workers_and_no_log(cached: OnS3) -> None:
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
     shown = [str(path) for path in logs.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert not shown and any(logs.iterdir())
+    written = [entry.address for entry in entries("s3://bucket/runs", recursive=True)]
+    assert written and not [address for address in written if SECRET.encode() in read_bytes(address)]
+
+
+@pytest.mark.ray
+def test_a_workers_log_says_of_which_job_and_stage_and_clip_a_line_is(cached: OnS3) -> None:
+    import ray
+
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    lines = "".join(path.read_text() for path in logs.glob("worker-*.err"))
+    assert re.search(r"^\d\d:\d\d:\d\d job [0-9a-f]{8} decode: text.mkv, window 0: unreadable, ", lines, re.MULTILINE)
 
 
 @pytest.mark.ray
