@@ -270,6 +270,15 @@ class SampleSettings(Section):
         return self
 
 
+class EvaluateSettings(Section):
+    samples: str | None
+    detector: str | None
+    i3d: str | None
+    clip: str | None
+    batch: PositiveInt
+    bootstrap: Annotated[int, Field(ge=2)]
+
+
 class DecodeResources(Section):
     num_cpus: PositiveFloat
     max_tasks: PositiveInt | None
@@ -324,6 +333,7 @@ class Settings(Section):
     train: TrainSettings
     prior: PriorSettings
     sample: SampleSettings
+    evaluate: EvaluateSettings
     cluster: ClusterSettings
 
     @property

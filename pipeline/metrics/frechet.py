@@ -11,17 +11,17 @@ Divisor = Literal["N", "N-1"]
 
 
 class FeatureMoments(NamedTuple):
-    """Count, mean (D,) and scatter (D, D) = sum of (x - mean)(x - mean)^T, in float64."""
+    """How many, mean (D,) and scatter (D, D) = sum of (x - mean)(x - mean)^T, in float64."""
 
-    count: int
+    number: int
     mean: np.ndarray
     scatter: np.ndarray
 
     def covariance(self, divisor: Divisor) -> np.ndarray:
         """(D, D); published protocols differ in the divisor. Raises ValueError with fewer than two features."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs two features or more, not {self.count}")
-        return self.scatter / (self.count if divisor == "N" else self.count - 1)
+        if self.number < 2:
+            raise ValueError(f"a covariance needs two features or more, not {self.number}")
+        return self.scatter / (self.number if divisor == "N" else self.number - 1)
 
 
 def feature_moments(features: np.ndarray) -> FeatureMoments:
@@ -38,10 +38,10 @@ def feature_moments(features: np.ndarray) -> FeatureMoments:
 
 def merge(one: FeatureMoments, other: FeatureMoments) -> FeatureMoments:
     """Moments of both sets together (Chan, Golub and LeVeque 1979)."""
-    count = one.count + other.count
+    number = one.number + other.number
     shift = other.mean - one.mean
-    scatter = one.scatter + other.scatter + np.outer(shift, shift) * (one.count * other.count / count)
-    return FeatureMoments(count, one.mean + shift * (other.count / count), scatter)
+    scatter = one.scatter + other.scatter + np.outer(shift, shift) * (one.number * other.number / number)
+    return FeatureMoments(number, one.mean + shift * (other.number / number), scatter)
 
 
 def frechet_distance(one: FeatureMoments, other: FeatureMoments, divisor: Divisor) -> float:

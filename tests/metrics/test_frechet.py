@@ -31,7 +31,7 @@ def test_parts_merge_to_the_whole_in_any_order(features: np.ndarray) -> None:
     merged = parts[2]
     for index in (0, 3, 1):
         merged = merge(merged, parts[index])
-    assert merged.count == whole.count
+    assert merged.number == whole.number
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
     np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=1e-10, atol=1e-9)
 

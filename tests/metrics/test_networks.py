@@ -1,0 +1,117 @@
+"""Networks of the metrics from local files, at tiny sizes and in the layouts in which they are published."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_text import TOKENS, save_tiny_clip
+from torch import nn
+
+from pipeline.config import ROOT, build, read_yaml
+from pipeline.metrics.networks import clip_pixels, load_network, weights_sha256
+from pipeline.models.detector import FEATURES, Detector
+from pipeline.models.image_encoder import DEVIATION, MEAN
+from pipeline.settings import EvaluateSettings, UserError
+
+
+class I3D(nn.Module):
+    """The interface of i3d_torchscript.pt, and a network that says what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
+        assert rescale and resize and return_features
+        return torch.stack([x.mean((1, 2, 3, 4)), x[:, 0].amax((1, 2, 3)), x[:, :, 0].mean((1, 2, 3))], 1) * self.weight
+
+
+def evaluate(**paths: object) -> EvaluateSettings:
+    return build([read_yaml(ROOT / "ray_config.yaml")]).evaluate.model_copy(update=paths)
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 4, 24, 32, 3), dtype=np.uint8)
+
+
+def save_tiny_detector(folder: Path) -> str:
+    torch.manual_seed(0)
+    folder.mkdir()
+    save_file(Detector(3).state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
+    return str(folder)
+
+
+def test_detector_gives_the_same_for_a_clip_alone_and_in_a_batch(tmp_path: Path, frames: np.ndarray) -> None:
+    network = load_network("detector", evaluate(detector=save_tiny_detector(tmp_path / "detector")))
+    whole, alone = network(frames, [""] * 3), network(frames[1:2], [""])
+    assert whole["features"].shape == (3, FEATURES)
+    np.testing.assert_allclose(whole["probabilities"].sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(whole["features"][1:2], alone["features"], atol=1e-5)
+
+
+def test_i3d_sees_channels_first_and_grey_levels_to_255(tmp_path: Path, frames: np.ndarray) -> None:
+    torch.jit.script(I3D()).save(str(tmp_path / "i3d.pt"))
+    found = load_network("i3d", evaluate(i3d=str(tmp_path / "i3d.pt")))(frames, [""] * 3)["features"]
+    expected = [frames.mean((1, 2, 3, 4)), frames[..., 0].max((1, 2, 3)), frames[:, 0].mean((1, 2, 3))]
+    np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-5)
+
+
+def test_clipsim_is_the_cosine_that_clip_itself_scores_by(tmp_path: Path, frames: np.ndarray) -> None:
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    save_tiny_clip(tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).eval()
+    model.save_pretrained(tmp_path)
+    captions = ["dog", "do do", "a red disc"]
+    found = load_network("clip", evaluate(clip=str(tmp_path)))(frames, captions)["similarity"]
+    tokens = AutoTokenizer.from_pretrained(tmp_path)(
+        captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
+    )
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    for clip in range(3):
+        pixels = (clip_pixels(torch.from_numpy(frames[clip]).permute(0, 3, 1, 2), 16) - mean) / deviation
+        with torch.inference_mode():
+            logits = model(pixel_values=pixels, **tokens).logits_per_image[:, clip]
+            cosine = logits.mean() / model.logit_scale.exp()
+        assert found[clip, 0] == pytest.approx(float(cosine), abs=1e-5)
+    assert np.ptp(found) > 1e-3
+
+
+def test_clip_sees_the_middle_of_a_wide_picture() -> None:
+    wide = torch.zeros(1, 3, 8, 24, dtype=torch.uint8)
+    wide[..., 8:16] = 255
+    assert clip_pixels(wide, 8).min() == 1
+    assert clip_pixels(wide.repeat(1, 1, 2, 1), 8).shape == (1, 3, 8, 8)
+
+
+def test_weights_hash_is_of_the_weights(tmp_path: Path) -> None:
+    settings = evaluate(detector=save_tiny_detector(tmp_path / "detector"))
+    before = weights_sha256("detector", settings)
+    (tmp_path / "detector" / "notes.txt").write_text("not the weights")
+    assert weights_sha256("detector", settings) == before
+    with (tmp_path / "detector" / "model.safetensors").open("ab") as stream:
+        stream.write(b"x")
+    assert weights_sha256("detector", settings) != before
+
+
+def test_weights_that_are_not_there_or_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.i3d = /nowhere: expected a TorchScript file"):
+        weights_sha256("i3d", evaluate(i3d="/nowhere"))
+    with pytest.raises(UserError, match=r"evaluate\.clip = .*: expected a folder with \*\.safetensors"):
+        weights_sha256("clip", evaluate(clip=str(tmp_path)))
+    (tmp_path / "i3d.pt").write_text("no network")
+    with pytest.raises(UserError, match="no TorchScript file"):
+        load_network("i3d", evaluate(i3d=str(tmp_path / "i3d.pt")))
+    with pytest.raises(UserError, match="no detector there"):
+        load_network("detector", evaluate(detector=str(tmp_path)))
+    with pytest.raises(UserError, match=r"evaluate\.clip"):
+        load_network("clip", evaluate(clip=str(tmp_path)))
