@@ -1,7 +1,7 @@
 """Train the detector that ships as shipped:detector: it tells the synthetic motions apart, for the demo's Frechet distance.
 
     python jobs/make_videos.py --folder ~/framebridge/teacher-videos --videos 2400 --seed 1
-    python jobs/train_detector.py --recipe demo --data.path ~/framebridge/teacher-videos --run.name detector
+    python jobs/train_detector.py --recipe demo --run.name detector --data.path ~/framebridge/teacher-videos --data.clips_per_video 2
 
 One process, minutes on one core; the settings are pipeline/train/detector.py's DetectorTraining. Expect a line an epoch
 with the accuracy on held-out videos, and in STORAGE/NAME/detector the folder that --evaluate.detector takes, with its

@@ -114,7 +114,10 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         build([lacking])
 
 
-@pytest.mark.parametrize("job", ["cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "report"])
+JOBS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "evaluate", "report")
+
+
+@pytest.mark.parametrize("job", JOBS)
 def test_jobs_exit_2_with_one_line_and_no_traceback(job: str) -> None:
     result = subprocess.run(
         [sys.executable, f"jobs/{job}.py", "--train.stepz", "5"],

@@ -11,6 +11,8 @@ from tiny_text import TOKENS, save_tiny_clip
 from torch import nn
 
 from pipeline.config import ROOT, build, read_yaml
+from pipeline.data.synthetic import CLASSES, FPS, random_scene, render
+from pipeline.metrics.frechet import FeatureMoments, feature_moments, frechet_distance
 from pipeline.metrics.networks import clip_pixels, load_network, weights_sha256
 from pipeline.models.detector import FEATURES, Detector
 from pipeline.models.image_encoder import DEVIATION, MEAN
@@ -115,3 +117,21 @@ def test_weights_that_are_not_there_or_are_none_are_refused(tmp_path: Path) -> N
         load_network("detector", evaluate(detector=str(tmp_path)))
     with pytest.raises(UserError, match=r"evaluate\.clip"):
         load_network("clip", evaluate(clip=str(tmp_path)))
+
+
+def test_distance_of_the_shipped_detector_sees_what_happens_to_motion() -> None:
+    network = load_network("detector", evaluate())
+    random = np.random.default_rng(7)
+
+    def scenes() -> np.ndarray:
+        made = [random_scene(motion, random) for motion in CLASSES for _ in range(4)]
+        return np.stack([[render(scene, (18 + frame) / FPS, 48, 48) for frame in range(16)] for scene in made])
+
+    def moments(clips: np.ndarray) -> FeatureMoments:
+        return feature_moments(network(clips, [])["features"])
+
+    true, other = moments(scenes()), scenes()
+    near = frechet_distance(true, moments(other), "N")
+    shuffled = frechet_distance(true, moments(other[:, random.permutation(16)]), "N")
+    still = frechet_distance(true, moments(other[:, :1].repeat(16, 1)), "N")
+    assert min(shuffled, still) > 2 * near
