@@ -279,6 +279,16 @@ class EvaluateSettings(Section):
     bootstrap: Annotated[int, Field(ge=2)]
 
 
+class AblateSettings(Section):
+    experiments: list[Literal["saf", "priors", "samplers", "leakage"]]
+    videos: Annotated[int, Field(ge=8)]
+    seeds: PositiveInt
+    clips: Annotated[int, Field(ge=2)]
+    sampler_clips: Annotated[int, Field(ge=2)]
+    evaluations: list[Annotated[int, Field(ge=2)]]
+    bootstrap: Annotated[int, Field(ge=2)]
+
+
 class DecodeResources(Section):
     num_cpus: PositiveFloat
     max_tasks: PositiveInt | None
@@ -334,6 +344,7 @@ class Settings(Section):
     prior: PriorSettings
     sample: SampleSettings
     evaluate: EvaluateSettings
+    ablate: AblateSettings
     cluster: ClusterSettings
 
     @property

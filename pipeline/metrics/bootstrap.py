@@ -30,6 +30,11 @@ def bootstrap(
     random = np.random.default_rng(seed)
     value = statistic(np.arange(count))
     drawn = np.array([statistic(random.integers(count, size=count)) for _ in range(replicates)])
+    return interval(value, drawn, level)
+
+
+def interval(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:
+    """The interval of a statistic with these bootstrap draws: their percentiles, moved by their bias."""
     bias = float(drawn.mean() - value)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) - bias
-    return Interval(value=value, low=float(low), high=float(high), bias=bias, level=level, replicates=replicates)
+    return Interval(value=value, low=float(low), high=float(high), bias=bias, level=level, replicates=len(drawn))
