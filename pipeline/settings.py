@@ -263,6 +263,7 @@ class SampleSettings(Section):
     stride: PositiveInt
     batch: PositiveInt
     fps: PositiveInt
+    gif: bool
 
     @model_validator(mode="after")
     def _check(self) -> Self:
