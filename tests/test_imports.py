@@ -20,6 +20,7 @@ ROAD = [
     {"train"},
     {"sampling", "metrics"},
     {"report"},
+    {"ablation"},
 ]
 RAY = {
     "pipeline/data/cache.py",
@@ -28,7 +29,7 @@ RAY = {
     "pipeline/ray_start.py",
     "pipeline/placement.py",
 }
-RAY |= {"pipeline/train/loop.py", "pipeline/sampling/distributed.py", "pipeline/metrics/evaluate.py"}
+RAY |= {"pipeline/train/loop.py", "pipeline/sampling/distributed.py", "pipeline/metrics/evaluate.py", "pipeline/ablation/run.py"}
 PLAIN = {"ray", "deepspeed", "torch.distributed"}
 MODULES = sorted(path for path in (ROOT / "pipeline").rglob("*.py"))
 

@@ -8,7 +8,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.ablation.intervals import Cell, Drawn, Draws, cell, frechet, make_draws, median_of, verdict
-from pipeline.ablation.protocol import SAMPLERS, SCRATCH, STARTS, TUNED, Measurement, folder_of, start_name
+from pipeline.ablation.protocol import (
+    SAMPLERS,
+    SCRATCH,
+    STARTS,
+    TUNED,
+    Measurement,
+    figure6_steps,
+    folder_of,
+    start_name,
+)
 from pipeline.metrics.inception import inception_score
 from pipeline.settings import Settings
 from pipeline.storage import read_bytes, read_json, write_bytes, write_json
@@ -74,7 +83,7 @@ def write_page(settings: Settings, measured: list[Measurement]) -> dict[str, Any
     pictures = {"figure6.png": figure6, "samplers.png": figure_samplers}
     shown = [
         name
-        for name, experiment in zip(pictures, ("saf", "samplers"), strict=True)
+        for name, experiment in zip(pictures, ("steps", "samplers"), strict=True)
         if experiment in settings.ablate.experiments
     ]
     for name in shown:
@@ -110,20 +119,20 @@ def tables_of(settings: Settings, found: Measured) -> list[tuple[str, str, list[
         return (model, step, "", evaluations, ablate.clips)
 
     if "saf" in ablate.experiments:
-        steps = sorted({key[1] for key in found.cells if key[0] == "saf" and not key[2]})
         tables.append(
             ("Table 4: fine-tuned from a diffusion model", "model", [(name, usual(name, last)) for name in TUNED])
-        )
-        tables.append(
-            (
-                "Figure 6: quality against steps",
-                "model, steps",
-                [(f"{name}, {s}", usual(name, s)) for name in TUNED for s in steps],
-            )
         )
     if "priors" in ablate.experiments:
         scratch = settings.prior.train.steps
         tables.append(("Table 5: priors, from scratch", "model", [(name, usual(name, scratch)) for name in SCRATCH]))
+    if "steps" in ablate.experiments:
+        tables.append(
+            (
+                "Figure 6: quality against steps",
+                "model, steps",
+                [(f"{name}, {s}", usual(name, s)) for name in TUNED for s in figure6_steps(settings)],
+            )
+        )
     if "samplers" in ablate.experiments:
         named = {name for samplers in SAMPLERS.values() for name in samplers}
         keys = [key for key in found.cells if key[2] in named]
@@ -165,8 +174,8 @@ def claims_of(settings: Settings, found: Measured) -> list[dict[str, Any]]:
             ("6. Table 5: FrameBridge-NP below diffusion conditioned on F_eta", "bridge-np", "vdt-i2v-np"),
         ):
             claims.append(found.claim(text, key(one, scratch), key(other, scratch)))
-    if "saf" in ablate.experiments:
-        for step in sorted({k[1] for k in found.cells if k[0] == "saf" and not k[2]}):
+    if "steps" in ablate.experiments:
+        for step in figure6_steps(settings):
             text = f"7. Figure 6: SAF below no SAF after {step} steps"
             claims.append(found.claim(text, key("saf", step), key("no-saf", step)))
     if "samplers" in ablate.experiments:

@@ -90,11 +90,11 @@ def models(settings: Settings, seed: int) -> list[Model]:
     wanted = set(settings.ablate.experiments)
     steps = settings.train.steps
     made: list[Model] = []
-    if wanted & {"saf", "samplers", "leakage"}:
+    if wanted - {"priors"}:
         tuned = TUNED | ({"timenoise": TIME_NOISED} if "leakage" in wanted else {})
-        quarters = tuple(sorted({max(1, steps // 4), max(1, steps // 2), steps}))
+        quarters = figure6_steps(settings)
         for name, overlay in tuned.items():
-            keep = quarters if name in TUNED and "saf" in wanted else (steps,)
+            keep = quarters if name in TUNED else (steps,)
             made.append(_model(settings, name, "finetune", seed, overlay, keep))
     if "priors" in wanted:
         budget = settings.prior.train.model_dump(mode="json")
@@ -105,6 +105,12 @@ def models(settings: Settings, seed: int) -> list[Model]:
             whole = {"train": budget, **overlay, "model": size | overlay.get("model", {})}
             made.append(_model(settings, name, "finetune", seed, whole, keep))
     return made
+
+
+def figure6_steps(settings: Settings) -> tuple[int, ...]:
+    """After a quarter, half and all of the training."""
+    steps = settings.train.steps
+    return tuple(sorted({max(1, steps // 4), max(1, steps // 2), steps}))
 
 
 def _model(settings: Settings, name: str, job: Job, seed: int, overlay: Overlay, keep: tuple[int, ...]) -> Model:
@@ -123,32 +129,54 @@ def _model(settings: Settings, name: str, job: Job, seed: int, overlay: Overlay,
 
 
 def measurements(settings: Settings, trained: list[Model]) -> list[Measurement]:
-    """What the models of one seed are measured with, each once, whatever number of tables it is in."""
-    ablate, evaluations = settings.ablate, settings.sample.steps
+    """What the models of one seed are measured with, each once, in the order of the experiments."""
     made: list[Measurement] = []
+    for experiment in settings.ablate.experiments:
+        if experiment == "samplers":
+            made += _samplers(settings, trained)
+        elif experiment == "leakage":
+            made += _usual(settings, trained, ["diffusion", "timenoise"]) + _starts(settings, trained)
+        elif experiment == "priors":
+            made += _usual(settings, trained, list(SCRATCH))
+        else:
+            earlier = figure6_steps(settings) if experiment == "steps" else ()
+            made += _usual(settings, trained, list(TUNED), earlier)
+    return list({one.key: one for one in made}.values())
+
+
+def _usual(
+    settings: Settings, trained: list[Model], names: list[str], steps: tuple[int, ...] = ()
+) -> list[Measurement]:
+    """The paper's sampler of these models, after their last step or after `steps`."""
+    evaluations, clips = settings.sample.steps, settings.ablate.clips
+    return [
+        Measurement(model, step, "", evaluations, clips, {})
+        for model in trained
+        if model.name in names
+        for step in steps or model.keep[-1:]
+    ]
+
+
+def _samplers(settings: Settings, trained: list[Model]) -> list[Measurement]:
+    made = []
     for model in trained:
-        if model.job == "finetune":
-            made += [Measurement(model, step, "", evaluations, ablate.clips, {}) for step in model.keep]
+        for sampler, (changes, each) in SAMPLERS.get(model.name, {}).items():
+            for budget in settings.ablate.evaluations:
+                steps = max((budget - 1) // each + 1, 2)
+                count, how = (steps - 1) * each + 1, changes | {"steps": steps}
+                made.append(Measurement(model, model.keep[-1], sampler, count, settings.ablate.sampler_clips, how))
+    return made
+
+
+def _starts(settings: Settings, trained: list[Model]) -> list[Measurement]:
+    moments = f"{folder_of(settings)}/moments"
+    wanted = [("diffusion", start, analytic) for start in STARTS for analytic in (False, True)]
     named = {model.name: model for model in trained}
-    if "samplers" in ablate.experiments:
-        for name, samplers in SAMPLERS.items():
-            for sampler, (changes, each) in samplers.items():
-                for budget in ablate.evaluations:
-                    steps = max((budget - 1) // each + 1, 2)
-                    how = changes | {"steps": steps}
-                    count = (steps - 1) * each + 1
-                    made.append(
-                        Measurement(named[name], named[name].keep[-1], sampler, count, ablate.sampler_clips, how)
-                    )
-    if "leakage" in ablate.experiments:
-        moments = f"{folder_of(settings)}/moments"
-        for name, start, analytic in [
-            *(("diffusion", start, analytic) for start in STARTS for analytic in (False, True)),
-            ("timenoise", STARTS[0], True),
-        ]:
-            how = {"start": start, "analytic_init": moments if analytic else None}
-            label = start_name(start, analytic)
-            made.append(Measurement(named[name], named[name].keep[-1], label, evaluations, ablate.clips, how))
+    made = []
+    for name, start, analytic in [*wanted, ("timenoise", STARTS[0], True)]:
+        how = {"start": start, "analytic_init": moments if analytic else None}
+        model, label = named[name], start_name(start, analytic)
+        made.append(Measurement(model, model.keep[-1], label, settings.sample.steps, settings.ablate.clips, how))
     return made
 
 

@@ -49,10 +49,6 @@ def make_plan(settings: Settings) -> Plan:
     for key, value in needed.items():
         if value is None:
             raise UserError(f"{key} = null: the ablation needs it; give --recipe demo --recipe ablation, or set {key}")
-    if "samplers" in settings.ablate.experiments and settings.ablate.sampler_clips > settings.ablate.clips:
-        raise UserError(
-            f"ablate.sampler_clips = {settings.ablate.sampler_clips} exceeds ablate.clips = {settings.ablate.clips}; lower it"
-        )
     data = settings.data.model_copy(update={"path": f"{settings.run.folder}/videos", "source": "ucf101"})
     settings = settings.model_copy(update={"data": data})
     folder = folder_of(settings)
@@ -99,7 +95,8 @@ def run_ablation(settings: Settings) -> dict[str, Any]:
     """Run what is not there yet and write the page. Returns results.json. Raises UserError or JobFailed."""
     plan = make_plan(settings)
     settings, folder = plan.settings, folder_of(plan.settings)
-    made = make_dataset(settings.data.path, settings.ablate.videos, SEED)
+    share = settings.ablate.clips / settings.ablate.videos
+    made = make_dataset(settings.data.path, settings.ablate.videos, SEED, test_share=share)
     log.info("%d videos, %d made now: %s", made["videos"], made["made"], settings.data.path)
     start_ray(settings)
     build_cache(settings)

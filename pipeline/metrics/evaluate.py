@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +21,7 @@ from pipeline.metrics.networks import load_network, weights_sha256
 from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.sampling.outputs import decode_mp4
-from pipeline.settings import Settings, UserError
+from pipeline.settings import JobFailed, Settings, UserError
 from pipeline.storage import exists, read_all, read_bytes, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ log = logging.getLogger("evaluate")
 
 Arrays = dict[str, np.ndarray]
 GENERATED, TRUE = "generated", "true"
+SAME = 0.02  # how near a metric must be to an earlier run's: other processors round otherwise
 
 
 class Protocol(NamedTuple):
@@ -41,6 +43,7 @@ class Protocol(NamedTuple):
     videos: int | None = None  # as published; with fewer, a number is marked
     frames: int | None = None
     needs_true: bool = False
+    splits: int = 1  # of an inception score
 
 
 PROTOCOLS = {
@@ -48,8 +51,17 @@ PROTOCOLS = {
     "inception_detector": Protocol("inception score, the shipped detector's classes", "detector"),
     # Skorokhodov et al. 2022, whose statistics divide by N
     "fvd": Protocol("FVD, StyleGAN-V: 2,048 clips of 16 frames", "i3d", "N", 2048, 16, needs_true=True),
+    "inception_c3d": Protocol(
+        "inception score, StyleGAN-V: 2,048 clips of 16 frames in 10 parts", "c3d", None, 2048, 16, splits=10
+    ),
+    # Ge et al. 2024; their statistics divide by N too
+    "cd_fvd": Protocol("CD-FVD: 2,048 clips of 16 frames", "videomae", "N", 2048, 16, needs_true=True),
     "clipsim": Protocol("CLIPSIM: mean cosine of frame and caption", "clip"),
+    "motion_score": Protocol("motion score, CIL: mean length of RAFT's flow, pixels a frame", "raft"),
+    "pic": Protocol("PIC, DynamiCrafter: 1 - DreamSim's distance to the first frame", "dreamsim"),
 }
+MEANS = {"clipsim": "similarity", "motion_score": "motion", "pic": "conformity"}  # means over clips, of these arrays
+VBENCH = "is a package of its own that judges video files: `vbench evaluate --videos_path SAMPLES --mode custom_input`"
 NETWORKS = tuple(dict.fromkeys(protocol.network for protocol in PROTOCOLS.values()))
 
 
@@ -136,11 +148,28 @@ def run_evaluation(settings: Settings) -> dict[str, Any]:
         "stride": samples_stride(settings, samples),
         "seed": settings.run.seed,
         "metrics": metrics,
-        "skipped": skipped,
+        "skipped": skipped | {"vbench": VBENCH},
         "seconds": time.monotonic() - started,
     }
     write_json(f"{settings.run.folder}/evaluate/metrics.json", result)
+    if settings.evaluate.expected is not None:
+        check_expected(metrics, settings.evaluate.expected)
     return result
+
+
+def check_expected(metrics: dict[str, Any], address: str) -> None:
+    """Raise JobFailed unless every metric of an earlier run is there and as large, UserError where there is no such run."""
+    try:
+        expected = read_json(address)["metrics"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"evaluate.expected = {address}: no metrics.json there ({error}); give one, or null") from error
+    for name, before in expected.items():
+        value = metrics[name]["value"] if name in metrics else math.nan
+        if not math.isclose(value, before["value"], rel_tol=SAME):
+            raise JobFailed(
+                f"{name}: {value:.4f}, but {before['value']:.4f} in {address}: not reproduced within {SAME:.0%}"
+            )
+    log.info("%d metrics are those of %s within %.0f %%", len(expected), address, 100 * SAME)
 
 
 def samples_stride(settings: Settings, samples: Samples) -> Any:
@@ -163,24 +192,27 @@ def measure(name: str, arrays: Arrays, samples: Samples, settings: Settings) -> 
             return frechet_distance(feature_moments(generated[index]), feature_moments(true[index]), divisor)
 
     elif name.startswith("inception"):
-        probabilities = arrays["probabilities"][:count]
+        probabilities, splits = arrays["probabilities"][:count], min(protocol.splits, count)
 
         def statistic(index: np.ndarray) -> float:
-            return inception_score(probabilities[index])[0]
+            return inception_score(probabilities[index], splits)[0]
 
     else:
-        similarity = arrays["similarity"][:count, 0].astype(np.float64)
+        values = arrays[MEANS[name]][:, 0].astype(np.float64)
 
         def statistic(index: np.ndarray) -> float:
-            return float(similarity[index].mean())
+            return float(values[index].mean())
 
     frames = sorted({int(number) for number in arrays["frames"]})
     result = {**bootstrap(statistic, count, evaluate.bootstrap, settings.run.seed), "protocol": protocol.name}
     result |= {"divisor": protocol.divisor, "frames": frames, "count": count, "protocol_videos": protocol.videos}
     result["departs_from_protocol"] = departures(protocol, count, frames)
+    true_clips = slice(len(samples.records), None)
     if name.startswith("inception"):
-        reference = arrays["probabilities"][len(samples.records) :]
+        reference = arrays["probabilities"][true_clips]
         result["of_true_clips"] = inception_score(reference)[0] if len(reference) > 1 else None
+    elif name in MEANS:
+        result["of_true_clips"] = float(values[true_clips].mean()) if len(pairs) else None
     return result
 
 

@@ -12,6 +12,7 @@ from pipeline.config import ROOT, build, read_yaml
 from pipeline.metrics.evaluate import (
     PROTOCOLS,
     Samples,
+    check_expected,
     departures,
     features_address,
     measure,
@@ -20,9 +21,13 @@ from pipeline.metrics.evaluate import (
 )
 from pipeline.models.detector import Detector
 from pipeline.sampling.outputs import encode_mp4
-from pipeline.settings import Settings, UserError
+from pipeline.settings import JobFailed, Settings, UserError
 
 CLIPS = 6
+
+
+def with_evaluate(settings: Settings, **values: object) -> Settings:
+    return settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update=values)})
 
 
 @pytest.fixture
@@ -62,14 +67,24 @@ def test_numbers_then_the_same_from_kept_features(settings: Settings, ray_cluste
     assert (frechet["count"], frechet["divisor"], frechet["frames"]) == (CLIPS - 1, "N", [4])
     assert inception["count"] == CLIPS and 1 <= inception["value"] <= 3
     assert len(frechet["weights"]["sha256"]) == 64
-    assert result["skipped"] == {
-        name: f"no weights: evaluate.{PROTOCOLS[name].network} is null" for name in ("fvd", "clipsim")
+    without = {
+        name: f"no weights: evaluate.{protocol.network} is null"
+        for name, protocol in PROTOCOLS.items()
+        if protocol.network != "detector"
     }
+    assert result["skipped"].items() > without.items() and "package of its own" in result["skipped"]["vbench"]
 
     for path in Path(settings.run.folder, "samples").glob("*.mp4"):
         path.unlink()  # nothing is looked at twice
     assert "detector: features are there" in plan_evaluation(settings)
-    assert run_evaluation(settings)["metrics"] == result["metrics"]
+    expected = Path(settings.run.storage, "expected.json")
+    expected.write_text(json.dumps(result))
+    again = with_evaluate(settings, expected=str(expected))
+    assert run_evaluation(again)["metrics"] == result["metrics"]
+    result["metrics"]["frechet_detector"]["value"] *= 1.03
+    expected.write_text(json.dumps(result))
+    with pytest.raises(JobFailed, match=r"frechet_detector: .* not reproduced within 2%"):
+        run_evaluation(again)
 
 
 def test_other_weights_or_other_clips_are_other_features(settings: Settings) -> None:
@@ -110,10 +125,9 @@ def test_departures_from_the_published_protocol() -> None:
 
 
 def test_no_samples_or_no_weights_is_said_in_one_line(settings: Settings) -> None:
-    def with_evaluate(**values: object) -> Settings:
-        return settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update=values)})
-
     with pytest.raises(UserError, match=r"no samples there .*run jobs/sample\.py"):
-        run_evaluation(with_evaluate(samples="/nowhere"))
+        run_evaluation(with_evaluate(settings, samples="/nowhere"))
     with pytest.raises(UserError, match=r"evaluate\.i3d = /nowhere"):
-        plan_evaluation(with_evaluate(i3d="/nowhere"))
+        plan_evaluation(with_evaluate(settings, i3d="/nowhere"))
+    with pytest.raises(UserError, match=r"evaluate\.expected = /nowhere"):
+        check_expected({}, "/nowhere")

@@ -63,6 +63,62 @@ def test_i3d_sees_channels_first_and_grey_levels_to_255(tmp_path: Path, frames: 
     np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-5)
 
 
+class Flow(nn.Module):
+    """RAFT's interface: flows refined in turn. This one takes the difference of red for the flow to the right."""
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> list[torch.Tensor]:
+        assert one.shape[2] % 8 == 0 and one.shape[3] % 8 == 0
+        flow = (other - one)[:, :2] * torch.tensor([1.0, 0.0]).view(2, 1, 1)
+        return [torch.zeros_like(flow), flow]
+
+
+class Softmax(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3, 4)).softmax(1)
+
+
+class Mean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3, 4))
+
+
+class Apart(nn.Module):
+    """DreamSim's interface: a distance of each pair."""
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return (one - other).abs().mean((1, 2, 3)) / 255
+
+
+def scripted(folder: Path, name: str, module: nn.Module, frames: np.ndarray) -> np.ndarray:
+    torch.jit.script(module).save(str(folder / name))
+    found = load_network(name, evaluate(**{name: str(folder / name)}))(frames, [""] * len(frames))
+    assert len(found) == 1
+    return next(iter(found.values()))
+
+
+def test_motion_score_is_of_the_last_flow_and_of_the_clip_without_padding(tmp_path: Path) -> None:
+    clip = np.zeros((1, 4, 12, 20, 3), np.uint8)
+    clip[0, :, :, :, 0] = np.array([0, 3, 6, 9])[:, None, None]
+    assert scripted(tmp_path, "raft", Flow(), clip) == pytest.approx(3.0)
+
+
+def test_conformity_is_one_less_the_mean_distance_to_the_first_frame(tmp_path: Path) -> None:
+    clip = np.zeros((2, 3, 8, 8, 3), np.uint8)
+    clip[0, 1], clip[0, 2] = 51, 102  # 0.2 and 0.4 away
+    found = scripted(tmp_path, "dreamsim", Apart(), clip)
+    np.testing.assert_allclose(found[:, 0], [0.8, 1.0], rtol=1e-6)
+
+
+def test_c3d_and_videomae_see_the_clip_and_what_is_no_probability_is_refused(
+    tmp_path: Path, frames: np.ndarray
+) -> None:
+    means = frames.mean((1, 2, 3), dtype=np.float64)
+    np.testing.assert_allclose(scripted(tmp_path, "videomae", Mean(), frames), means, rtol=1e-5)
+    assert scripted(tmp_path, "c3d", Softmax(), frames).sum() == pytest.approx(len(frames), rel=1e-5)
+    with pytest.raises(UserError, match="gives no probabilities"):
+        scripted(tmp_path, "c3d", Mean(), frames)
+
+
 def test_clipsim_is_the_cosine_that_clip_itself_scores_by(tmp_path: Path, frames: np.ndarray) -> None:
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
