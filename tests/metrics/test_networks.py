@@ -176,7 +176,7 @@ def test_weights_that_are_not_there_or_are_none_are_refused(tmp_path: Path) -> N
 
 
 def test_distance_of_the_shipped_detector_sees_what_happens_to_motion() -> None:
-    network = load_network("detector", evaluate())
+    network = load_network("detector", evaluate(detector="shipped:detector"))
     random = np.random.default_rng(7)
 
     def scenes() -> np.ndarray:
