@@ -27,6 +27,12 @@ HEAD = (
     "| {first} | FD (lower is better) | by seed | latent error | motion, generated / true | first frame | inception score |\n"
     "|---|---|---|---|---|---|---|\n"
 )
+TABLE5 = (  # the claim, the model that should be lower, the one that it is compared with
+    ("3. Table 5: bridge below VDT-I2V", "bridge", "vdt-i2v"),
+    ("4. Table 5: FrameBridge-NP below replicated prior", "bridge-np", "bridge"),
+    ("5. Table 5: neural prior, not conditioned, below replicated prior", "bridge-neural", "bridge"),
+    ("6. Table 5: FrameBridge-NP below diffusion conditioned on F_eta", "bridge-np", "vdt-i2v-np"),
+)
 Key = tuple[str, int, str, int, int]  # model, step, sampler, evaluations, clips
 
 
@@ -156,49 +162,41 @@ def tables_of(settings: Settings, found: Measured) -> list[tuple[str, str, list[
 
 def claims_of(settings: Settings, found: Measured) -> list[dict[str, Any]]:
     """The claims of docs/ablation.md, as far as their experiments are among ablate.experiments."""
-    ablate, evaluations, last = settings.ablate, settings.sample.steps, settings.train.steps
-    claims: list[dict[str, Any]] = []
+    ablate, last = settings.ablate, settings.train.steps
 
-    def key(model: str, step: int, sampler: str = "") -> Key:
-        return (model, step, sampler, evaluations, ablate.clips)
+    def usual(model: str, step: int, sampler: str = "") -> Key:
+        return (model, step, sampler, settings.sample.steps, ablate.clips)
 
+    pairs: list[tuple[str, Key, Key]] = []
     if "saf" in ablate.experiments:
-        claims.append(found.claim("1. Table 4: SAF below no SAF", key("saf", last), key("no-saf", last)))
-        claims.append(found.claim("2. Table 4: SAF below diffusion", key("saf", last), key("diffusion", last)))
+        pairs.append(("1. Table 4: SAF below no SAF", usual("saf", last), usual("no-saf", last)))
+        pairs.append(("2. Table 4: SAF below diffusion", usual("saf", last), usual("diffusion", last)))
     if "priors" in ablate.experiments:
         scratch = settings.prior.train.steps
-        for text, one, other in (
-            ("3. Table 5: bridge below VDT-I2V", "bridge", "vdt-i2v"),
-            ("4. Table 5: FrameBridge-NP below replicated prior", "bridge-np", "bridge"),
-            ("5. Table 5: neural prior, not conditioned, below replicated prior", "bridge-neural", "bridge"),
-            ("6. Table 5: FrameBridge-NP below diffusion conditioned on F_eta", "bridge-np", "vdt-i2v-np"),
-        ):
-            if {key(one, scratch), key(other, scratch)} <= found.cells.keys():
-                claims.append(found.claim(text, key(one, scratch), key(other, scratch)))
+        for text, one, other in TABLE5:
+            pairs.append((text, usual(one, scratch), usual(other, scratch)))
     if "steps" in ablate.experiments:
         for step in figure6_steps(settings):
             text = f"7. Figure 6: SAF below no SAF after {step} steps"
-            claims.append(found.claim(text, key("saf", step), key("no-saf", step)))
+            pairs.append((text, usual("saf", step), usual("no-saf", step)))
     if "samplers" in ablate.experiments:
         for count in ablate.evaluations:
-            one, other = (
-                (model, last, sampler, count, ablate.sampler_clips)
-                for model, sampler in (("saf", "sde_first_order"), ("diffusion", "ddim"))
-            )
-            claims.append(
-                found.claim(f"8. Figures 7, 8: SAF bridge below diffusion at {count} evaluations", one, other)
-            )
+            bridge: Key = ("saf", last, "sde_first_order", count, ablate.sampler_clips)
+            diffusion: Key = ("diffusion", last, "ddim", count, ablate.sampler_clips)
+            pairs.append((f"8. Figures 7, 8: SAF bridge below diffusion at {count} evaluations", bridge, diffusion))
     if "leakage" in ablate.experiments:
-        one, other = key("diffusion", last), key("timenoise", last)
+        for start in STARTS:
+            analytic, plain = (usual("diffusion", last, start_name(start, how)) for how in (True, False))
+            pairs.append((f"10. CIL: at M = {start:g} Analytic-Init below plain noise", analytic, plain))
+    claims = [found.claim(*pair) for pair in pairs if {*pair[1:]} <= found.cells.keys()]
+    if "leakage" in ablate.experiments:
 
         def motion(which: Key) -> Drawn:
             return median_of(found.cells[which], "motion_ratio", found.draws[which[-1]])
 
-        claims.append(found.claim("9. CIL: motion without TimeNoise below that with it", one, other, motion))
-        for start in STARTS:
-            one, other = (key("diffusion", last, start_name(start, analytic)) for analytic in (True, False))
-            claims.append(found.claim(f"10. CIL: at M = {start:g} Analytic-Init below plain noise", one, other))
-    return claims
+        text = "9. CIL: motion without TimeNoise below that with it"
+        claims.append(found.claim(text, usual("diffusion", last), usual("timenoise", last), motion))
+    return sorted(claims, key=lambda claim: int(claim["claim"].split(".")[0]))
 
 
 def rows(keys: list[tuple[str, Key]], found: Measured) -> str:
