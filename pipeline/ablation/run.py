@@ -26,7 +26,8 @@ log = logging.getLogger("ablate")
 
 SEED = 2  # of the videos; the shipped models were trained on those of seed 1
 MADE_WITH = "made_with.json"
-UNTOLD = {"run", "cluster", "text", "cache"}  # sections that do not decide a number
+# Sections that decide the numbers; of others, some settings do
+TOLD = ("data", "vae", "model", "bridge", "train", "prior")
 
 
 class Plan(NamedTuple):
@@ -71,12 +72,13 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def protocol_of(settings: Settings) -> dict[str, Any]:
-    """What decides the numbers, but how many seeds and which experiments: those may be added to."""
-    told: dict[str, Any] = {
-        name: section for name, section in settings.model_dump(mode="json").items() if name not in UNTOLD
-    }
+    """What decides the numbers. Seeds and experiments do not: they may be added to."""
+    whole = settings.model_dump(mode="json")
+    told = {name: whole[name] for name in TOLD}
     told["data"].pop("path")
-    told["ablate"] = {name: told["ablate"][name] for name in ("videos", "clips", "sampler_clips")}
+    told["sample"] = {name: whole["sample"][name] for name in ("steps", "guidance", "spacing")}
+    told["evaluate"] = {"detector": whole["evaluate"]["detector"]}
+    told["ablate"] = {name: whole["ablate"][name] for name in ("videos", "clips", "sampler_clips")}
     return told
 
 
@@ -95,14 +97,17 @@ def run_ablation(settings: Settings) -> dict[str, Any]:
     """Run what is not there yet and write the page. Returns results.json. Raises UserError or JobFailed."""
     plan = make_plan(settings)
     settings, folder = plan.settings, folder_of(plan.settings)
-    share = settings.ablate.clips / settings.ablate.videos
-    made = make_dataset(settings.data.path, settings.ablate.videos, SEED, test_share=share)
-    log.info("%d videos, %d made now: %s", made["videos"], made["made"], settings.data.path)
-    start_ray(settings)
-    build_cache(settings)
-    write_json(f"{folder}/{MADE_WITH}", protocol_of(settings))
-    check_room(settings, "train", 1, "a task of the ablation")
-    follow(submit(plan))
+    if plan.pending(plan.trained) or plan.pending(plan.measured):
+        share = settings.ablate.clips / settings.ablate.videos
+        made = make_dataset(settings.data.path, settings.ablate.videos, SEED, test_share=share)
+        log.info("%d videos, %d made now: %s", made["videos"], made["made"], settings.data.path)
+        start_ray(settings)
+        build_cache(settings)
+        write_json(f"{folder}/{MADE_WITH}", protocol_of(settings))
+        check_room(settings, "train", 1, "a task of the ablation")
+        follow(submit(plan))
+    else:
+        log.info("nothing to do: all is trained and measured in %s; the page is written again", folder)
     write_table(plan)
     return write_page(settings, plan.measured)
 

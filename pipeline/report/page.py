@@ -29,6 +29,14 @@ SAMPLERS = {
     "ddim": "DDIM",
 }
 PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "av", "decord", "webdataset", "pyarrow")
+PUBLISHED = {  # what a metric can be held against, where the protocol is kept: the paper's abstract
+    "fvd": {
+        "UCF-101, FrameBridge": 122,
+        "UCF-101, its diffusion counterpart": 171,
+        "MSR-VTT zero-shot, FrameBridge": 95,
+        "MSR-VTT zero-shot, its diffusion counterpart": 192,
+    }
+}
 STAGES = {
     "cache": "caching latents",
     "prior": "neural prior",
@@ -137,6 +145,7 @@ def render(settings: Settings, stages: dict[str, dict[str, Any] | None], summary
         yaml=to_yaml(settings),
         stages=stages,
         names=STAGES,
+        published=PUBLISHED,
         summary=summary,
         samples=samples,
         items=read_items(f"{run}/samples", keys),

@@ -116,6 +116,7 @@ def test_metrics_are_shown_with_interval_and_departures_and_what_was_skipped(set
         "100.000 to 150.000",
         "7 clips, fewer than 2048",
         "evaluate.clip is null",
+        "published: UCF-101, FrameBridge",
     ):
         assert words in text
 
