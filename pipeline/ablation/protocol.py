@@ -15,6 +15,7 @@ TIME_NOISE = (
     1.0  # beta_m: latents have about unit variance, and the image is all that these models are shown of the clip
 )
 STARTS = (0.9, 0.8)  # CIL's M
+STILL = "still"  # the measurement of the image itself, replicated
 
 DIFFUSION: dict[str, Any] = {"process": "diffusion", "saf": False, "prior": "replicated"}
 REPLICATED: dict[str, Any] = {"process": "bridge", "saf": False, "prior": "replicated"}

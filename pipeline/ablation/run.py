@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.ablation import work
 from pipeline.ablation.page import write_page
-from pipeline.ablation.protocol import Measurement, Model, folder_of, measurements, models
+from pipeline.ablation.protocol import STILL, Measurement, Model, folder_of, measurements, models
 from pipeline.data.cache import build_cache
 from pipeline.data.synthetic import make_dataset
 from pipeline.placement import check_room, selector
@@ -135,7 +135,7 @@ def submit(plan: Plan) -> "dict[ObjectRef[Any], str]":
     names: dict[ObjectRef[Any], str] = {}
     ready: dict[str | None, Any] = {None: None} | {key: None for key in plan.done}
     truth = None
-    if not exists(f"{folder}/measured/{work.STILL}.json"):
+    if not exists(f"{folder}/measured/{STILL}.json"):
         truth = prepare.remote()
         names[truth] = "what is true"
     for seed in seeds:

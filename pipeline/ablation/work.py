@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from pipeline.ablation.protocol import Measurement, Model, folder_of
+from pipeline.ablation.protocol import STILL, Measurement, Model, folder_of
 from pipeline.data.batches import training_batches, training_source
 from pipeline.data.manifest import Cache, open_cache
 from pipeline.data.moments import read_moments, save_moments
@@ -38,7 +38,6 @@ from pipeline.train.state import full_state
 from pipeline.train.tasks import sections
 from pipeline.train.worker import build_task, quieten
 
-STILL = "still"  # the measurement of the image itself, replicated
 BATCH = 16  # clips sampled or decoded at once
 
 

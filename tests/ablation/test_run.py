@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_models import write_cache
 
-from pipeline.ablation import page, protocol
+from pipeline.ablation import protocol, tables
 from pipeline.ablation.protocol import SCRATCH
 from pipeline.ablation.run import make_plan, plan_ablation, run_ablation
 from pipeline.config import load
@@ -41,7 +41,7 @@ def test_numbers_page_and_what_is_there_is_not_made_again(
     tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # two of the six models of Table 5, and a cache that is there: what is tested is the same, and takes a third of the time
-    for place in (protocol, page):
+    for place in (protocol, tables):
         monkeypatch.setattr(place, "SCRATCH", {name: SCRATCH[name] for name in ("bridge", "bridge-np")})
     settings = small(tmp_path)
     make_dataset(str(tmp_path / "ablation" / "videos"), 16, 2, test_share=0.5)
