@@ -5,7 +5,7 @@
 
 What is run, and what decides, is written in docs/ablation.md. Add --dry-run to see the plan. Makes its own videos and cache, trains
 the models and measures them, each as a Ray task of one CPU: about an hour on one core. Expect a line a task with an
-estimate of the time left, and in STORAGE/NAME/ablation measurements.csv (one row a clip), results.json and results.md (tables
+estimate of the time left, and in STORAGE/NAME/ablation measurements.csv, clips.csv, results.json and results.md (tables
 with intervals, and of each claim whether it is reproduced) and pictures. Cut off, the same line goes on.
 """
 

@@ -1,8 +1,10 @@
 """Measurements -> results.json, results.md and pictures: tables with intervals, and what became of each claim."""
 
+import csv
 import io
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.ablation.plots import figure6, figure_samplers, figure_tables
@@ -20,7 +22,7 @@ WHOLE = ("saf", "priors", "leakage")  # experiments whose tables are drawn as th
 
 
 def write_page(settings: Settings, measured: list[Measurement]) -> dict[str, Any]:
-    """Write results.json, results.md and its pictures; gives what results.json holds."""
+    """Write measurements.csv, results.json, results.md and its pictures; gives what results.json holds."""
     found, folder = read_measured(settings, measured), folder_of(settings)
     tables, claims, still = tables_of(settings, found), claims_of(settings, found), found.still.interval()
     asked = settings.ablate.experiments
@@ -43,6 +45,7 @@ def write_page(settings: Settings, measured: list[Measurement]) -> dict[str, Any
         write_bytes(f"{folder}/{name}.png", stream.getvalue())
         parts.append(f"![{name}](ablation/{name}.png)")
     write_bytes(f"{folder}/results.md", ("\n\n".join(parts) + "\n").encode())
+    write_bytes(f"{folder}/measurements.csv", measurements_csv(found).encode())
     result = {
         "commit": commit(),
         "versions": versions(),
@@ -53,6 +56,19 @@ def write_page(settings: Settings, measured: list[Measurement]) -> dict[str, Any
     }
     write_json(f"{folder}/results.json", result)
     return result
+
+
+def measurements_csv(found: Measured) -> str:
+    """One row a measurement: each model with each seed, sampled one way."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    numbers = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")
+    writer.writerow(["model", "step", "sampler", "evaluations", "clips", "seed", "fd", *numbers, "seconds_a_clip"])
+    for key, one in found.cells.items():
+        for seed, distance in enumerate(found.distances[key].seeds):
+            row = [distance, *(np.nanmedian(one.numbers[name][seed]) for name in numbers), found.seconds[key]]
+            writer.writerow([*key, seed, *(f"{value:.5g}" for value in row)])
+    return stream.getvalue()
 
 
 def cells_of(found: Measured) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def plan_ablation(settings: Settings) -> str:
         f"Plan: {settings.ablate.videos} synthetic videos and their cache, {len(plan.trained)} models "
         f"({len(plan.pending(plan.trained))} to train), {len(plan.measured)} measurements "
         f"({len(plan.pending(plan.measured))} to do), each a Ray task of one CPU\n"
-        f"  to {folder_of(settings)}: measurements.csv, results.json, results.md and pictures"
+        f"  to {folder_of(settings)}: clips.csv, measurements.csv, results.json, results.md and pictures"
     )
 
 
@@ -108,7 +108,7 @@ def run_ablation(settings: Settings) -> dict[str, Any]:
         follow(submit(plan))
     else:
         log.info("nothing to do: all is trained and measured in %s; the page is written again", folder)
-    write_table(plan)
+    write_clips(plan)
     return write_page(settings, plan.measured)
 
 
@@ -162,8 +162,8 @@ def follow(tasks: "dict[ObjectRef[Any], str]") -> None:
         log.info("%d of %d: %s, %.0f min to go", done, len(tasks), tasks[ended[0]], left / 60)
 
 
-def write_table(plan: Plan) -> None:
-    """measurements.csv: one row a measurement and clip."""
+def write_clips(plan: Plan) -> None:
+    """clips.csv: one row a measurement and clip, with the detector's features: all that the page is computed from."""
     folder, stream = folder_of(plan.settings), io.StringIO()
     columns = ("model", "seed", "step", "sampler", "evaluations", "seconds_a_clip", "clip")
     numbers = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")
@@ -180,4 +180,4 @@ def write_table(plan: Plan) -> None:
             writer.writerow(
                 [*start, clip, *("" if value is None else f"{value:.5g}" for value in row), *found["features"][clip]]
             )
-    write_bytes(f"{folder}/measurements.csv", stream.getvalue().encode())
+    write_bytes(f"{folder}/clips.csv", stream.getvalue().encode())

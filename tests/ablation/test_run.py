@@ -54,9 +54,12 @@ def test_numbers_page_and_what_is_there_is_not_made_again(
     assert [one["claim"][0] for one in result["claims"]] == ["4"]
     text = (folder / "results.md").read_text()
     assert "| bridge |" in text and "| bridge-np |" in text and "FrameBridge-NP below replicated prior" in text
-    table = list(csv.DictReader((folder / "measurements.csv").open()))
+    table = list(csv.DictReader((folder / "clips.csv").open()))
     assert len(table) == 2 * 8 and table[0].keys() >= {"model", "seed", "latent_error", "feature_0"}
     assert len({row["prior_error"] for row in table}) == 16, "the bridges start from different priors, clip by clip"
+    table = list(csv.DictReader((folder / "measurements.csv").open()))
+    distances = {one["model"]: one["fd_by_seed"][0] for one in result["cells"]}
+    assert {row["model"]: float(row["fd"]) for row in table} == pytest.approx(distances, rel=1e-4)
 
     lost = folder / "measured" / "bridge-s0-step2--2-8.json"
     before = json.loads(lost.read_text())
