@@ -104,7 +104,9 @@ def check_held_out(ablate: "AblateSettings") -> None:
             f"ablate.clips = {ablate.clips} of ablate.videos = {ablate.videos} would be held out; half is the most"
         )
     if ablate.sampler_clips > ablate.clips:
-        raise ValueError(f"ablate.sampler_clips = {ablate.sampler_clips} exceeds ablate.clips = {ablate.clips}; lower it")
+        raise ValueError(
+            f"ablate.sampler_clips = {ablate.sampler_clips} exceeds ablate.clips = {ablate.clips}; lower it"
+        )
 
 
 def check_combinations(settings: "Settings") -> None:

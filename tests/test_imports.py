@@ -29,7 +29,12 @@ RAY = {
     "pipeline/ray_start.py",
     "pipeline/placement.py",
 }
-RAY |= {"pipeline/train/loop.py", "pipeline/sampling/distributed.py", "pipeline/metrics/evaluate.py", "pipeline/ablation/run.py"}
+RAY |= {
+    "pipeline/train/loop.py",
+    "pipeline/sampling/distributed.py",
+    "pipeline/metrics/evaluate.py",
+    "pipeline/ablation/run.py",
+}
 PLAIN = {"ray", "deepspeed", "torch.distributed"}
 MODULES = sorted(path for path in (ROOT / "pipeline").rglob("*.py"))
 
