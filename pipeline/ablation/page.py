@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pipeline.ablation.plots import figure6, figure_samplers, figure_tables
-from pipeline.ablation.protocol import Measurement, folder_of
-from pipeline.ablation.tables import Key, Measured, claims_of, read_measured, tables_of
+from pipeline.ablation.protocol import Key, Measurement, folder_of
+from pipeline.ablation.tables import Measured, claims_of, read_measured, tables_of
 from pipeline.report.page import commit, versions
 from pipeline.settings import Settings
 from pipeline.storage import write_bytes, write_json
@@ -21,21 +21,27 @@ HEAD = (
 WHOLE = ("saf", "priors", "leakage")  # experiments whose tables are drawn as they are
 
 
-def write_page(settings: Settings, measured: list[Measurement]) -> dict[str, Any]:
-    """Write measurements.csv, results.json, results.md and its pictures; gives what results.json holds."""
-    found, folder = read_measured(settings, measured), folder_of(settings)
+def write_page(settings: Settings, planned: list[Measurement], there: list[Measurement]) -> dict[str, Any]:
+    """Write measurements.csv, results.json, results.md and its pictures; gives what results.json holds.
+
+    What is `planned` and not `there` with every seed is left out, and named.
+    """
+    found, folder = read_measured(settings, there), folder_of(settings)
+    lacking = sorted(
+        {one.model.name + f" {one.sampler}" * bool(one.sampler) for one in planned if one.cell not in found.cells}
+    )
     tables, claims, still = tables_of(settings, found), claims_of(settings, found), found.still.interval()
-    asked = settings.ablate.experiments
     pictures: dict[str, Figure] = {}
     if whole := [table for table in tables if table.experiment in WHOLE]:
         pictures["tables"] = figure_tables(whole, found)
-    if "steps" in asked:
+    if any(table.experiment == "steps" for table in tables):
         pictures["figure6"] = figure6(settings, found)
-    if "samplers" in asked:
+    if any(table.experiment == "samplers" for table in tables):
         pictures["samplers"] = figure_samplers(settings, found)
     parts = [
         f"Commit {commit()}, {settings.ablate.seeds} seeds, {settings.ablate.clips} held-out clips; FD of the image itself, "
-        f"standing still: {said(still)}. In brackets 95 % intervals.",
+        f"standing still: {said(still)}. In brackets 95 % intervals."
+        + (f" Not measured with every seed: {', '.join(lacking)}." if lacking else ""),
         f"### Claims\n\n{claim_rows(claims)}",
     ]
     parts += [f"### {table.title}\n\n{HEAD.format(first=table.first)}{rows(table.rows, found)}" for table in tables]

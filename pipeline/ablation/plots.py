@@ -32,6 +32,8 @@ def figure6(settings: Settings, found: Measured) -> Figure:
     axes = figure.subplots()
     for name in TUNED:
         keys = sorted((key for key in found.cells if key[0] == name and not key[2]), key=lambda key: key[1])
+        if not keys:
+            continue
         line(axes, [key[1] for key in keys], [found.distances[key] for key in keys], name)
     axes.set(
         xlabel="training steps", ylabel="FD", yscale="log", title=f"fine-tuned models, {settings.ablate.seeds} seeds"
@@ -47,6 +49,8 @@ def figure_samplers(settings: Settings, found: Measured) -> Figure:
     for model, samplers in SAMPLERS.items():
         for sampler in samplers:
             keys = sorted((key for key in found.cells if key[0] == model and key[2] == sampler), key=lambda key: key[3])
+            if not keys:
+                continue
             drawn = [found.distances[key] for key in keys]
             line(left, [key[3] for key in keys], drawn, f"{model}: {sampler}")
             line(right, [found.seconds[key] for key in keys], drawn, "")

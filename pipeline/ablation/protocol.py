@@ -10,6 +10,7 @@ from pipeline.settings import Settings
 from pipeline.train.tasks import Job
 
 Overlay = dict[str, dict[str, Any]]
+Key = tuple[str, int, str, int, int]  # what one measurement of every seed has in common: see Measurement
 
 TIME_NOISE = (
     1.0  # beta_m: latents have about unit variance, and the image is all that these models are shown of the clip
@@ -75,6 +76,10 @@ class Measurement(NamedTuple):
     evaluations: int
     clips: int
     sample: dict[str, Any]  # settings of `sample`
+
+    @property
+    def cell(self) -> Key:
+        return (self.model.name, self.step, self.sampler, self.evaluations, self.clips)
 
     @property
     def key(self) -> str:

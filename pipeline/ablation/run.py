@@ -93,11 +93,16 @@ def plan_ablation(settings: Settings) -> str:
     )
 
 
-def run_ablation(settings: Settings) -> dict[str, Any]:
-    """Run what is not there yet and write the page. Returns results.json. Raises UserError or JobFailed."""
+def run_ablation(settings: Settings, only_page: bool = False) -> dict[str, Any]:
+    """Run what is not there yet, unless `only_page`, and write the page of all that is. Returns results.json.
+
+    Raises UserError or JobFailed.
+    """
     plan = make_plan(settings)
     settings, folder = plan.settings, folder_of(plan.settings)
-    if plan.pending(plan.trained) or plan.pending(plan.measured):
+    if only_page:
+        log.info("%d of %d measurements are missing", len(plan.pending(plan.measured)), len(plan.measured))
+    elif plan.pending(plan.trained) or plan.pending(plan.measured):
         share = settings.ablate.clips / settings.ablate.videos
         made = make_dataset(settings.data.path, settings.ablate.videos, SEED, test_share=share)
         log.info("%d videos, %d made now: %s", made["videos"], made["made"], settings.data.path)
@@ -108,8 +113,11 @@ def run_ablation(settings: Settings) -> dict[str, Any]:
         follow(submit(plan))
     else:
         log.info("nothing to do: all is trained and measured in %s; the page is written again", folder)
-    write_clips(plan)
-    return write_page(settings, plan.measured)
+    there = [one for one in plan.measured if exists(f"{folder}/measured/{one.key}.json")]
+    if not there or not exists(f"{folder}/measured/{STILL}.json"):
+        raise UserError(f"{folder}: nothing is measured there; run jobs/ablate.py without --page")
+    write_clips(folder, there)
+    return write_page(settings, plan.measured, there)
 
 
 def submit(plan: Plan) -> "dict[ObjectRef[Any], str]":
@@ -162,14 +170,14 @@ def follow(tasks: "dict[ObjectRef[Any], str]") -> None:
         log.info("%d of %d: %s, %.0f min to go", done, len(tasks), tasks[ended[0]], left / 60)
 
 
-def write_clips(plan: Plan) -> None:
+def write_clips(folder: str, measured: list[Measurement]) -> None:
     """clips.csv: one row a measurement and clip, with the detector's features: all that the page is computed from."""
-    folder, stream = folder_of(plan.settings), io.StringIO()
+    stream = io.StringIO()
     columns = ("model", "seed", "step", "sampler", "evaluations", "seconds_a_clip", "clip")
     numbers = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")
     writer = csv.writer(stream, lineterminator="\n")
     features: list[str] = []
-    for one in plan.measured:
+    for one in measured:
         found = read_json(f"{folder}/measured/{one.key}.json")
         if not features:
             features = [f"feature_{i}" for i in range(len(found["features"][0]))]

@@ -13,6 +13,7 @@ from pipeline.ablation.protocol import (
     STARTS,
     STILL,
     TUNED,
+    Key,
     Measurement,
     figure6_steps,
     folder_of,
@@ -28,7 +29,6 @@ TABLE5 = (  # the claim, the model that should be lower, the one that it is comp
     ("5. Table 5: neural prior, not conditioned, below replicated prior", "bridge-neural", "bridge"),
     ("6. Table 5: FrameBridge-NP below diffusion conditioned on F_eta", "bridge-np", "vdt-i2v-np"),
 )
-Key = tuple[str, int, str, int, int]  # model, step, sampler, evaluations, clips
 
 
 class Measured(NamedTuple):
@@ -50,14 +50,14 @@ class Measured(NamedTuple):
 
 
 def read_measured(settings: Settings, measured: list[Measurement]) -> Measured:
-    """Everything in ABLATION/measured, and its distances to the truth."""
+    """What was measured with every seed, and its distances to the truth."""
     folder, seeds = folder_of(settings), settings.ablate.seeds
     with np.load(io.BytesIO(read_bytes(f"{folder}/truth.npz")), allow_pickle=False) as stored:
         true = stored["features"]
     groups: dict[Key, list[dict[str, Any]]] = {}
     for one in measured:
-        key = (one.model.name, one.step, one.sampler, one.evaluations, one.clips)
-        groups.setdefault(key, []).append(read_json(f"{folder}/measured/{one.key}.json"))
+        groups.setdefault(one.cell, []).append(read_json(f"{folder}/measured/{one.key}.json"))
+    groups = {key: found for key, found in groups.items() if len(found) == seeds}
     cells = {key: cell(found) for key, found in groups.items()}
     draws = {count: make_draws(settings.ablate.bootstrap, count, seeds) for count in {key[-1] for key in groups}}
     distances = {key: frechet(one, true[: key[-1]], draws[key[-1]]) for key, one in cells.items()}
@@ -120,7 +120,8 @@ def tables_of(settings: Settings, found: Measured) -> list[Table]:
             samplers,
         ),
     ]
-    return [table for table in every if table.experiment in ablate.experiments]
+    there = [table._replace(rows=[row for row in table.rows if row[1] in found.cells]) for table in every]
+    return [table for table in there if table.rows and table.experiment in ablate.experiments]
 
 
 def claims_of(settings: Settings, found: Measured) -> list[dict[str, Any]]:
@@ -157,6 +158,10 @@ def claims_of(settings: Settings, found: Measured) -> list[dict[str, Any]]:
         def motion(which: Key) -> Drawn:
             return median_of(found.cells[which], "motion_ratio", found.draws[which[-1]])
 
-        text = "9. CIL: motion without TimeNoise below that with it"
-        claims.append(found.claim(text, usual("diffusion", last), usual("timenoise", last), motion))
+        text, pair = (
+            "9. CIL: motion without TimeNoise below that with it",
+            (usual("diffusion", last), usual("timenoise", last)),
+        )
+        if {*pair} <= found.cells.keys():
+            claims.append(found.claim(text, *pair, motion))
     return sorted(claims, key=lambda claim: int(claim["claim"].split(".")[0]))

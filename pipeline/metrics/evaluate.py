@@ -61,7 +61,7 @@ PROTOCOLS = {
     "pic": Protocol("PIC, DynamiCrafter: 1 - DreamSim's distance to the first frame", "dreamsim"),
 }
 MEANS = {"clipsim": "similarity", "motion_score": "motion", "pic": "conformity"}  # means over clips, of these arrays
-VBENCH = "is a package of its own that judges video files: `vbench evaluate --videos_path SAMPLES --mode custom_input`"
+VBENCH = "is a package of its own that judges video files: `vbench evaluate --videos_path SAMPLES --mode custom_input --dimension NAME`"
 NETWORKS = tuple(dict.fromkeys(protocol.network for protocol in PROTOCOLS.values()))
 
 
