@@ -1,6 +1,7 @@
 # make demo   the whole road on one machine, some minutes; look at runs/demo/report.html afterwards
 # make test   the checks and the tests
 # make test-cluster   the page of clusters tried on three hosts, one cut off and one killed: root on Linux, 15 minutes
+# make evaluate   the metrics of the shipped models, again: are they those of docs/results.md?
 # All make the virtual environment first. Needed: make, Python 3.11 with venv.
 
 PYTHON ?= python3
@@ -11,10 +12,19 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # Two processes share the test files: most tests wait more than they compute. The files that take longest come first.
 LONGEST := tests/cluster/test_submission.py tests/failures tests/train/test_worker.py tests/cluster/test_autoscaling.py
 
-.PHONY: demo test test-cluster check format clean
+# What `make evaluate` runs its jobs with
+SHIPPED := --recipe demo --recipe shipped --run.storage $(abspath runs) --data.path $(abspath runs/shipped-videos)
+
+.PHONY: demo test test-cluster evaluate check format clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py $(if $(VIDEOS),--videos "$(VIDEOS)") $(ARGS)
+
+evaluate: $(VENV)/installed
+	$(BIN)/python jobs/make_videos.py --folder runs/shipped-videos --videos 96 --seed 3 --test-share 0.5
+	$(BIN)/python jobs/cache_latents.py $(SHIPPED)
+	$(BIN)/python jobs/sample.py $(SHIPPED) $(ARGS)
+	$(BIN)/python jobs/evaluate.py $(SHIPPED) $(ARGS)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(LONGEST) tests)

@@ -1,4 +1,4 @@
-"""The whole road as one job: latent cache -> neural prior, if bridge.prior asks for it -> fine-tuning -> samples -> report.
+"""The whole road as one job: latent cache -> neural prior, if bridge.prior asks for it -> fine-tuning -> samples -> metrics -> report.
 
     python jobs/chain.py --recipe demo --data.path VIDEOS
     ray job submit --working-dir . -- python jobs/chain.py --recipe cluster --run.storage s3://BUCKET/runs --data.path s3://BUCKET/UCF-101
@@ -20,7 +20,7 @@ from pipeline.settings import Settings, StepFailed
 def steps(settings: Settings) -> list[str]:
     """Names of the jobs, in order."""
     prior = ["train_prior"] if settings.bridge.prior == "neural" and settings.bridge.prior_path is None else []
-    return ["cache_latents", *prior, "finetune", "sample", "report"]
+    return ["cache_latents", *prior, "finetune", "sample", "evaluate", "report"]
 
 
 def job(settings: Settings, options: Options) -> None:

@@ -1,4 +1,4 @@
-"""The whole road on one machine: videos -> latent cache -> neural prior -> SAF fine-tuning -> samples -> report.
+"""The whole road on one machine: videos -> latent cache -> neural prior -> SAF fine-tuning -> samples -> metrics -> report.
 
     make demo                          synthetic videos, made on the spot
     make demo VIDEOS=/some/folder      your own videos
@@ -33,7 +33,7 @@ CHATTER = re.compile(
     r"|.*\((TrainController|PlacementGroupCleaner|SynchronizationActor) pid="
     r"|Running entrypoint for job|\s*$"
 )
-STEPS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "report")
+STEPS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "evaluate", "report")
 
 
 def main() -> int:

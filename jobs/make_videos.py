@@ -18,11 +18,14 @@ def main() -> int:
     parser.add_argument("--folder", required=True)
     parser.add_argument("--videos", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--test-share", type=float, default=0.1, help="part of the videos that is held out")
     arguments = parser.parse_args()
     if arguments.videos < 1:
         parser.error(f"--videos {arguments.videos}: expected at least 1")
+    if not 0 <= arguments.test_share <= 1:
+        parser.error(f"--test-share {arguments.test_share}: expected between 0 and 1")
     try:
-        made = make_dataset(arguments.folder, arguments.videos, arguments.seed)
+        made = make_dataset(arguments.folder, arguments.videos, arguments.seed, test_share=arguments.test_share)
     except UserError as error:
         print(f"make_videos.py: {error}", file=sys.stderr)
         return 2

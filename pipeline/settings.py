@@ -15,6 +15,7 @@ from pipeline.settings_checks import (
     check_combinations,
     check_conditions,
     check_dimensions,
+    check_held_out,
     check_sampler,
     check_schedules,
     check_widths,
@@ -285,10 +286,40 @@ class SampleSettings(Section):
     fps: PositiveInt
     while_training: PositiveInt | None
     while_training_count: PositiveInt
+    gif: bool
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         check_sampler(self)
+        return self
+
+
+class EvaluateSettings(Section):
+    samples: str | None
+    detector: str | None
+    i3d: str | None
+    c3d: str | None
+    videomae: str | None
+    clip: str | None
+    raft: str | None
+    dreamsim: str | None
+    expected: str | None
+    batch: PositiveInt
+    bootstrap: Annotated[int, Field(ge=2)]
+
+
+class AblateSettings(Section):
+    experiments: list[Literal["saf", "steps", "priors", "samplers", "leakage"]]
+    videos: Annotated[int, Field(ge=8)]
+    seeds: PositiveInt
+    clips: Annotated[int, Field(ge=2)]
+    sampler_clips: Annotated[int, Field(ge=2)]
+    evaluations: list[Annotated[int, Field(ge=2)]]
+    bootstrap: Annotated[int, Field(ge=2)]
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        check_held_out(self)
         return self
 
 
@@ -346,6 +377,8 @@ class Settings(Section):
     train: TrainSettings
     prior: PriorSettings
     sample: SampleSettings
+    evaluate: EvaluateSettings
+    ablate: AblateSettings
     cluster: ClusterSettings
 
     @property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline.settings import (
+        AblateSettings,
         BridgeSettings,
         ModelSettings,
         SampleSettings,
@@ -94,6 +95,18 @@ def check_sampler(sample: "SampleSettings") -> None:
         )
     if sample.eta > 0 and sample.sampler not in ("auto", "dbim", "ddim"):
         raise ValueError(f"sample.eta = {sample.eta} is of dbim and ddim, not {sample.sampler}; set sample.eta 0")
+
+
+def check_held_out(ablate: "AblateSettings") -> None:
+    """Of the ablation's videos some are left to train on, and its samplers are measured on some of the held-out ones."""
+    if 2 * ablate.clips > ablate.videos:
+        raise ValueError(
+            f"ablate.clips = {ablate.clips} of ablate.videos = {ablate.videos} would be held out; half is the most"
+        )
+    if ablate.sampler_clips > ablate.clips:
+        raise ValueError(
+            f"ablate.sampler_clips = {ablate.sampler_clips} exceeds ablate.clips = {ablate.clips}; lower it"
+        )
 
 
 def check_combinations(settings: "Settings") -> None:

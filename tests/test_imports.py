@@ -20,6 +20,7 @@ ROAD = [
     {"train"},
     {"sampling", "metrics"},
     {"report"},
+    {"ablation"},
 ]
 RAY = {
     "pipeline/data/cache.py",
@@ -31,6 +32,7 @@ RAY = {
 }
 RAY |= {"pipeline/train/failures.py", "pipeline/sampling/while_training.py"}
 RAY |= {"pipeline/train/loop.py", "pipeline/sampling/distributed.py"}
+RAY |= {"pipeline/metrics/evaluate.py", "pipeline/ablation/run.py"}
 PLAIN = {"ray", "deepspeed", "torch.distributed"}
 MODULES = sorted(path for path in (ROOT / "pipeline").rglob("*.py"))
 

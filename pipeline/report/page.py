@@ -29,7 +29,21 @@ SAMPLERS = {
     "ddim": "DDIM",
 }
 PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "av", "decord", "webdataset", "pyarrow")
-STAGES = {"cache": "caching latents", "prior": "neural prior", "finetune": "fine-tuning", "samples": "sampling"}
+PUBLISHED = {  # what a metric can be held against, where the protocol is kept: the paper's abstract
+    "fvd": {
+        "UCF-101, FrameBridge": 122,
+        "UCF-101, its diffusion counterpart": 171,
+        "MSR-VTT zero-shot, FrameBridge": 95,
+        "MSR-VTT zero-shot, its diffusion counterpart": 192,
+    }
+}
+STAGES = {
+    "cache": "caching latents",
+    "prior": "neural prior",
+    "finetune": "fine-tuning",
+    "samples": "sampling",
+    "evaluate": "evaluation",
+}
 
 
 def write_report(settings: Settings) -> dict[str, Any]:
@@ -52,11 +66,12 @@ def write_report(settings: Settings) -> dict[str, Any]:
 
 
 def read_stages(settings: Settings) -> dict[str, dict[str, Any] | None]:
-    """The summary.json of each stage by name; None where the stage has not run. Raises UserError."""
-    folders = {name: f"{settings.run.folder}/{name}" for name in STAGES} | {"cache": settings.cache_path}
+    """The summary.json of each stage by name (metrics.json of evaluate); None where it has not run. Raises UserError."""
+    run = settings.run.folder
+    addresses = {name: f"{run}/{name}/summary.json" for name in STAGES}
+    addresses |= {"cache": f"{settings.cache_path}/summary.json", "evaluate": f"{run}/evaluate/metrics.json"}
     stages: dict[str, dict[str, Any] | None] = {}
-    for name, folder in folders.items():
-        address = f"{folder}/summary.json"
+    for name, address in addresses.items():
         try:
             stages[name] = read_json(address)
         except (FileNotFoundError, NotADirectoryError):
@@ -130,6 +145,7 @@ def render(settings: Settings, stages: dict[str, dict[str, Any] | None], summary
         yaml=to_yaml(settings),
         stages=stages,
         names=STAGES,
+        published=PUBLISHED,
         summary=summary,
         samples=samples,
         items=read_items(f"{run}/samples", keys),

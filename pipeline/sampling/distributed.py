@@ -31,7 +31,7 @@ from pipeline.sampling.generate import (
     weights_sha256,
 )
 from pipeline.sampling.items import Item, Refused, held_out_items, image_items
-from pipeline.sampling.outputs import decode_mp4, encode_mp4, tile
+from pipeline.sampling.outputs import decode_mp4, encode_mp4, encode_png, frames_side_by_side, tile
 from pipeline.sampling.work import sample_batch
 from pipeline.schema import CacheInfo
 from pipeline.settings import Settings, UserError
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sample")
 
 VERSION = 1  # of what decides a clip besides settings and weights; raise it when the mathematics changes
-GRID_ITEMS = 64
+GRID_ITEMS, GRID_LINES = 64, 16  # clips in grid.mp4 and in grid.png
 
 
 class Plan(NamedTuple):
@@ -126,6 +126,8 @@ def make_plan(settings: Settings) -> Plan:
         "seed": settings.run.seed,
         "fps": settings.sample.fps,
     }
+    if settings.sample.gif:
+        deciding["gif"] = True
     plan = Plan(f"{settings.run.folder}/samples", exports, cache, items, refused, deciding, {}, 0)
     return find_done(plan)
 
@@ -207,7 +209,7 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
         refused += unusable
     if not records:
         raise UserError(
-            f"{settings.sample.images}: none of the {len(refused)} files could be used; give a folder of images"
+            f"{settings.sample.images}: none of the {len(refused)} images could be used, as is said above; give others"
         )
     ordered = [records[key] for key in keys if key in records]
     write_grid(plan.folder, [record["key"] for record in ordered], settings.sample.fps)
@@ -275,9 +277,10 @@ def _consume(answers: "ray.data.Dataset", plan: Plan, run: str) -> tuple[dict[st
 
 
 def write_grid(folder: str, keys: list[str], fps: int) -> None:
-    """grid.mp4: the generated clips of the first items, playing side by side."""
+    """grid.mp4: the generated clips of the first items, playing side by side; grid.png: frames of them, a line a clip."""
     clips = [decode_mp4(read_bytes(f"{folder}/{key}.generated.mp4")) for key in keys[:GRID_ITEMS]]
     write_bytes(f"{folder}/grid.mp4", encode_mp4(tile(clips), fps))
+    write_bytes(f"{folder}/grid.png", encode_png(frames_side_by_side(clips[:GRID_LINES])))
 
 
 def summarise_samples(

@@ -1,4 +1,4 @@
-"""What to sample: held-out clips of a cache, or a folder of images. Plain data, nothing generated here.
+"""What to sample: held-out clips of a cache, or images of a folder or CSV file. Plain data, nothing generated here.
 
 An item says where its picture comes from and what is asked of the model; its key seeds its noise and names its files.
 """
@@ -16,14 +16,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.data.clips import resize_and_crop
 from pipeline.data.manifest import Cache
+from pipeline.sampling.images import Candidate, candidates
 from pipeline.schema import TEST, ManifestRow
-from pipeline.settings import UserError
-from pipeline.storage import exists, read_bytes, walk
+from pipeline.settings import VAE_DOWNSAMPLING, UserError
+from pipeline.storage import read_bytes
 
 log = logging.getLogger("sample")
 
-# what may lie beside images and is not meant as one
-COMPANIONS = frozenset({".txt", ".json", ".csv", ".md"})
 # what Pillow raises on damaged or hostile files
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, Image.DecompressionBombError)
 
@@ -70,47 +69,62 @@ def held_out_items(cache: Cache, count: int | None) -> list[Item]:
 
 
 def image_items(
-    folder: str, classes: list[str], count: int | None, max_pixels: int
+    source: str, classes: list[str], count: int | None, max_pixels: int
 ) -> tuple[list[Item], list[Refused]]:
-    """The first `count` images below `folder`, sorted by path, and the files on the way that are none.
+    """The first `count` usable images of a folder or CSV file (see pipeline/sampling/images.py), and what was met that is none.
 
-    The content decides what an image is, not the file's name. The class is that of a sibling NAME.txt, of the parent
-    folder or of the beginning of the name; other text in the sibling is the caption. Raises UserError.
+    The content decides what an image is, not the file's name. Raises UserError where there is no image at all.
     """
-    if not exists(folder):
-        raise UserError(f"sample.images = {folder}: no such folder; give a folder of images")
-    files = {relative: uri for uri, relative, _ in walk(folder)}
     items: list[Item] = []
+    keys: set[str] = set()
     refused: list[Refused] = []
-    for name, uri in files.items():
-        path = PurePosixPath(name)
-        if path.suffix.lower() in COMPANIONS or any(part.startswith(".") for part in path.parts):
-            continue
+    for asked in candidates(source):
         if count is not None and len(items) == count:
             break
-        content = read_bytes(uri)
         try:
-            check_image(content, max_pixels)
+            item = image_item(asked, classes, max_pixels)
+            if item["key"] in keys:
+                raise BadImage("asked for twice, in the same words")
+            items.append(item)
+            keys.add(item["key"])
         except BadImage as problem:
-            refused.append(Refused(name, str(problem)))
-            continue
-        sibling = files.get(str(path.with_suffix(".txt")))
-        text = read_bytes(sibling).decode("utf-8", "replace").strip() if sibling else ""
-        label = image_class(path, text, classes)
-        caption = "" if class_of(text, classes) else text
-        items.append(Item(key=image_key(name, content), name=name, label=label, caption=caption, uri=uri, row=None))
+            refused.append(Refused(asked.name, str(problem)))
     if not items:
         found = (
             f"; {len(refused)} files there are none, such as {refused[0].name}: {refused[0].reason}" if refused else ""
         )
-        raise UserError(f"sample.images = {folder}: holds no images{found}; give a folder of PNG, JPEG or WebP files")
+        raise UserError(
+            f"sample.images = {source}: holds no images{found}; give a folder or CSV of PNG, JPEG or WebP files"
+        )
     return items, refused
 
 
-def image_key(name: str, content: bytes) -> str:
-    """Readable, safe as a file name, and another one for other content or another place."""
+def image_item(asked: Candidate, classes: list[str], max_pixels: int) -> Item:
+    """What is to be made of one image. Raises BadImage, also for a caption or class that cannot be used."""
+    if asked.problem:
+        raise BadImage(asked.problem)
+    try:
+        content = read_bytes(asked.uri)
+    except OSError as error:
+        raise BadImage(f"cannot be read ({error.strerror or error})") from error
+    check_image(content, max_pixels)
+    text = asked.text or ""
+    if asked.label is not None:
+        label = class_of(asked.label, classes)
+        if not label:
+            raise BadImage(f"class {asked.label} is unknown to the model, which has {', '.join(classes) or 'none'}")
+    else:
+        label = image_class(PurePosixPath(asked.name), text, classes)
+    caption = "" if class_of(text, classes) else text
+    key = image_key(asked.name, content, asked.row)
+    return Item(key=key, name=asked.name, label=label, caption=caption, uri=asked.uri, row=None)
+
+
+def image_key(name: str, content: bytes, row: str = "") -> str:
+    """Readable, safe as a file name, and another one for other content, another place or another row of a CSV."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(name).stem).strip("-")[:40] or "image"
-    return f"{readable}-{hashlib.blake2b(name.encode('utf-8', 'surrogateescape') + content, digest_size=6).hexdigest()}"
+    whole = (name + row).encode("utf-8", "surrogateescape") + content
+    return f"{readable}-{hashlib.blake2b(whole, digest_size=6).hexdigest()}"
 
 
 def image_class(path: PurePosixPath, text: str, classes: list[str]) -> str:
@@ -134,10 +148,12 @@ def plain(text: str) -> str:
 
 
 def check_image(content: bytes, max_pixels: int) -> None:
-    """Raise BadImage if the bytes are not those of a whole image of at most `max_pixels` pixels."""
+    """Raise BadImage if the bytes are not those of a whole image, of a latent's pixel at least and `max_pixels` at most."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
+            if min(width, height) < VAE_DOWNSAMPLING:
+                raise BadImage(f"{width} x {height} pixels, less than {VAE_DOWNSAMPLING} on a side")
             if width * height > max_pixels:
                 raise BadImage(f"{width} x {height} pixels, more than data.max_pixels = {max_pixels}")
             image.load()

@@ -38,6 +38,14 @@ def decode_mp4(content: bytes) -> np.ndarray:
         return np.stack([picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)])
 
 
+def encode_gif(frames: np.ndarray, fps: int) -> bytes:
+    """A GIF, played for ever, of uint8 (F, H, W, 3): 256 colours a frame, so for looking at only."""
+    first, *others = (Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames)
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()
+
+
 def encode_png(picture: np.ndarray) -> bytes:
     """A PNG file of uint8 (H, W, 3)."""
     buffer = io.BytesIO()
@@ -45,10 +53,17 @@ def encode_png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def tile(clips: list[np.ndarray], gap: int = 2) -> np.ndarray:
-    """Clips uint8 (F, H, W, 3) of one shape, side by side in a grid about as wide as high, on mid-grey: one clip."""
+def frames_side_by_side(clips: list[np.ndarray], shown: int = 4) -> np.ndarray:
+    """uint8 (H, W, 3): a line for each clip, uint8 (F, H, W, 3) of one shape, with `shown` frames from first to last."""
+    picks = np.linspace(0, len(clips[0]) - 1, min(shown, len(clips[0]))).round().astype(int)
+    picture: np.ndarray = tile([clip[[index]] for clip in clips for index in picks], columns=len(picks))[0]
+    return picture
+
+
+def tile(clips: list[np.ndarray], gap: int = 2, columns: int | None = None) -> np.ndarray:
+    """Clips uint8 (F, H, W, 3) of one shape, side by side on mid-grey: one clip. Without `columns`, about as wide as high."""
     frames, height, width, _ = clips[0].shape
-    columns = math.ceil(math.sqrt(len(clips)))
+    columns = columns or math.ceil(math.sqrt(len(clips)))
     lines = math.ceil(len(clips) / columns)
     sheet = np.full((frames, lines * (height + gap) + gap, columns * (width + gap) + gap, 3), 128, np.uint8)
     for number, clip in enumerate(clips):

@@ -1,7 +1,7 @@
 """ITEMS -> FILES: what a sampling actor does with one batch; no Ray here.
 
 Files of an item, in RUN/samples: KEY.image.png, KEY.reconstruction.png (the VAE's own of the image),
-KEY.generated.mp4, KEY.prior.mp4, KEY.true.mp4 where the true clip is known, and at last KEY.json, which makes it done.
+KEY.generated.mp4, with sample.gif KEY.generated.gif too, KEY.prior.mp4, KEY.true.mp4 where the true clip is known, and at last KEY.json, which makes it done.
 """
 
 import atexit
@@ -20,7 +20,7 @@ from pipeline.metrics.psnr import psnr
 from pipeline.models.prior import replicate
 from pipeline.sampling.generate import Sampler, decode_clips, encode_images, generate
 from pipeline.sampling.items import BadImage, Item, Refused, open_image
-from pipeline.sampling.outputs import encode_mp4, encode_png
+from pipeline.sampling.outputs import encode_gif, encode_mp4, encode_png
 from pipeline.schema import CacheInfo, ManifestRow
 from pipeline.settings import VAE_DOWNSAMPLING, DataSettings, Settings
 from pipeline.storage import read_bytes, write_bytes, write_json
@@ -64,7 +64,7 @@ def sample_batch(
     clips, priors = generate(sampler, image_latent, labels, keys, settings.run.seed, captions, strides)
     records: list[dict[str, Any]] = []
     for index, (item, fingerprint, source) in enumerate(good):
-        metrics, files = finish(sampler, source, image_latent[index], clips[index], priors[index], settings.sample.fps)
+        metrics, files = finish(sampler, source, image_latent[index], clips[index], priors[index])
         for name, content in files.items():
             write_bytes(f"{folder}/{item['key']}.{name}", content)
         record: dict[str, Any] = {"key": item["key"], "name": item["name"], "label": item["label"]}
@@ -78,9 +78,10 @@ def sample_batch(
 
 
 def finish(
-    sampler: Sampler, source: Source, image_latent: torch.Tensor, clip: torch.Tensor, prior: torch.Tensor, fps: int
+    sampler: Sampler, source: Source, image_latent: torch.Tensor, clip: torch.Tensor, prior: torch.Tensor
 ) -> tuple[dict[str, float | None], dict[str, bytes]]:
     """Metrics and files of one item, from latents (F, C, h, w) and its image latent (C, h, w)."""
+    fps = sampler.how.fps
     generated, prior_frames = decode_clips(sampler, torch.stack([clip, prior])).numpy()
     reconstruction = decode_clips(sampler, image_latent[None, None])[0, 0].numpy()
     image = source.image if source.image is not None else reconstruction
@@ -96,6 +97,8 @@ def finish(
         "generated.mp4": encode_mp4(generated, fps),
         "prior.mp4": encode_mp4(prior_frames, fps),
     }
+    if sampler.how.gif:
+        files["generated.gif"] = encode_gif(generated, fps)
     if source.latents is not None:
         reconstructed = decode_clips(sampler, source.latents[None])[0].numpy()
         true = reconstructed if source.true is None else source.true

@@ -54,6 +54,10 @@ def fill(settings: Settings) -> None:
     write(settings, "prior/summary.json", {"seconds": 130.0})
     write(settings, "prior/history.csv", "step,loss,validation_loss\n10,1.5,\n20,0.7,0.9\n30,0.4,\n")
     write(settings, "finetune/summary.json", {"seconds": 3700.0})
+    found = {"protocol": "FVD, of some kind", "value": 123.456, "low": 100.0, "high": 150.0, "count": 7}
+    found["departs_from_protocol"] = ["7 clips, fewer than 2048"]
+    skipped = {"clipsim": "no weights: evaluate.clip is null"}
+    write(settings, "evaluate/metrics.json", {"metrics": {"fvd": found}, "skipped": skipped, "seconds": 2.0})
     frames = np.zeros((4, 16, 16, 3), np.uint8)
     for member in ("prior", "generated", "true"):
         write(settings, f"samples/k1.{member}.mp4", encode_mp4(frames, 8))
@@ -102,6 +106,21 @@ def test_page_fetches_nothing_and_shows_the_clips(settings: Settings) -> None:
     assert "too_short" in text and "1 h 1 min" in text
 
 
+def test_metrics_are_shown_with_interval_and_departures_and_what_was_skipped(settings: Settings) -> None:
+    fill(settings)
+    write_report(settings)
+    text, _ = page_of(settings)
+    for words in (
+        "FVD, of some kind",
+        "123.456",
+        "100.000 to 150.000",
+        "7 clips, fewer than 2048",
+        "evaluate.clip is null",
+        "published: UCF-101, FrameBridge",
+    ):
+        assert words in text
+
+
 def test_words_from_files_are_escaped(settings: Settings) -> None:
     fill(settings)
     write_report(settings)
@@ -124,6 +143,7 @@ def test_headline_numbers_are_at_the_top_of_summary_json(settings: Settings) -> 
         "prior": 130.0,
         "finetune": 3700.0,
         "samples": 9.0,
+        "evaluate": 2.0,
         "report": 0,
     }
     assert summary["stages"]["cache"]["rejects"] == {"too_short": 2}
@@ -136,7 +156,7 @@ def test_missing_stages_are_said_to_be_missing(settings: Settings) -> None:
     write(settings, "cache/summary.json", {"planned": 1, "cached": 1, "rejected": 0, "seconds": 2.0})
     summary = write_report(settings)
     text, _ = page_of(settings)
-    assert text.count("ot run (jobs/") == 3  # prior, fine-tuning, sampling
+    assert text.count("ot run (jobs/") == 4  # prior, fine-tuning, sampling, evaluation
     assert summary["stages"]["samples"] is None
 
 

@@ -3,13 +3,18 @@
 import io
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tiny_models import SIDE, save_model, tiny_model, tiny_settings
 
+from pipeline.config import ROOT, to_yaml
 from pipeline.sampling.distributed import make_plan, plan_sampling, run_sampling
 from pipeline.sampling.generate import load_sampler
 from pipeline.sampling.outputs import decode_mp4
@@ -88,6 +93,42 @@ def test_held_out_clips_then_nothing_to_do_then_resume(
 
     other = tiny_run.model_copy(update={"run": tiny_run.run.model_copy(update={"seed": 1})})
     assert "are generated again" in plan_sampling(other)
+
+
+def test_one_worker_two_workers_and_a_kill_give_the_same_files(
+    tiny_run: Settings, ray_cluster: None, tmp_path: Path
+) -> None:
+    import ray
+
+    def with_actors(name: str, actors: int) -> Settings:
+        settings = with_sample(tiny_run, name, count=None, batch=1, gif=True)
+        pool = settings.cluster.sample.model_copy(update={"actors": actors})
+        return settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"sample": pool})})
+
+    one, other = with_actors("one", 1), with_actors("other", 2)
+    items = run_sampling(one)["items"]
+    assert len(items) >= 6
+
+    (tmp_path / "other.yaml").write_text(to_yaml(other))
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
+    job = subprocess.Popen(
+        [sys.executable, "jobs/sample.py", "--config", str(tmp_path / "other.yaml")], cwd=ROOT, env=environment
+    )
+    folder, deadline = Path(other.run.folder, "samples"), time.monotonic() + 120
+    while not list(folder.glob("*.json")):
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    job.kill()
+    job.wait()
+    assert not (folder / "summary.json").exists(), "not killed in the middle"
+    assert 0 < make_plan(other).pending < len(items)
+    run_sampling(other)
+    # but for how long it took
+    assert clips(other) == clips(one) and len(clips(one)) == 6 * len(items) + 2
+    records = [[json.loads(contents(each)[f"{key}.json"]) for key in items] for each in (one, other)]
+    for record in (*records[0], *records[1]):
+        record.pop("seconds")
+    assert records[0] == records[1]
 
 
 def test_folder_of_images_with_a_file_that_is_none(

@@ -36,13 +36,53 @@ def test_content_decides_what_an_image_is(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "torn.png").write_bytes(png(size=(400, 300))[:200])
     (tmp_path / "no_suffix.txt").write_text("a red wall")
+    (tmp_path / "unasked.png").write_bytes(png())
+    (tmp_path / "unasked.txt").write_text("\n")
+    (tmp_path / "dot.png").write_bytes(png(size=(40, 7)))
     items, refused = image_items(str(tmp_path), CLASSES, None, BIG)
     assert [(item["name"], item["label"], item["caption"]) for item in items] == [("no_suffix", "", "a red wall")]
     assert {one.name: one.reason.split(" (")[0] for one in refused} == {
         "empty.jpg": "an empty file",
         "really_text.png": "not an image",
         "torn.png": "cannot be decoded",
+        "unasked.png": "its prompt file unasked.txt is empty; write a caption or class, or delete it",
+        "dot.png": "40 x 7 pixels, less than 8 on a side",
     }
+
+
+def test_prompt_folder_as_dynamicrafter_has_it(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "c.png"):
+        (tmp_path / name).write_bytes(png())
+    (tmp_path / "README.txt").write_text("not for them")
+    (tmp_path / "test_prompts.txt").write_text("a red wall falls\n\n slide left \n")
+    items, refused = image_items(str(tmp_path), CLASSES, None, BIG)
+    assert [(item["name"], item["label"], item["caption"]) for item in items] == [
+        ("a.png", "", "a red wall falls"),
+        ("b.png", "Slide Left", ""),
+    ]
+    assert [one.name for one in refused] == ["c.png"] and "has no line in the prompt file" in refused[0].reason
+
+
+def test_csv_of_images_captions_and_classes(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(png())
+    table = tmp_path / "asked.csv"
+    table.write_text(
+        "image,caption,class\npictures/a.png,it moves,\npictures/a.png,,slide left\npictures/a.png,it moves,\n"
+        f"{tmp_path}/pictures/a.png,,\ngone.png,,\npictures/a.png,,Jump\n,what,\n"
+    )
+    items, refused = image_items(str(table), CLASSES, None, BIG)
+    assert [(item["label"], item["caption"]) for item in items] == [("", "it moves"), ("Slide Left", ""), ("", "")]
+    assert len({item["key"] for item in items}) == 3
+    assert [(one.name, one.reason) for one in refused] == [
+        ("pictures/a.png", "asked for twice, in the same words"),
+        ("gone.png", "cannot be read (No such file or directory)"),
+        ("pictures/a.png", "class Jump is unknown to the model, which has Apply, ApplyLipstick, Slide Left"),
+        ("line 8", "names no image"),
+    ]
+    table.write_text("file,caption\na.png,x\n")
+    with pytest.raises(UserError, match="has the columns file, caption; expected image"):
+        image_items(str(table), CLASSES, None, BIG)
 
 
 def test_class_from_sibling_folder_or_name() -> None:

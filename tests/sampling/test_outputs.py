@@ -2,9 +2,10 @@ import io
 
 import av
 import numpy as np
+from PIL import Image, ImageSequence
 
 from pipeline.metrics.psnr import psnr
-from pipeline.sampling.outputs import decode_mp4, encode_mp4, tile
+from pipeline.sampling.outputs import decode_mp4, encode_gif, encode_mp4, frames_side_by_side, tile
 
 
 def moving_square(frames: int = 16, side: int = 64) -> np.ndarray:
@@ -30,6 +31,24 @@ def test_clip_survives_the_file() -> None:
 
 def test_same_frames_give_the_same_bytes() -> None:
     assert encode_mp4(moving_square(), 8) == encode_mp4(moving_square(), 8)
+
+
+def test_gif_plays_every_frame_for_ever() -> None:
+    clip = moving_square(frames=5)
+    with Image.open(io.BytesIO(encode_gif(clip, fps=8))) as gif:
+        assert (gif.n_frames, gif.info["loop"], gif.info["duration"]) == (5, 0, 120)  # in hundredths of a second
+        for index, frame in enumerate(ImageSequence.Iterator(gif)):
+            assert psnr(np.asarray(frame.convert("RGB")), clip[index]) > 40
+
+
+def test_picture_has_a_line_a_clip_from_its_first_frame_to_its_last() -> None:
+    clips = [
+        np.arange(9, dtype=np.uint8).reshape(9, 1, 1, 1).repeat(8, 1).repeat(8, 2).repeat(3, 3) + 20 * n for n in (1, 2)
+    ]
+    picture = frames_side_by_side(clips)
+    assert picture.shape == (2 * 10 + 2, 4 * 10 + 2, 3)
+    assert [picture[4, 4 + 10 * column, 0] for column in range(4)] == [20, 23, 25, 28]
+    assert picture[14, 34, 0] == 48
 
 
 def test_grid_holds_every_clip_whole() -> None:

@@ -1,0 +1,36 @@
+"""Measure generated clips against the true ones: Frechet distances, inception score, CLIPSIM, each with its interval.
+
+    python jobs/evaluate.py --recipe demo
+    python jobs/evaluate.py --recipe demo --evaluate.i3d i3d_torchscript.pt --evaluate.clip clip-vit-base-patch32
+    ray job submit --working-dir . -- python jobs/evaluate.py --recipe demo --run.storage /SHARED
+
+Reads STORAGE/NAME/samples (or --evaluate.samples). Add --dry-run to see the plan. Expect a line a metric, and in
+STORAGE/NAME/evaluate metrics.json: values, bootstrap intervals, protocol, covariance divisor, weights' SHA-256, number
+and stride of frames, and what departs from the published protocol. A metric whose weights are not given is skipped and
+said to be. What the networks say of the clips is kept in features/, so that the same line again takes seconds.
+"""
+
+import sys
+
+from pipeline.cli import run_job
+from pipeline.config import Options
+from pipeline.metrics.evaluate import plan_evaluation, run_evaluation
+from pipeline.settings import Settings
+
+
+def job(settings: Settings, options: Options) -> None:
+    result = run_evaluation(settings)
+    for name, found in result["metrics"].items():
+        marks = "; ".join([f"{found['count']} clips", *found["departs_from_protocol"]])
+        print(f"  {name:20} {found['value']:9.4f}   [{found['low']:.4f}, {found['high']:.4f}]   {marks}")
+    for name, reason in result["skipped"].items():
+        print(f"  {name:20} skipped: {reason}")
+    print(f"{settings.run.folder}/evaluate/metrics.json")
+
+
+def plan(settings: Settings, options: Options) -> str:
+    return plan_evaluation(settings)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(job, plan, __doc__))

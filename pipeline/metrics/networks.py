@@ -1,0 +1,192 @@
+"""The networks that see clips for the metrics, from local files: clips in, arrays out, one row a clip.
+
+detector  "features" (B, 16), "probabilities" (B, classes)   shipped:detector
+i3d       "features" (B, 400)                                i3d_torchscript.pt of StyleGAN-V's evaluation
+c3d       "probabilities" (B, 101)                           c3d_ucf101.pt of the same
+videomae  "features" (B, D)                                  TorchScript of CD-FVD's VideoMAE
+clip      "similarity" (B, 1)                                CLIP folder of transformers, with its tokenizer
+raft      "motion" (B, 1)                                    TorchScript of RAFT: two frames (B, 3, H, W) -> flow (B, 2, H, W)
+dreamsim  "conformity" (B, 1)                                TorchScript of DreamSim: two frames -> distances (B,)
+
+A TorchScript file takes float32 in 0..255, clips as (B, 3, F, H, W), and does its own resizing and scaling. It runs code:
+take it from those you trust.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F_
+
+from pipeline.metrics.motion import motion_score
+from pipeline.models.detector import load_detector, to_input
+from pipeline.models.image_encoder import DEVIATION, MEAN
+from pipeline.models.paths import local_path
+from pipeline.settings import EvaluateSettings, UserError
+
+Network = Callable[[np.ndarray, list[str]], dict[str, np.ndarray]]  # frames uint8 (B, F, H, W, 3) and captions
+
+WEIGHTS = {"detector": "model.safetensors", "clip": "*.safetensors"}  # in the folder; the others are files themselves
+RAFT_MULTIPLE = 8  # of its pictures' sides
+
+
+def weights_sha256(name: str, settings: EvaluateSettings) -> str:
+    """SHA-256 of the weights of network `name`. Raises UserError where they are not on this machine."""
+    path = getattr(settings, name)
+    found = local_path(path)
+    files = [] if found is None else sorted(found.glob(WEIGHTS[name])) if name in WEIGHTS else [found]
+    if not files or not all(file.is_file() for file in files):
+        expected = f"a folder with {WEIGHTS[name]}" if name in WEIGHTS else "a TorchScript file"
+        raise UserError(f"evaluate.{name} = {path}: expected {expected} on this machine; give one, or null to skip it")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while chunk := stream.read(8 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_network(name: str, settings: EvaluateSettings, device: str = "cpu") -> Network:
+    """The network `name`, ready to be called. Raises UserError."""
+    path, where = getattr(settings, name), torch.device(device)
+    if name == "detector":
+        return _detector(path, where)
+    if name == "clip":
+        return _clip(path, where)
+    return {"i3d": i3d, "c3d": c3d, "videomae": videomae, "raft": raft, "dreamsim": dreamsim}[name](
+        _script(name, path, where), where
+    )
+
+
+def _detector(path: str, device: torch.device) -> Network:
+    module = load_detector(path)[0].to(device)
+
+    @torch.inference_mode()
+    def network(frames: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        found = module(to_input(torch.from_numpy(frames).to(device)))
+        return {"features": found.features.cpu().numpy(), "probabilities": found.logits.softmax(-1).cpu().numpy()}
+
+    return network
+
+
+def _script(name: str, path: str, device: torch.device) -> Any:
+    try:
+        return torch.jit.load(str(local_path(path)), map_location=device).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"evaluate.{name} = {path}: no TorchScript file ({said}); give one, or null to skip it"
+        ) from error
+
+
+def channels_first(frames: np.ndarray, device: torch.device) -> torch.Tensor:
+    """uint8 (B, F, H, W, 3) to float32 (B, 3, F, H, W) in 0..255."""
+    return torch.from_numpy(frames).to(device).permute(0, 4, 1, 2, 3).float()
+
+
+def i3d(module: Any, device: torch.device) -> Network:
+    """FVD's features; the file resizes to 224 x 224 and scales to [-1, 1] itself, when asked to."""
+
+    @torch.inference_mode()
+    def network(frames: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        x = channels_first(frames, device)
+        return {"features": module(x, rescale=True, resize=True, return_features=True).float().cpu().numpy()}
+
+    return network
+
+
+def videomae(module: Any, device: torch.device) -> Network:
+    """CD-FVD's features (Ge et al. 2024)."""
+
+    @torch.inference_mode()
+    def network(frames: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        return {"features": module(channels_first(frames, device)).float().cpu().numpy()}
+
+    return network
+
+
+def c3d(module: Any, device: torch.device) -> Network:
+    """Probabilities of UCF-101's classes, the softmax included."""
+
+    @torch.inference_mode()
+    def network(frames: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        found = module(channels_first(frames, device)).float()
+        if float(found.min()) < 0 or float((found.sum(1) - 1).abs().max()) > 1e-2:
+            raise UserError("evaluate.c3d: gives no probabilities; give a network with its softmax, or null")
+        return {"probabilities": found.cpu().numpy()}
+
+    return network
+
+
+def raft(module: Any, device: torch.device) -> Network:
+    """CIL's motion score of each clip, by the flow from frame to frame; of several flows, refined in turn, the last."""
+
+    @torch.inference_mode()
+    def network(frames: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        scores = []
+        for clip in frames:
+            height, width = clip.shape[1:3]
+            x = torch.from_numpy(clip).to(device).permute(0, 3, 1, 2).float()
+            x = F_.pad(x, (0, -width % RAFT_MULTIPLE, 0, -height % RAFT_MULTIPLE), mode="replicate")
+            flow = module(x[:-1], x[1:])
+            flow = flow if isinstance(flow, torch.Tensor) else flow[-1]
+            scores.append(motion_score(flow[..., :height, :width].permute(0, 2, 3, 1).float().cpu().numpy()))
+        return {"motion": np.array(scores)[:, None]}
+
+    return network
+
+
+def dreamsim(module: Any, device: torch.device) -> Network:
+    """PIC (DynamiCrafter): one less DreamSim's distance of each frame to the first, the mean over frames."""
+
+    @torch.inference_mode()
+    def network(frames: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        near = []
+        for clip in frames:
+            x = torch.from_numpy(clip).to(device).permute(0, 3, 1, 2).float()
+            near.append(float((1 - module(x[:1].expand_as(x), x)).mean()))
+        return {"conformity": np.array(near)[:, None]}
+
+    return network
+
+
+def _clip(path: str, device: torch.device) -> Network:
+    """CLIPSIM (Wu et al. 2021): the mean over frames of the cosine between a frame's and the caption's embedding."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    folder = local_path(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(Path(str(folder)), local_files_only=True)
+        model = CLIPModel.from_pretrained(Path(str(folder)), use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"evaluate.clip = {path}: {said}; give a CLIP folder of transformers, or null") from error
+    module = torch.nn.Module.to(model, device).eval()  # not model.to(), whose types transformers wraps
+    mean, deviation = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    config: Any = model.config
+    side, length = config.vision_config.image_size, config.text_config.max_position_embeddings
+
+    @torch.inference_mode()
+    def network(frames: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        text = module.text_projection(module.text_model(**tokens.to(device)).pooler_output)
+        x = torch.from_numpy(frames).to(device).flatten(0, 1).permute(0, 3, 1, 2)
+        pixels = (clip_pixels(x, side) - mean) / deviation
+        image = module.visual_projection(module.vision_model(pixel_values=pixels).pooler_output)
+        image = image.unflatten(0, frames.shape[:2])
+        return {"similarity": F_.cosine_similarity(image, text[:, None], dim=-1).mean(1, keepdim=True).cpu().numpy()}
+
+    return network
+
+
+def clip_pixels(frames: torch.Tensor, side: int) -> torch.Tensor:
+    """uint8 (N, 3, H, W) to (N, 3, side, side) in 0..1: short side resized (bicubic), centre cropped, as CLIP's own."""
+    height, width = frames.shape[-2:]
+    scale = side / min(height, width)
+    size = (max(side, round(height * scale)), max(side, round(width * scale)))
+    x = F_.interpolate(frames.float(), size, mode="bicubic", antialias=True).clamp(0, 255) / 255
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    return x[..., top : top + side, left : left + side]

@@ -1,0 +1,95 @@
+"""One image to one clip, and the page around it."""
+
+import importlib.util
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_models import FRAMES, SIDE
+
+from pipeline.config import ROOT
+from pipeline.sampling.animate import animate
+from pipeline.sampling.generate import Sampler, load_sampler
+from pipeline.sampling.outputs import decode_mp4
+from pipeline.settings import Settings, UserError
+
+
+@pytest.fixture(scope="module")
+def sampler(tiny_run: Settings) -> Sampler:
+    return load_sampler(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def web() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("web", ROOT / "jobs" / "web.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def picture() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (50, 40), (10, 200, 40)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def test_same_image_class_and_seed_are_the_same_clip(sampler: Sampler) -> None:
+    made = animate(sampler, picture(), "slide_left", 0, 10**6)
+    assert made.frames.shape == (FRAMES, SIDE, SIDE, 3)
+    assert decode_mp4(made.mp4).shape == made.frames.shape
+    assert animate(sampler, picture(), "Slide Left", 0, 10**6).mp4 == made.mp4
+    for asked, seed in (("bounce", 0), ("slide left", 1)):
+        assert not np.array_equal(animate(sampler, picture(), asked, seed, 10**6).frames, made.frames)
+
+
+def test_what_it_cannot_use_is_one_line(sampler: Sampler) -> None:
+    with pytest.raises(UserError, match="the image: not an image"):
+        animate(sampler, b"hello", "", 0, 10**6)
+    with pytest.raises(UserError, match="1000"):
+        animate(sampler, picture(), "", 0, 1000)
+    with pytest.raises(UserError, match="jump: not a class of this model; choose one of bounce, slide left"):
+        animate(sampler, picture(), "jump", 0, 10**6)
+
+
+def test_page_offers_the_exports_that_are_there(web: ModuleType, tiny_run: Settings, tmp_path: Path) -> None:
+    assert web.find_models(tiny_run) == [tiny_run.model_export]
+    assert tiny_run.model_export in web.plan(tiny_run, None)
+    nowhere = tiny_run.model_copy(update={"run": tiny_run.run.model_copy(update={"storage": str(tmp_path)})})
+    with pytest.raises(UserError, match=r"no RUN/finetune/export there; train one"):
+        web.find_models(nowhere)
+
+
+def test_without_gradio_it_says_how_to_install_it(
+    web: ModuleType, tiny_run: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match="gradio is not installed; run pip install"):
+        web.build_page(tiny_run)
+
+
+def test_page_makes_a_clip_on_this_machine_only(
+    web: ModuleType, tiny_run: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("gradio", reason="an extra that is not installed")
+    from gradio_client import Client, handle_file
+
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    (tmp_path / "image.jpg").write_bytes(picture())
+    page: Any = web.build_page(tiny_run)
+    page.launch(server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True)
+    try:
+        assert page.local_url.startswith("http://127.0.0.1:")
+        client = Client(page.local_url, verbose=False)
+        answer = client.predict(
+            handle_file(str(tmp_path / "image.jpg")), "bounce", tiny_run.model_export, 0, api_name="/make"
+        )
+        path = answer["video"] if isinstance(answer, dict) else answer
+        assert decode_mp4(Path(path).read_bytes()).shape == (FRAMES, SIDE, SIDE, 3)
+    finally:
+        page.close()
