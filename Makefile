@@ -1,5 +1,6 @@
 # make demo   the whole road on one machine, some minutes; look at runs/demo/report.html afterwards
-# make test   the checks and the tests
+# make test   the checks and the tests, but for the long ones
+# make test-all   with the long ones: the road stopped in every step, everything happening to one training, autoscaling
 # make test-cluster   the page of clusters tried on three hosts, one cut off and one killed: root on Linux, 15 minutes
 # make evaluate   the metrics of the shipped models, again: are they those of docs/results.md?
 # All make the virtual environment first. Needed: make, Python 3.11 with venv.
@@ -15,7 +16,7 @@ LONGEST := tests/cluster/test_submission.py tests/failures tests/train/test_work
 # What `make evaluate` runs its jobs with
 SHIPPED := --recipe demo --recipe shipped --run.storage $(abspath runs) --data.path $(abspath runs/shipped-videos)
 
-.PHONY: demo test test-cluster evaluate check format clean
+.PHONY: demo test test-all test-cluster evaluate check format clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py $(if $(VIDEOS),--videos "$(VIDEOS)") $(ARGS)
@@ -26,8 +27,13 @@ evaluate: $(VENV)/installed
 	$(BIN)/python jobs/sample.py $(SHIPPED) $(ARGS)
 	$(BIN)/python jobs/evaluate.py $(SHIPPED) $(ARGS)
 
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(or $(ARGS),$(LONGEST) tests)
+	$(PYTEST) -m "not long" $(or $(ARGS),$(LONGEST) tests)
+
+test-all: check
+	$(PYTEST) $(or $(ARGS),$(LONGEST) tests)
 
 test-cluster: $(VENV)/installed
 	@$(BIN)/python tests/cluster/three_hosts.py $(ARGS)

@@ -217,12 +217,12 @@ def checksum(path: Path) -> int:
     return crc
 
 
-def export(address: str, state: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> None:
+def export(address: str, state: Mapping[str, Tensor], config: Mapping[str, Any], card: str | None = None) -> None:
     """Write an export folder, local or s3://; there config.json comes last, and without it there is no export."""
     if not is_remote(address):
         save_export(resolve(address)[1], state, config, card=card)
         return
     with tempfile.TemporaryDirectory() as folder:
         local = save_export(Path(folder) / "export", state, config, card=card)
-        for name in (WEIGHTS_FILE, CARD_FILE, CONFIG_FILE):
+        for name in (WEIGHTS_FILE, *((CARD_FILE,) if card else ()), CONFIG_FILE):
             write_bytes(f"{address}/{name}", (local / name).read_bytes())

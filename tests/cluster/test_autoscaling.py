@@ -106,6 +106,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
     return ["--recipe", "demo", "--recipe", "cluster", *(f"--{key}={value}" for key, value in given.items()), *more]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_caching_brings_decode_and_encode_nodes_up_from_zero_and_lets_them_go(
     environment: dict[str, str], tmp_path: Path
@@ -123,6 +124,7 @@ def test_caching_brings_decode_and_encode_nodes_up_from_zero_and_lets_them_go(
     wait_for(lambda: stages(environment) == {"head"}, 120)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_training_waits_for_its_workers_nodes(environment: dict[str, str], tmp_path: Path) -> None:
     line = arguments(tmp_path, "--train.init=null", "--bridge.saf=false", "--bridge.prior=replicated")
@@ -135,6 +137,7 @@ def test_training_waits_for_its_workers_nodes(environment: dict[str, str], tmp_p
     assert summary["steps"] == 4
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_more_workers_than_there_can_ever_be_are_waited_for_and_then_explained(
     environment: dict[str, str], tmp_path: Path

@@ -120,6 +120,7 @@ def parameter(name: str) -> str:
     raise AssertionError(f"no process has {word} {name}")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_stopped_in_every_step_and_submitted_again_the_road_comes_to_its_end(
     environment: dict[str, str], tmp_path: Path

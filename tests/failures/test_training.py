@@ -27,7 +27,8 @@ from pipeline.config import ROOT
 from pipeline.train.history import HISTORY, Row, read_history
 from pipeline.train.run import CHECKPOINTS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]  # a dozen starts of a worker group; a busy machine is slow
+# a dozen starts of a worker group; a busy machine is slow
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1800)]
 
 STEPS, EVERY, HANG_S = 200, 10, 40
 SPOT = 2  # DRAIN_NODE_REASON_PREEMPTION
