@@ -1,7 +1,7 @@
 # make demo   the whole road on one machine, some minutes; look at runs/demo/report.html afterwards
 # make test   the checks and the tests, but for the long ones
 # make test-all   with the long ones: the road stopped in every step, everything happening to one training, autoscaling
-# make test-cluster   the page of clusters tried on three hosts, one cut off and one killed: root on Linux, 15 minutes
+# make test-cluster   the page of clusters tried on three hosts, one cut off and one killed: root on Linux
 # make evaluate   the metrics of the shipped models, again: are they those of docs/results.md?
 # All make the virtual environment first. Needed: make, Python 3.11 with venv.
 

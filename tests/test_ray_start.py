@@ -31,6 +31,8 @@ def test_trackers_learn_on_every_node_where_to_report_to(monkeypatch: pytest.Mon
     for name in ("WANDB_API_KEY", "WORDS_UNKNOWN", "RAY_ADDRESS"):
         monkeypatch.setenv(name, "other")  # and put back after what set_up does
         monkeypatch.delenv(name)
-    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="here:1"))
+    monkeypatch.setattr(
+        "ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="here:1", get_job_id=lambda: "01")
+    )
     set_up()
     assert os.environ["WANDB_API_KEY"] == "key-of-the-driver" and "WORDS_UNKNOWN" not in os.environ

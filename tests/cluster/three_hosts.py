@@ -3,7 +3,7 @@
 Three hosts on this machine (hosts.py), S3 (moto) beside them. The commands are those of the page, in its order, with what a
 reader fills in: `ray up` over SSH, the whole road as a submitted job, looked at, stopped, submitted again. Then one host is
 cut off while it caches and another one killed while it trains; the result must be, byte for byte, that of the same road
-undisturbed. Takes about 15 minutes on two cores; --until up|undisturbed ends earlier. Exit status 0: all of that holds.
+undisturbed. Wants two cores with little else to do; --until up|undisturbed ends earlier. Exit status 0: all of that holds.
 """
 
 import argparse

@@ -30,7 +30,7 @@ PROGRAM = """
     shape, text, keys = (4, 4, 4, 4), (3, 16), ("exp_avg", "exp_avg_sq")
     of = lambda row, *shape: np.random.default_rng(row["stride"]).standard_normal(shape).astype(np.float16)
     rows = [{"key": str(number), "label": "", "stride": number} for number in range(8)]
-    source = Source(rows, lambda row: of(row, 2, *shape), shape, 1.0, [], 0.0, 0,
+    source = Source(rows, ((8, 8),), lambda row: of(row, 2, *shape), shape, 1.0, [], 0.0, 0,
                     read_text=lambda row: of(row, *text), text_shape=text)
     place = Place(rank, workers, torch.device("cpu"))
 
