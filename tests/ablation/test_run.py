@@ -37,6 +37,7 @@ def small(folder: Path, *more: str) -> Settings:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_numbers_page_and_what_is_there_is_not_made_again(
     tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

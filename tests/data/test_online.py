@@ -79,6 +79,7 @@ def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluste
         assert torch.equal(torch.cat([part.noise[:2] for part in parts]), whole[step].noise)
 
 
+@pytest.mark.long
 def test_a_run_trains_without_a_cache_and_leaves_out_an_unreadable_video(ray_cluster: None, folder: Path) -> None:
     (folder / "videos" / "text.mp4").write_text("not a video")
     (folder / "other.csv").write_text((folder / "videos.csv").read_text().replace("3.mp4", "text.mp4"))

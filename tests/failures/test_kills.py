@@ -57,6 +57,7 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_whatever_is_killed_every_clip_is_made_once_and_right(cluster: Any, tmp_path: Path) -> None:
     seed = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(10_000))

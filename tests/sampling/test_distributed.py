@@ -95,6 +95,7 @@ def test_held_out_clips_then_nothing_to_do_then_resume(
     assert "are generated again" in plan_sampling(other)
 
 
+@pytest.mark.long
 def test_one_worker_two_workers_and_a_kill_give_the_same_files(
     tiny_run: Settings, ray_cluster: None, tmp_path: Path
 ) -> None:

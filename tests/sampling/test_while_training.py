@@ -29,6 +29,7 @@ def train(settings: Settings) -> str:
     return run.folder
 
 
+@pytest.mark.long
 def test_checkpoints_are_sampled_beside_the_training(ray_cluster: None, tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, *SAMPLED, "--cluster.train.workers=1", "--train.ema_decay=0.5")
     info = write_cache(settings).info
@@ -45,6 +46,7 @@ def test_checkpoints_are_sampled_beside_the_training(ray_cluster: None, tmp_path
     assert all(torch.equal(value, exported[name]) for name, value in state.items())  # of the average, as asked
 
 
+@pytest.mark.long
 def test_training_waits_for_no_clips_and_a_failure_is_a_line(
     ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
