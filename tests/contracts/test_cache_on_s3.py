@@ -22,6 +22,7 @@ from pipeline.data.kept import keep_locally
 from pipeline.data.shards import read_latent
 from pipeline.storage import entries, read_bytes
 
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 VIDEOS = 10
 SECRET = "not-to-be-seen-0815"
 
@@ -97,7 +98,6 @@ def upload(service: FaultyS3, folder: Path, keys: dict[str, str]) -> None:
         client.upload_file(str(path), "bucket", f"videos/{path.name}")
 
 
-@pytest.mark.ray
 def test_nothing_is_lost_and_every_checksum_is_right(cached: OnS3) -> None:
     settings = load(cached.arguments)[0]
     cache = open_cache(settings.cache_path)
@@ -112,7 +112,6 @@ def test_nothing_is_lost_and_every_checksum_is_right(cached: OnS3) -> None:
     assert summary["clips_this_run"] == 0, "a second run finds everything there"
 
 
-@pytest.mark.ray
 def test_credentials_reach_the_workers_and_no_log(cached: OnS3) -> None:
     import ray
 
@@ -125,7 +124,6 @@ def test_credentials_reach_the_workers_and_no_log(cached: OnS3) -> None:
     assert written and not [address for address in written if SECRET.encode() in read_bytes(address)]
 
 
-@pytest.mark.ray
 def test_a_workers_log_says_of_which_job_and_stage_and_clip_a_line_is(cached: OnS3) -> None:
     import ray
 
@@ -134,7 +132,6 @@ def test_a_workers_log_says_of_which_job_and_stage_and_clip_a_line_is(cached: On
     assert re.search(r"^\d\d:\d\d:\d\d job [0-9a-f]{8} decode: text.mkv, window 0: unreadable, ", lines, re.MULTILINE)
 
 
-@pytest.mark.ray
 def test_the_same_cache_in_a_local_folder_holds_the_same_keys_and_checksums(cached: OnS3) -> None:
     there = open_cache(load(cached.arguments)[0].cache_path)
     settings = load(cached.local)[0]
@@ -145,7 +142,6 @@ def test_the_same_cache_in_a_local_folder_holds_the_same_keys_and_checksums(cach
     assert there.info == here.info
 
 
-@pytest.mark.ray
 def test_training_reads_the_same_batches_from_s3_under_faults(cached: OnS3) -> None:
     there = open_cache(load(cached.arguments)[0].cache_path)
     cached.service.plan = Plan(share=0.3, seed=6, kinds=QUICK)
@@ -159,7 +155,6 @@ def test_training_reads_the_same_batches_from_s3_under_faults(cached: OnS3) -> N
     assert batch.latents.keys == same.latents.keys and torch.equal(batch.latents.z0, same.latents.z0)
 
 
-@pytest.mark.ray
 def test_after_the_first_epoch_nothing_is_asked_of_s3(
     cached: OnS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -195,6 +195,7 @@ def test_inspect_cache_tells_and_draws_what_is_there(built: Settings, tmp_path: 
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_rejects_are_tried_again_only_when_asked(built: Settings, vae: str, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     shutil.copytree(built.data.path, videos)

@@ -57,6 +57,7 @@ def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[
     return training_batches(source, SIZE, SIZE, rank, workers, start, STEPS, clips)
 
 
+@pytest.mark.long
 def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluster: None, folder: Path) -> None:
     settings = settings_of(folder)
     whole = [pieces[0] for pieces in stream(settings, 0, 1, 0)]

@@ -4,26 +4,21 @@ To record it anew, after a change that is meant to alter training: python tests/
 """
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from process_group import run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
 CURVE = Path(__file__).with_name("loss_curve.json")
 
 # A process of its own, for a process group and a DeepSpeed engine are a process's own; one worker, the loop itself.
 PROGRAM = """
     import json
-    import os
     import sys
     from pathlib import Path
 
     import torch
-    import torch.distributed as dist
+    from process_group import join
     from tiny_cache import tiny_settings, write_cache
 
     from pipeline.data.batches import training_batches, training_source, validation_batches, validation_source
@@ -37,7 +32,7 @@ PROGRAM = """
     settings = tiny_settings(storage, *(f"--{change}" for change in changes))
     train = settings.train
     cache = write_cache(settings)
-    dist.init_process_group("gloo", init_method=f"file://{storage}/group", rank=0, world_size=1)
+    join()
     model = untrained("finetune", settings, cache.info)
     model.backbone.initialise(0)
     classes = cache.info["classes"]
@@ -49,25 +44,12 @@ PROGRAM = """
     train_steps(engine, finetune_task(model, settings.bridge), train, batches, held_out, history, lambda *_: None, place, 0)
     curve = [{name: row.get(name) for name in ("step", "loss", "validation_loss", "gradient_norm")} for row in history.rows]
     (storage / "curve.json").write_text(json.dumps(curve))
-    sys.stdout.flush()
-    os._exit(0)
 """
 
 
 def run(folder: Path) -> list[dict[str, float | None]]:
     """The rows of the run's history."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
-        "WORLD_SIZE": "1",
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-    }
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(PROGRAM, [(1, [str(folder)])])
     rows: list[dict[str, float | None]] = json.loads((folder / "curve.json").read_text())
     return rows
 

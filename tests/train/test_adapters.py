@@ -46,13 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # Steps of one worker: two at once, and one, what a checkpoint holds, and one of an engine that starts anew with it.
 PROGRAM = """
-    import os
     import sys
     from pathlib import Path
 
     import torch
-    import torch.distributed as dist
     import yaml
+    from process_group import join
 
     from pipeline.config import build
     from pipeline.data.batches import training_batches, training_source, with_text
@@ -62,9 +61,9 @@ PROGRAM = """
     from pipeline.train.state import count_updates, full_state, gather, optimizer_keys, put_back, weights
     from pipeline.train.worker import build_task, whole_state
 
-    dist.init_process_group("gloo")
+    join()
     place = Place(0, 1, torch.device("cpu"))
-    for path in sys.argv[4:]:
+    for path in sys.argv[1:]:
         settings = build([yaml.safe_load(Path(path).read_text())])
         cache = open_training_cache(settings)
         source = training_source(cache, cache.info["classes"], 0.0, 0)
@@ -98,7 +97,6 @@ PROGRAM = """
         assert all(not torch.equal(state[name], before[name]) for name in trained)
         merged = whole_state("finetune", settings, cache.info, state)
         torch.save((merged, sorted(trained)), path + ".pt")
-    os._exit(0)
 """
 
 
@@ -119,7 +117,7 @@ def exports(folder: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]
             "--train.learning_rate=0.01",
         )
         paths[backbone].write_text(to_yaml(settings_of(backbone, folder, *more, *small)))
-    run_ranks(PROGRAM, 1, list(map(str, paths.values())))
+    run_ranks(PROGRAM, [(1, list(map(str, paths.values())))])
     return {name: torch.load(f"{path}.pt", weights_only=True) for name, path in paths.items()}
 
 

@@ -4,12 +4,10 @@ from process_group import run_ranks
 
 # A tiny U-Net with dropout, trained by the loop: four steps at once, then the last two again from a checkpoint of two.
 PROGRAM = """
-    import os
-    import sys
 
     import numpy as np
     import torch
-    import torch.distributed as dist
+    from process_group import join
     from tiny_published import UNET3D, randomise
 
     from pipeline.config import load
@@ -19,8 +17,7 @@ PROGRAM = """
     from pipeline.train.state import count_updates, gather, put_back, weights
     from pipeline.train.tasks import finetune_task, untrained
 
-    rank, workers, port = map(int, sys.argv[1:])
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    rank, workers = join()
     lines = {f"model.unet3d.{name}": value for name, value in UNET3D.items()} | {
         "model.unet3d.dropout": 0.5, "model.unet3d.image_encoder": "null", "bridge.saf": "false", "train.init": "null",
         "train.steps": 4, "train.global_batch": 4, "train.micro_batch": 2, "train.checkpoint_every": 2,
@@ -56,9 +53,8 @@ PROGRAM = """
     whole = train(0, None, 0)
     resumed = train(2, *whole[2])
     assert all(torch.equal(value, resumed[4][0][name]) for name, value in whole[4][0].items())
-    os._exit(0)
 """
 
 
 def test_a_restart_drops_something_else() -> None:
-    run_ranks(PROGRAM, 1, [])  # that neither seeds nor batches depend on workers is tests/data/test_batches.py's
+    run_ranks(PROGRAM, [(1, [])])  # that neither seeds nor batches depend on workers is tests/data/test_batches.py's

@@ -1,28 +1,22 @@
 """Every ZeRO stage does on two processes what a bare PyTorch loop does in one, and exports whole float32 weights."""
 
-import os
-import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from process_group import run_ranks
 from tiny_cache import tiny_settings
 
-from pipeline.config import ROOT
 from pipeline.settings import UserError
 from pipeline.train.engine import deepspeed_config
 
-# Run as its own process, because a process group is a process's own: rank, file of the group, compiler or not.
+# Run as its own process, because a process group is a process's own
 PROGRAM = """
-    import os
-    import sys
     from itertools import product
     from pathlib import Path
 
     import torch
     import torch.distributed as dist
+    from process_group import join
     from tiny_cache import tiny_settings
 
     from pipeline.models.build import build_image_to_video
@@ -32,8 +26,7 @@ PROGRAM = """
 
     # orthogonalising lifts the smallest directions of a gradient, where bf16's rounding is, to the size of the largest
     TOLERANCE = {("float32", "adamw"): 1e-3, ("float32", "muon"): 1e-3, ("bfloat16", "adamw"): 0.2, ("bfloat16", "muon"): 0.4}
-    rank, port = map(int, sys.argv[1:])
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    rank, _ = join()
     train = tiny_settings(Path("/tmp"), "--train.clip_norm=0.01", "--train.weight_decay=0.1").train
     random = torch.Generator().manual_seed(0)
     z, noise = torch.randn((2, 6, 4, 4, 4, 4, 4), generator=random)  # 6 steps of 4 clips
@@ -96,50 +89,21 @@ PROGRAM = """
         if rank == 0:
             print("fine", chosen.optimizer, stage, precision, flush=True)
     dist.barrier()
-    dist.destroy_process_group()
-    os._exit(0)  # all is asserted; at the interpreter's own end gloo's threads now and then abort the process
 """
 
 
-def run_two(environment: dict[str, str]) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment |= {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM), str(rank), str(port)],
-            env=environment | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
-    return outputs
-
-
 def test_every_stage_agrees_with_a_bare_loop_and_needs_no_compiler(tmp_path: Path) -> None:
-    """No compiler can be found: PATH is empty, CC and CXX are unset, and nothing has been compiled before."""
-    kept = {k: v for k, v in os.environ.items() if k not in {"CC", "CXX", "PATH"} and not k.startswith("RAY_")}
-    first, _ = run_two(kept | {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path)})
-    assert first.count("fine") == 10
+    """No compiler can be found: PATH, CC and CXX are empty, and nothing has been compiled before."""
+    lost = {"PATH": str(tmp_path), "CC": "", "CXX": "", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+    assert run_ranks(PROGRAM, [(2, [])], **lost).count("fine") == 10
     assert not list(tmp_path.iterdir())
 
 
 SCALAR_PROGRAM = """
-    import os
     from pathlib import Path
 
     import torch
-    import torch.distributed as dist
+    from process_group import join
     from tiny_cache import tiny_settings
 
     from pipeline.train.engine import start_engine
@@ -155,7 +119,7 @@ SCALAR_PROGRAM = """
             return super().forward(x.to(self.weight.dtype)) * (1 + self.alpha.tanh())
 
 
-    dist.init_process_group("gloo")
+    join()
     alone = {}
     for stage, offload in ((0, False), (2, False), (3, False), (2, True), (3, True)):
         train = tiny_settings(Path("/tmp"), "--train.precision=bfloat16", f"--train.zero_stage={stage}", "--train.weight_decay=0.1").train
@@ -175,25 +139,12 @@ SCALAR_PROGRAM = """
                 torch.testing.assert_close(value, alone[stage][name], rtol=1e-3, atol=1e-5)
         alone[stage] = kept
     print("fine", flush=True)
-    os._exit(0)
 """
 
 
 def test_a_weight_without_dimensions_is_lost_in_an_engine() -> None:
     """The U-Net's `alpha` is one; DeepSpeed by itself cannot send it as bfloat16."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    own = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(SCALAR_PROGRAM)],
-        env=os.environ | own | ranks,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0 and "fine" in done.stdout, done.stderr
+    assert "fine" in run_ranks(SCALAR_PROGRAM, [(1, [])])
 
 
 def test_offload_is_asked_of_deepspeed_where_it_can_work_and_refused_elsewhere() -> None:

@@ -118,6 +118,7 @@ def test_a_cluster_that_is_too_small_is_told_beforehand(ray_cluster: None, tmp_p
             run_training(prepare("finetune", tiny_settings(tmp_path, *change)))
 
 
+@pytest.mark.long
 def test_a_damaged_clip_ends_the_run_at_once_or_is_left_out_and_counted(ray_cluster: None, tmp_path: Path) -> None:
     # cluster.train.max_failures allows to start again, which would not help
     diverging = ("--train.ema_decay=0.9", "--train.learning_rate=1", "--train.validate_every=2")
