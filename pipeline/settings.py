@@ -269,6 +269,7 @@ class PriorSettings(Section):
 
 class SampleSettings(Section):
     model_path: str | None
+    checkpoint: PositiveInt | None
     images: str | None
     count: PositiveInt | None
     sampler: Literal[

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
@@ -19,32 +19,21 @@ import torch
 
 from pipeline.data.mix import cache_of, open_training_cache
 from pipeline.data.shards import read_latent
-from pipeline.models.weights import save_export
 from pipeline.placement import needs, selector
 from pipeline.sampling.generate import decode_clips, generate, load_sampler
 from pipeline.sampling.outputs import encode_mp4, encode_png, tile
-from pipeline.schema import TEST, CacheInfo
+from pipeline.schema import TEST
 from pipeline.settings import Settings
-from pipeline.storage import entries, read_bytes, read_json, write_bytes
-from pipeline.train.adapters import merged
-from pipeline.train.checkpoint import CheckpointDamaged, Saved, read_shares
-from pipeline.train.run import CHECKPOINTS, Run, export_config
-from pipeline.train.state import EMA, WEIGHT
-from pipeline.train.worker import initial_model
+from pipeline.storage import write_bytes
+from pipeline.train.checkpoint import CheckpointDamaged
+from pipeline.train.checkpoint_export import Found, export_checkpoint, find_checkpoints
+from pipeline.train.run import Run
 
 log = logging.getLogger("samples")
 
 POLL_S = 2.0  # between two looks into the folder
 PATIENCE_S = 120.0  # at the end of the training, for a task that is under way or gets its room then
 SHOWN = 4  # frames of a clip in the picture
-
-
-class Found(NamedTuple):
-    """A checkpoint in the run's folder."""
-
-    step: int
-    address: str
-    files: list[str]
 
 
 @contextlib.contextmanager
@@ -77,9 +66,9 @@ def watch(run: Run, ended: threading.Event) -> None:
                 log.info("step %d: %s", step, ray.get(task))
                 task, done = None, step
             if task is None and not ended.is_set() and ray.is_initialized():
-                latest = latest_checkpoint(run.folder)
-                if latest is not None and latest.step // every > done // every:
-                    task, step = start_task(run.settings, latest), latest.step
+                latest = find_checkpoints(run.folder)[-1:]
+                if latest and latest[0].step // every > done // every:
+                    task, step = start_task(run.settings, latest[0]), latest[0].step
         except CheckpointDamaged:
             task = None  # still being written, or pruned: the next look tells
         except Exception as error:  # noqa: BLE001 (whatever it is, training is not to end for a picture)
@@ -93,23 +82,6 @@ def watch(run: Run, ended: threading.Event) -> None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.cancel(task, force=True)
             return
-
-
-def latest_checkpoint(folder: str) -> Found | None:
-    """The checkpoint of the most steps in a run's folder of which every rank's files are there; None if there is none."""
-    files: dict[str, list[str]] = {}
-    for entry in entries(f"{folder}/{CHECKPOINTS}", recursive=True):
-        place, _, name = entry.address.rpartition("/")
-        if name.startswith("state-"):
-            files.setdefault(place, []).append(entry.address)
-    found = []
-    for place, addresses in files.items():
-        mark = next((one for one in addresses if one.endswith(".json")), None)
-        ranks = int(addresses[0].rpartition("-of-")[2].split(".")[0])
-        if mark is not None and len(addresses) == 2 * ranks:
-            with contextlib.suppress(OSError, ValueError, KeyError):  # pruned, or half-written
-                found.append(Found(int(read_json(mark)["step"]), place, addresses))
-    return max(found, default=None)
 
 
 def start_task(settings: Settings, found: Found) -> "ray.ObjectRef":
@@ -134,13 +106,8 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
     if not rows:
         return "no clips are held out, so none are sampled (data.holdout_fraction)"
     with tempfile.TemporaryDirectory(prefix="samples-") as local:
-        for address in found.files:
-            with contextlib.suppress(FileNotFoundError):  # pruned: read_shares says so
-                (Path(local) / address.rpartition("/")[2]).write_bytes(read_bytes(address))
-        state = state_of(settings, cache.info, read_shares(Path(local)))
-        config = export_config("finetune", settings, cache.info) | {"steps": found.step}
-        save_export(f"{local}/export", state, config)
-        sample = settings.sample.model_copy(update={"model_path": f"{local}/export"})
+        export_checkpoint(settings, cache.info, found, Path(local))
+        sample = settings.sample.model_copy(update={"model_path": local})
         sampler = load_sampler(settings.model_copy(update={"sample": sample}), device)
     scale = cache.info["scaling_factor"]
     means = [read_latent(cache_of(cache, row), row)[0, 0].astype(np.float32) * scale for row in rows]
@@ -159,13 +126,3 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
     shown = np.linspace(0, frames.shape[1] - 1, SHOWN).round().astype(int)
     write_bytes(f"{address}.png", encode_png(np.concatenate([np.concatenate(clip[shown], axis=1) for clip in frames])))
     return f"{len(rows)} clips in {address}.mp4"
-
-
-def state_of(settings: Settings, info: CacheInfo, saved: Saved) -> dict[str, torch.Tensor]:
-    """The backbone's state in a checkpoint, of the averaged weights where train.ema_decay keeps some."""
-    kind = EMA if settings.train.ema_decay else WEIGHT
-    state = initial_model("finetune", settings, info)[0].state_dict()
-    for name in list(state):
-        if (learned := saved.tensors.get(f"{name}/{kind}")) is not None:
-            state[name] = learned.view_as(state[name])
-    return merged({name.removeprefix("backbone."): value for name, value in state.items()}, settings.train.lora)

@@ -1,0 +1,29 @@
+"""Export a checkpoint of a fine-tuning that is still running, was stopped, or went past its best.
+
+    python jobs/export_checkpoint.py --recipe demo
+    python jobs/export_checkpoint.py --recipe demo --sample.checkpoint 200
+
+Makes STORAGE/NAME/finetune/export-step-N, like the export that training leaves at its end, from the latest checkpoint or the one
+named; give it to any job as --sample.model_path. Needs the run's settings and cache, no cluster and no GPU.
+"""
+
+import sys
+
+from pipeline.cli import run_job
+from pipeline.config import Options
+from pipeline.settings import Settings
+from pipeline.train.checkpoint_export import choose_checkpoint, export_of_checkpoint
+
+
+def job(settings: Settings, options: Options) -> None:
+    target = export_of_checkpoint(settings, choose_checkpoint(settings))
+    print(f"{target}; sample from it with --sample.model_path {target}")
+
+
+def plan(settings: Settings, options: Options) -> str:
+    found = choose_checkpoint(settings)
+    return f"Plan: the model after {found.step} steps, from {found.address}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(job, plan, __doc__))
