@@ -127,6 +127,7 @@ def test_stopped_in_every_step_and_submitted_again_the_road_comes_to_its_end(
     environment: dict[str, str], exported: set[str], tmp_path: Path
 ) -> None:
     make_dataset(str(tmp_path / "videos"), videos=32, seed=7, frames=48, test_share=0.5)
+    min((tmp_path / "videos").rglob("*.mp4")).write_bytes(b"not a video")
     line = ["--recipe", "demo", "--run.storage", str(tmp_path), "--run.name", "road"]
     line += ["--data.path", str(tmp_path / "videos"), "--cache.shard_clips", "4", "--cluster.encode.actors", "1"]
     line += [f"--{part}.{key}={value}" for part in PARTS for key, value in SMALL.items()]
@@ -137,14 +138,14 @@ def test_stopped_in_every_step_and_submitted_again_the_road_comes_to_its_end(
 
     chain.stop_when(lambda: any((run / "cache" / "manifest").glob("*.parquet")))
     cached = {row["key"] for row in open_cache(str(run / "cache")).rows}
-    assert 0 < len(cached) < 32, "not stopped in the middle"
+    assert 0 < len(cached) < 31, "not stopped in the middle"
     assert not (run / "cache" / "lock.json").exists(), "the next job would wait for the lock"
 
     for name in ("prior", "finetune"):
         chain.stop_when(lambda folder=run / name: (folder / CHECKPOINTS / "checkpoint_manager_snapshot.json").exists())
         assert not (run / name / "export").exists(), "not stopped in the middle"
     rows = open_cache(str(run / "cache")).rows
-    assert cached < {row["key"] for row in rows} and len(rows) == 32
+    assert cached < {row["key"] for row in rows} and len(rows) == 31
 
     chain.stop_when(lambda: any((run / "samples").glob("*.generated.mp4")))
     assert len(list((run / "samples").glob("*.generated.mp4"))) < 6, "not stopped in the middle"
