@@ -58,10 +58,14 @@ class Disturbed:
     log: Path = Path()
 
 
-def arguments(storage: Path, *more: str) -> list[str]:
+def arguments(storage: Path, *more: str, max_failures: int = 1) -> list[str]:
     changes = [f"train.steps={STEPS}", f"train.checkpoint_every={EVERY}", f"train.validate_every={EVERY}"]
     # some milliseconds a step, so that it is not over before anything can happen
-    changes += ["train.global_batch=16", "cluster.train.max_failures=1", f"cluster.train.hang_timeout_s={HANG_S}"]
+    changes += [
+        "train.global_batch=16",
+        f"cluster.train.max_failures={max_failures}",
+        f"cluster.train.hang_timeout_s={HANG_S}",
+    ]
     return tiny_arguments(storage, *(f"--{change}" for change in changes), *more)
 
 
@@ -86,8 +90,8 @@ def disturbed(cluster: Cluster, undisturbed: str, storage: Path) -> Disturbed:
     """The same run with everything happening to it."""
     run = Disturbed(f"{storage}/tiny/finetune", log=storage / "disturbed.log")
 
-    def start() -> TrainingJob:
-        return TrainingJob(arguments(storage), cluster.address, run.log)
+    def start(max_failures: int) -> TrainingJob:
+        return TrainingJob(arguments(storage, f"--cluster.train.max_failures={max_failures}"), cluster.address, run.log)
 
     def saved(job: TrainingJob) -> list[psutil.Process]:
         """Some steps after a new checkpoint; the workers."""
@@ -100,7 +104,7 @@ def disturbed(cluster: Cluster, undisturbed: str, storage: Path) -> Disturbed:
         run.kept[after] = last_saved(run)
         run.went_on[after] = int(job.said(r"going on after step (\d+)")[1])
 
-    job = start()
+    job = start(2)
     saved(job)[-1].send_signal(signal.SIGKILL)
     goes_on(job, "a worker was killed")
 
@@ -113,7 +117,7 @@ def disturbed(cluster: Cluster, undisturbed: str, storage: Path) -> Disturbed:
     job.process.kill()
     job.process.wait()
     psutil.wait_procs(workers(), timeout=60)
-    job = start()
+    job = start(1)
     goes_on(job, "the driver was killed")
 
     saved(job)[-1].send_signal(signal.SIGSTOP)
@@ -123,7 +127,7 @@ def disturbed(cluster: Cluster, undisturbed: str, storage: Path) -> Disturbed:
     assert job.end() == 1
 
     damage(Path(run.folder, CHECKPOINTS, max(checkpoints(run.folder))))
-    job = start()
+    job = start(0)  # a node that is taken away is no failure
     goes_on(job, "the latest checkpoint was damaged")
 
     victim = node_of(cluster, saved(job)[0])
