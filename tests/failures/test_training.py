@@ -91,7 +91,7 @@ def disturbed(cluster: Cluster, undisturbed: str, storage: Path) -> Disturbed:
     run = Disturbed(f"{storage}/tiny/finetune", log=storage / "disturbed.log")
 
     def start(max_failures: int) -> TrainingJob:
-        return TrainingJob(arguments(storage, f"--cluster.train.max_failures={max_failures}"), cluster.address, run.log)
+        return TrainingJob(arguments(storage, max_failures=max_failures), cluster.address, run.log)
 
     def saved(job: TrainingJob) -> list[psutil.Process]:
         """Some steps after a new checkpoint; the workers."""
