@@ -282,6 +282,7 @@ class SampleSettings(Section):
     start: Annotated[float, Field(gt=0, le=1)]
     analytic_init: str | None
     guidance: NonNegative
+    image_guidance: NonNegative | None
     stride: PositiveInt
     batch: PositiveInt
     fps: PositiveInt

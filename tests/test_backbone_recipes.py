@@ -128,7 +128,19 @@ def test_export_samples_something_else(name: str, folder: Path) -> None:
     assert not torch.equal(found, sample(model, ["", "dog"], [3.0, 3.0]))
     if name != "cogvideox":
         assert not torch.equal(found, sample(model, ["a dog", "dog"], [6.0, 3.0]))
+        how = sampler.how
+        sampler = replace(sampler, how=how.model_copy(update={"image_guidance": 2.0}))
+        torch.testing.assert_close(found, sample(model, ["a dog", "dog"], [3.0, 3.0]), msg="one scale of both")
+        sampler = replace(sampler, how=how.model_copy(update={"image_guidance": 4.0}))
+        assert not torch.allclose(found, sample(model, ["a dog", "dog"], [3.0, 3.0]))
     assert decode_clips(sampler, found).shape == (2, settings.data.frames, 32, 32, 3)
+
+
+def test_image_guidance_without_image_tokens_is_told_late(folder: Path) -> None:
+    _, settings = trained("cogvideox", folder)
+    how = settings.sample.model_copy(update={"image_guidance": 2.0})
+    with pytest.raises(UserError, match=r"sample.image_guidance = 2.0: guides image tokens, .*set null"):
+        load_sampler(settings.model_copy(update={"sample": how}))
 
 
 def test_another_text_encoder_is_sampled_with(folder: Path) -> None:
