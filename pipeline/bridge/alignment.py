@@ -12,7 +12,7 @@ tuned with:
   cogvideox  the bridge's largest sqrt(SNR) is added to the first entry, so that nothing is above the grid, and everything
              above the *second* entry then shares the long segment between t~ = 0 and 1; below the last entry another
              segment goes to t~ = M, where SNR would be 0. That of VideoCrafter, too.
-Only a schedule that ends in much signal is reached below, such as VideoCrafter's, by the last 54 of the bridge's 1000
+Only a schedule that ends in much signal is reached below, such as VideoCrafter's, by the last 53 of the bridge's 1000
 times; Latte's and CogVideoX's are not.
 """
 
