@@ -64,16 +64,19 @@ def shrunken(name: str, folder: Path, *more: str) -> Settings:
     return load([*stack, *(f"--{key}={value}" for key, value in lines.items()), *more])[0]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Published weights in their layouts, and caches with text."""
-    folder = tmp_path_factory.mktemp("backbones")
+def published(folder: Path, clips: int, held_out: int) -> Path:
+    """The folder with published weights in their layouts, and caches with text."""
     (folder / "videocrafter").mkdir()
     save_text_to_video(folder / "videocrafter")
     save_cogvideox(folder / "cogvideox")
     for name in ("videocrafter", "cogvideox"):
-        write_cache(shrunken(name, folder), clips=6, held_out=0)
+        write_cache(shrunken(name, folder), clips, held_out)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("backbones"), clips=6, held_out=0)
 
 
 def task_of(settings: Settings) -> Task:
