@@ -1,4 +1,4 @@
-"""docs/mathematics.md says what holds each equation: what it names must be there."""
+"""docs/mathematics.md says what holds each equation, docs/failures.md what tries each failure: it must be there."""
 
 import ast
 import functools
@@ -12,6 +12,7 @@ from pipeline.config import ROOT, load, recipes
 
 PAGE = (ROOT / "docs" / "mathematics.md").read_text()
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and "`" in line]
+FAILURES = [line for line in (ROOT / "docs" / "failures.md").read_text().splitlines() if line.startswith("| ")][1:]
 PLACES = (ROOT, ROOT / "pipeline", ROOT / "tests")
 GOLDEN = ROOT / "tests" / "golden"
 # of the papers: what must have a row
@@ -59,6 +60,16 @@ def test_a_row_names_what_is_not_there(row: str) -> None:
             assert file and name in defined(file), f"{name} is not in {file}"
         else:
             assert is_setting(name) or name in recipes() or name in CHOICES, f"{name}: nothing of that name in {file}"
+
+
+@pytest.mark.parametrize("row", FAILURES, ids=lambda row: row.split("|")[1].strip()[:50])
+def test_a_failure_is_tried_by_no_test(row: str) -> None:
+    named = re.findall("`([^`]+)`", row.rsplit("|", 2)[1])
+    assert named
+    for name in named:
+        path, _, test = name.rpartition("::") if "::" in name or not name.endswith(".py") else (name, "", "")
+        file = file_of(path or "tests/failures/test_training.py")
+        assert file and (not test or test.split("[")[0] in defined(file)), name
 
 
 @pytest.mark.parametrize("name", STATED)
