@@ -190,6 +190,25 @@ def test_ddim_does_not_give_the_data(eta: float) -> None:
     assert abs(z0.std().item() / DEVIATION - 1) < 0.03
 
 
+def test_ddim_is_of_lower_order() -> None:
+    """Against the flow of the diffusion's ODE, along which a Gaussian's standardised value stays."""
+    alphas_cumprod = FINE["vp"].alpha ** 2
+
+    def marginal(index: int) -> tuple[float, float]:
+        abar = float(alphas_cumprod[index])
+        return abar**0.5 * MEAN, (abar * DEVIATION**2 + 1 - abar) ** 0.5
+
+    def clean(z: Tensor, s: Tensor) -> Tensor:
+        mean, deviation = marginal(int(s))
+        return MEAN + alphas_cumprod[s].sqrt() * DEVIATION**2 / deviation**2 * (z - mean)
+
+    (mean, deviation), (last_mean, last_deviation) = marginal(START), marginal(END)
+    truth = last_mean + last_deviation * (PRIOR - mean) / deviation
+    counts = [40, 80, 160, 320]
+    errors = [abs(float(last_latent(ddim, clean, alphas_cumprod, PRIOR * ONE, path(n)) - truth)) for n in counts]
+    assert order(errors, counts) > 0.9
+
+
 def test_one_step_is_not_the_first_estimate() -> None:
     prior = torch.full((2, 1, 1, 1, 1), PRIOR)
     clean = bridge_clean(lambda z, t: torch.zeros_like(z), TABLE, prior)
