@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_cache import write_cache
-from tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, randomise, save_cogvideox, save_text_to_video
+from tiny_networks import randomise
+from tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, save_cogvideox, save_text_to_video
 
 from pipeline.config import load
 from pipeline.data.batches import training_batches, training_source, with_text
 from pipeline.data.manifest import open_cache
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.weights import WeightsMismatch, load_published, save_checkpoint, save_export
+from pipeline.sampling.distributed import plan_sampling
 from pipeline.sampling.generate import decode_clips, encode_images, generate, load_sampler
 from pipeline.settings import Settings, UserError
 from pipeline.train.loop import Place
@@ -144,6 +147,16 @@ def test_image_guidance_without_image_tokens_is_told_late(folder: Path) -> None:
     how = settings.sample.model_copy(update={"image_guidance": 2.0})
     with pytest.raises(UserError, match=r"sample.image_guidance = 2.0: guides image tokens, .*set null"):
         load_sampler(settings.model_copy(update={"sample": how}))
+
+
+def test_plan_says_another_number_of_evaluations(folder: Path, tmp_path: Path) -> None:
+    _, settings = trained("videocrafter", folder)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    for guidance, of_image, said in ((1.0, None, 1), (2.0, None, 2), (2.0, 2.0, 2), (2.0, 4.0, 3), (1.0, 3.0, 3)):
+        change = {"guidance": guidance, "image_guidance": of_image, "images": str(tmp_path)}
+        how = settings.sample.model_copy(update=change)
+        plan = plan_sampling(settings.model_copy(update={"sample": how}))
+        assert (f"{said} evaluations a step for guidance" in plan) == (said > 1)
 
 
 def test_another_text_encoder_is_sampled_with(folder: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_published import COGVIDEOX, randomise
+from tiny_networks import randomise
+from tiny_published import COGVIDEOX
 
 from pipeline.models.cogvideox import build_transformer, initialise_transformer, read_transformer, widened
 from pipeline.models.image_to_video import CogVideoXImageToVideo

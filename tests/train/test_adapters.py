@@ -7,7 +7,7 @@ import torch
 from process_group import run_ranks
 from test_backbone_recipes import published, shrunken
 from tiny_cache import tiny_settings, write_cache
-from tiny_published import randomise
+from tiny_networks import randomise
 
 from pipeline.config import to_yaml
 from pipeline.data.manifest import open_cache
