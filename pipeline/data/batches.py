@@ -265,8 +265,10 @@ def make_batch(
     labels = ["" if left_out else row["label"] for row, left_out in zip(rows, without, strict=True)]
     captions = prior = None
     if texts[0] is not None:
-        nothing = None if source.null_text is None else torch.from_numpy(source.null_text).float()
-        captions = torch.stack([nothing if left_out else text for text, left_out in zip(texts, without, strict=True)])
+        shown = zip(texts, without, strict=True)
+        captions = torch.stack(
+            [torch.from_numpy(source.null_text).float() if left_out else text for text, left_out in shown]
+        )
     if source.read_prior is not None:
         outputs = np.stack([source.read_prior(source.rows[position]) for position, _ in picks])
         prior = torch.from_numpy(outputs.astype(np.float32))
