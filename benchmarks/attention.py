@@ -6,6 +6,7 @@
 `ours` is pipeline/models/latte.py as it is. `explicit` computes softmax(q k^T / sqrt(d)) v as three operations, which is the
 "math" mode of the authors' code, and `unfused` besides writes adaLN out as x * (1 + scale) + shift, as that code does;
 `prescaled` is `explicit` with the smaller q scaled in place of the weights; `packed` is ours on heads made contiguous first.
+`free` leaves attention out, v being its answer: no formulation can be faster, and its figures bound what all others can gain.
 Formulations take turns in every round, and time is the processor's, of one thread, so that other work on the machine
 counts little; figures are medians. Outputs and gradients are compared too. A case is a latent of so many pixels along
 its side, with (side / 2)^2 tokens a frame; `attention_alone` has the two attentions of a pair of blocks without the rest.
@@ -48,6 +49,19 @@ def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F_.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
 
 
+def free(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return v + 0 * (q + k)  # whose gradients the matrices before must still have
+
+
+def share_of_flops(tokens: int, width: int) -> float:
+    """Of a pair of blocks, over N tokens of space and F of time: what attention's two products are of all products.
+
+    A token of width d takes 4 N d of them in a block, and 24 d^2 in the matrices for q, k, v, output and MLP.
+    """
+    over = tokens + FRAMES
+    return over / (12 * width + over)
+
+
 def forward_with(attend: Attend) -> Callable[[Attention, Tensor], Tensor]:
     """Attention.forward with another core."""
 
@@ -71,6 +85,7 @@ FORMULATIONS: dict[str, tuple[Attend | None, bool]] = {
     "unfused": (explicit, True),
     "prescaled": (prescaled, False),
     "packed": (packed, False),
+    "free": (free, False),
 }
 
 
@@ -124,6 +139,8 @@ def measure(step: Callable[[], tuple[Tensor, Tensor]], rounds: int) -> dict[str,
                 taken = time.process_time() - begun
             if number:
                 seconds[name].append(taken)
+            if attend is free:
+                continue
             expected = expected or tuple(value.clone() for value in found)
             for one, other in zip(found, expected, strict=True):
                 worst = max(worst, float((one - other).abs().max() / other.abs().max()))
@@ -131,6 +148,7 @@ def measure(step: Callable[[], tuple[Tensor, Tensor]], rounds: int) -> dict[str,
     return {
         "median_cpu_seconds": {name: round(value, 3) for name, value in medians.items()},
         "ours_is_so_many_times_as_fast": {name: round(value / medians["ours"], 2) for name, value in medians.items()},
+        "explicit_could_gain_at_most": round(medians["explicit"] / medians["free"], 2),
         "largest_relative_difference": worst,
     }
 
@@ -154,6 +172,7 @@ def main() -> None:
             nn.init.normal_(parameter, std=0.02, generator=random)
         cases[f"side {side}"] = {
             "tokens_a_frame": (side // 2) ** 2,
+            "attention's_share_of_flops": round(share_of_flops((side // 2) ** 2, size.hidden_size), 3),
             "model": measure(whole(model, side), options.rounds),
             "attention_alone": measure(alone(model, side), options.rounds),
         }

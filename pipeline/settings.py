@@ -276,12 +276,13 @@ class SampleSettings(Section):
         "auto", "sde_first_order", "ode_first_order", "ode_second_order", "stochastic_heun", "dbim", "ddim"
     ]
     steps: Annotated[int, Field(ge=1, le=1000)]
-    spacing: Literal["uniform", "quadratic"]
+    spacing: Literal["uniform", "trailing", "quadratic"]
     eta: Fraction
     order: Literal[1, 2, 3]
     start: Annotated[float, Field(gt=0, le=1)]
     analytic_init: str | None
     guidance: NonNegative
+    image_guidance: NonNegative | None
     stride: PositiveInt
     batch: PositiveInt
     fps: PositiveInt

@@ -4,6 +4,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,16 @@ RAY_FOLDER = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanu
 os.environ["RAY_TMPDIR"] = RAY_FOLDER.name
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage folder with a tiny cache in it."""
+    from tiny_cache import tiny_settings, write_cache
+
+    folder = tmp_path_factory.mktemp("storage")
+    write_cache(tiny_settings(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_cache import write_cache
-from tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, randomise, save_cogvideox, save_text_to_video
+from tiny_networks import randomise
+from tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, save_cogvideox, save_text_to_video
 
 from pipeline.config import load
 from pipeline.data.batches import training_batches, training_source, with_text
 from pipeline.data.manifest import open_cache
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.weights import WeightsMismatch, load_published, save_checkpoint, save_export
+from pipeline.sampling.distributed import plan_sampling
 from pipeline.sampling.generate import decode_clips, encode_images, generate, load_sampler
 from pipeline.settings import Settings, UserError
 from pipeline.train.loop import Place
@@ -64,16 +67,19 @@ def shrunken(name: str, folder: Path, *more: str) -> Settings:
     return load([*stack, *(f"--{key}={value}" for key, value in lines.items()), *more])[0]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Published weights in their layouts, and caches with text."""
-    folder = tmp_path_factory.mktemp("backbones")
+def published(folder: Path, clips: int, held_out: int) -> Path:
+    """The folder with published weights in their layouts, and caches with text."""
     (folder / "videocrafter").mkdir()
     save_text_to_video(folder / "videocrafter")
     save_cogvideox(folder / "cogvideox")
     for name in ("videocrafter", "cogvideox"):
-        write_cache(shrunken(name, folder), clips=6, held_out=0)
+        write_cache(shrunken(name, folder), clips, held_out)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return published(tmp_path_factory.mktemp("backbones"), clips=6, held_out=0)
 
 
 def task_of(settings: Settings) -> Task:
@@ -128,7 +134,29 @@ def test_export_samples_something_else(name: str, folder: Path) -> None:
     assert not torch.equal(found, sample(model, ["", "dog"], [3.0, 3.0]))
     if name != "cogvideox":
         assert not torch.equal(found, sample(model, ["a dog", "dog"], [6.0, 3.0]))
+        how = sampler.how
+        sampler = replace(sampler, how=how.model_copy(update={"image_guidance": 2.0}))
+        torch.testing.assert_close(found, sample(model, ["a dog", "dog"], [3.0, 3.0]), msg="one scale of both")
+        sampler = replace(sampler, how=how.model_copy(update={"image_guidance": 4.0}))
+        assert not torch.allclose(found, sample(model, ["a dog", "dog"], [3.0, 3.0]))
     assert decode_clips(sampler, found).shape == (2, settings.data.frames, 32, 32, 3)
+
+
+def test_image_guidance_without_image_tokens_is_told_late(folder: Path) -> None:
+    _, settings = trained("cogvideox", folder)
+    how = settings.sample.model_copy(update={"image_guidance": 2.0})
+    with pytest.raises(UserError, match=r"sample.image_guidance = 2.0: guides image tokens, .*set null"):
+        load_sampler(settings.model_copy(update={"sample": how}))
+
+
+def test_plan_says_another_number_of_evaluations(folder: Path, tmp_path: Path) -> None:
+    _, settings = trained("videocrafter", folder)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    for guidance, of_image, said in ((1.0, None, 1), (2.0, None, 2), (2.0, 2.0, 2), (2.0, 4.0, 3), (1.0, 3.0, 3)):
+        change = {"guidance": guidance, "image_guidance": of_image, "images": str(tmp_path)}
+        how = settings.sample.model_copy(update=change)
+        plan = plan_sampling(settings.model_copy(update={"sample": how}))
+        assert (f"{said} evaluations a step for guidance" in plan) == (said > 1)
 
 
 def test_another_text_encoder_is_sampled_with(folder: Path) -> None:

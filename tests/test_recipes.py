@@ -1,12 +1,13 @@
 """Every recipe of the UCF-101 experiments plans, and trains two steps, at a shrunken size through the real code."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_cache import MODEL, write_cache
 
-from pipeline.config import load, recipes
+from pipeline.config import ROOT, load, recipes
 from pipeline.data.batches import training_batches, training_source
 from pipeline.data.manifest import open_cache
 from pipeline.models.build import build_prior
@@ -15,6 +16,7 @@ from pipeline.models.weights import save_export
 from pipeline.settings import Settings
 from pipeline.train.loop import Place
 from pipeline.train.run import export_config, plan_training, prepare, uses_prior
+from pipeline.train.tasks import Job, sections
 from pipeline.train.worker import build_task
 
 NAMES = [name for name in recipes() if name.startswith(("ucf101-", "latte-"))]
@@ -69,6 +71,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", [name for name in recipes() if name.startswith(("ucf101-", "latte-", "webvid-"))])
+def test_a_header_lacks_what_it_takes_or_what_to_expect(name: str) -> None:
+    text = (ROOT / "jobs" / "recipes" / f"{name}.yaml").read_text()
+    header = " ".join(line.removeprefix("#") for line in text.split("run:")[0].splitlines())
+    for said in (f"--recipe {name} ", "GPUs", "clips each|clips", "learning rate", "steps", "ampled|samples|sampling"):
+        assert re.search(said, header), said
+    assert re.search("Published|expect|Expected", header)
+
+
 def test_recipes_of_table_5_are_not_all_there() -> None:
     found = set()
     for name in NAMES:
@@ -77,21 +88,22 @@ def test_recipes_of_table_5_are_not_all_there() -> None:
     assert found == TABLE_5 | {("diffusion", "replicated", False)}  # and VDT-I2V itself
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_recipe_does_not_plan_or_train(name: str, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "job"), [*((name, "finetune") for name in NAMES), ("ucf101-bridge-np", "prior")])
+def test_recipe_does_not_plan_or_train(name: str, job: Job, folder: Path) -> None:
     settings = shrunken(name, folder)
     settings = settings.model_copy(
         update={"bridge": settings.bridge.model_copy(update={"prior_path": f"{folder}/prior"})}
     )
-    plan = plan_training(prepare("finetune", settings))
+    plan = plan_training(prepare(job, settings))
     assert "steps         2 of 4 clips" in plan
     cache = open_cache(settings.cache_path)
-    task, begins = build_task("finetune", settings, cache.info, Place(0, 1, torch.device("cpu")))
+    task, begins = build_task(job, settings, cache.info, Place(0, 1, torch.device("cpu")))
     assert begins.startswith("from scratch") == (not name.startswith("latte-"))
-    assert (task.frozen is not None) == uses_prior("finetune", settings)
+    assert (task.frozen is not None) == uses_prior(job, settings)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     before = [parameter.clone() for parameter in task.model.parameters()]
-    source = training_source(cache, cache.info["classes"], settings.train.label_dropout, settings.run.seed)
+    label_dropout = sections(job, settings)[1].label_dropout
+    source = training_source(cache, cache.info["classes"], label_dropout, settings.run.seed)
     for pieces in training_batches(source, 4, 4, 0, 1, 0, 2):
         loss = task.loss(task.model, pieces[0]).mean()
         assert bool(loss.isfinite())

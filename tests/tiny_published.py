@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
+from tiny_networks import randomise
 from tiny_text import save_tiny_clip, save_tiny_t5
 from tiny_video_vae import save_tiny_video_vae
-from torch import nn
 
 from pipeline.models.unet3d import UNet3D
 from pipeline.models.videocrafter import UNET
@@ -35,12 +35,6 @@ COGVIDEOX = {
     "sample_frames": 9,
 }
 TEXT_TOKENS, TEXT_WIDTH = 12, 16
-
-
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=generator)
 
 
 def save_text_to_video(folder: Path) -> dict[str, str]:

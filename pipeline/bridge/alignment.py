@@ -5,12 +5,15 @@ sqrt(a_t^2 + c_t^2) it is variance preserving, and belongs to the pre-trained ti
 SNR(t~) = a_t^2/c_t^2 = SNR_t - SNR_T (Proposition 2). Between the pre-trained steps, t~ is interpolated linearly in
 sqrt(SNR). Any pre-trained schedule will do that goes down, to zero or not (see `schedule.ddpm_alphas_cumprod`).
 
-Edges. Near t = 0 the bridge's sqrt(SNR) exceeds that of the pre-trained grid's first entry. The authors'
-code bases treat this differently, and a model must be sampled with the convention it was tuned with:
-  latte      everything above the first entry is t~ = 0;
-  cogvideox  the bridge's largest sqrt(SNR) is added to the first entry, so that nothing is above the grid;
-             everything above the *second* entry then shares the long segment between t~ = 0 and 1.
-Below the last entry, t~ is the last step in both.
+Edges. Near t = 0 the bridge's sqrt(SNR) exceeds that of the pre-trained grid's first entry, and near T it may fall below
+that of the last. The authors' code bases treat this differently, and a model must be sampled with the convention it was
+tuned with:
+  latte      everything above the first entry is t~ = 0, everything below the last is the last step;
+  cogvideox  the bridge's largest sqrt(SNR) is added to the first entry, so that nothing is above the grid, and everything
+             above the *second* entry then shares the long segment between t~ = 0 and 1; below the last entry another
+             segment goes to t~ = M, where SNR would be 0. That of VideoCrafter, too.
+Only a schedule that ends in much signal is reached below, such as VideoCrafter's, by the last 53 of the bridge's 1000
+times; Latte's and CogVideoX's are not.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ Edge = Literal["latte", "cogvideox"]
 
 
 def aligned_timesteps(table: BridgeTable, alphas_cumprod: Tensor, edge: Edge = "latte") -> Tensor:
-    """Eq. 24: t~ for every index of the bridge's grid, (N,) float64 in 0..M-1.
+    """Eq. 24: t~ for every index of the bridge's grid, (N,) float64 in 0..M-1, or beyond M-1 as `edge` says.
 
     alphas_cumprod (M,) float64 is the pre-trained schedule; `edge` names the convention (see above).
     """
@@ -40,6 +43,7 @@ def aligned_timesteps(table: BridgeTable, alphas_cumprod: Tensor, edge: Edge = "
     pretrained = (alphas_cumprod / (1 - alphas_cumprod)).sqrt()
     if edge == "cogvideox":
         pretrained[0] += bridge.max()
+        pretrained = torch.cat([pretrained, pretrained.new_zeros(1)])
     steps = np.arange(len(pretrained), dtype=np.float64)
     # np.interp wants increasing abscissae; sqrt(SNR) decreases with the step
     t = np.interp(bridge.cpu().numpy(), pretrained.flip(0).cpu().numpy(), steps[::-1])

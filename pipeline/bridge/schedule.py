@@ -196,15 +196,18 @@ def ddpm_alphas_cumprod(
 
 
 def sampling_indices(steps: int, grid: int = 1000, spacing: str = "uniform") -> Tensor:
-    """Grid indices that a sampler of `steps` steps visits, (steps,) int64, from grid - 1 down to 0.
+    """Grid indices that a sampler of `steps` steps visits, (steps,) int64, downwards from grid - 1.
 
-    uniform     evenly spaced, as in the authors' code;
-    quadratic   denser towards the clip: evenly spaced in the root of time.
+    uniform     evenly spaced down to 0, as in the authors' Latte code;
+    trailing    evenly spaced, the step beyond the last one being that to t = 0, as in their CogVideoX and VideoCrafter code;
+    quadratic   denser towards the clip: evenly spaced in the root of time, down to 0.
     """
     if not 1 <= steps <= grid:
         raise ValueError(f"a sampler on a grid of {grid} points takes 1 to {grid} steps, not {steps}")
-    if spacing not in ("uniform", "quadratic"):
-        raise ValueError(f"spacing {spacing!r} is not known; choose uniform or quadratic")
+    if spacing not in ("uniform", "trailing", "quadratic"):
+        raise ValueError(f"spacing {spacing!r} is not known; choose uniform, trailing or quadratic")
+    if spacing == "trailing":
+        return (torch.arange(steps, 0, -1, dtype=torch.float64) * (grid / steps)).round().long() - 1
     if spacing == "uniform" or steps == 1:
         return torch.linspace(grid - 1, 0, steps, dtype=torch.float64).round().long()
     roots = torch.linspace(grid**0.5, 1, steps, dtype=torch.float64)

@@ -10,12 +10,10 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor
 from pipeline.data.kept import Kept
 from pipeline.data.manifest import Cache, read_null_text
 from pipeline.data.mix import Mix, cache_of, mixed_order, paths_of
+from pipeline.data.prefetch import prefetch
 from pipeline.data.shards import CorruptShard, read_latent, read_text
 from pipeline.models.build import class_indices
 from pipeline.models.conditioning import dropped
@@ -37,7 +36,6 @@ TIMESTEPS = 1000
 # above, the page cache of the machine does the keeping, and does it once for all workers.
 IN_MEMORY = 2**30
 READS = 8  # clips of a batch read at once from s3://, where a request takes a while whatever its size
-PREFETCH = 2  # batches made ahead of the step; more would only be fresher than needed
 
 Read = Callable[[ManifestRow], np.ndarray]
 Clip = tuple[Tensor, Tensor, Tensor | None, str | None]  # what read_clip gives
@@ -218,6 +216,30 @@ def generator(seed: int, stream: str, step: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+class Drawn(NamedTuple):
+    """All that is random in a sample, in the order in which it is drawn; of a batch, all with a first dimension more."""
+
+    posterior_noise: Tensor  # (F, C, h, w)
+    noise: Tensor  # (F, C, h, w)
+    index: Tensor  # () int64, the time
+    left_out: Tensor  # () uniform in 0..1, what `dropped` goes by
+    image_noise: Tensor  # (C, h, w)
+    image_level: Tensor  # () standard normal
+    seed: Tensor  # () int64
+
+
+def draw(shape: tuple[int, ...], random: torch.Generator) -> Drawn:
+    """What is random in a sample of latents (F, C, h, w)."""
+    return Drawn(
+        *torch.randn((2, *shape), generator=random),
+        torch.randint(TIMESTEPS, (), generator=random),
+        torch.rand((), generator=random),
+        torch.randn(shape[1:], generator=random),
+        torch.randn((), generator=random),
+        torch.randint(2**62, (), generator=random),
+    )
+
+
 def make_batch(
     source: Source,
     picks: Sequence[tuple[int, int]],
@@ -230,46 +252,44 @@ def make_batch(
     docstring for its randomness. A clip that is not what was written is zeros of no weight. `clips`: those of the picks,
     where they are not to be read.
     """
-    clips = list(read_clips(source, picks) if clips is None else clips)
-    keys: list[str] = []
-    z0, labels, noises, image_noises, image_levels, indices = [], [], [], [], [], []
-    texts, shown, seeds = [], [], []
-    weight = (torch.arange(len(picks)) < (len(picks) if counted is None else counted)).float()
-    damaged: list[str] = []
-    for (row, (mean, logvar, text, problem)), (_, index) in zip(clips, picks, strict=True):
-        random = generator(source.seed, stream, step, index)
-        if problem:
-            weight[len(keys)] = 0.0
-            damaged.append(problem)
-        posterior_noise, noise = torch.randn((2, *mean.shape), generator=random)
-        indices.append(torch.randint(TIMESTEPS, (1,), generator=random))
-        without, without_image = dropped(torch.rand(1, generator=random), source.label_dropout)
-        labels.append(class_indices(["" if without else row["label"]], source.classes))
-        shown.append(~without_image)
-        if text is not None:
-            texts.append(torch.from_numpy(source.null_text).float() if without else text)
-        z0.append(sample_posterior(mean, logvar, posterior_noise, source.scaling_factor))
-        noises.append(noise)
-        image_noises.append(torch.randn(mean.shape[1:], generator=random))
-        image_levels.append(torch.randn(1, generator=random))
-        seeds.append(torch.randint(2**62, (1,), generator=random))
-        keys.append(row["key"])
-    prior = None
+    rows, read = zip(*(read_clips(source, picks) if clips is None else clips), strict=True)
+    means, logvars, texts, problems = zip(*read, strict=True)
+    samples = [draw(source.latent_shape, generator(source.seed, stream, step, index)) for _, index in picks]
+    drawn = Drawn(*map(torch.stack, zip(*samples, strict=True)))
+    without, without_image = dropped(drawn.left_out, source.label_dropout)
+    # clip by clip: exp() of a larger tensor may be rounded another way
+    z0 = [
+        sample_posterior(mean, logvar, noise, source.scaling_factor)
+        for mean, logvar, noise in zip(means, logvars, drawn.posterior_noise, strict=True)
+    ]
+    labels = ["" if left_out else row["label"] for row, left_out in zip(rows, without, strict=True)]
+    captions = prior = None
+    if texts[0] is not None:
+        shown = zip(texts, without, strict=True)
+        captions = torch.stack(
+            [torch.from_numpy(source.null_text).float() if left_out else text for text, left_out in shown]
+        )
     if source.read_prior is not None:
         outputs = np.stack([source.read_prior(source.rows[position]) for position, _ in picks])
         prior = torch.from_numpy(outputs.astype(np.float32))
-    stride = torch.tensor([float(row["stride"]) for row, _ in clips])
-    captions = torch.stack(texts) if texts else None
-    latents = LatentBatch(keys, torch.stack(z0), torch.cat(labels), stride, torch.cat(shown), captions, prior)
+    counts = torch.arange(len(picks)) < (len(picks) if counted is None else counted)
     return TrainingBatch(
-        latents,
-        torch.stack(noises),
-        torch.stack(image_noises),
-        torch.cat(image_levels),
-        torch.cat(seeds),
-        torch.cat(indices),
-        weight,
-        tuple(damaged),
+        latents=LatentBatch(
+            keys=[row["key"] for row in rows],
+            z0=torch.stack(z0),
+            label=class_indices(labels, source.classes),
+            stride=torch.tensor([float(row["stride"]) for row in rows]),
+            image_shown=~without_image,
+            text=captions,
+            prior=prior,
+        ),
+        noise=drawn.noise,
+        image_noise=drawn.image_noise,
+        image_level=drawn.image_level,
+        seeds=drawn.seed,
+        index=drawn.index,
+        weight=(counts & torch.tensor([not problem for problem in problems])).float(),
+        damaged=tuple(problem for problem in problems if problem),
     )
 
 
@@ -348,41 +368,3 @@ def validation_batches(source: Source, micro: int, rank: int, workers: int) -> l
         weight = torch.tensor([float(place < count) for place in places])
         pieces.append(replace(batch, index=index, weight=weight * batch.weight))
     return pieces
-
-
-def prefetch(make: Callable[[int], Out], steps: Iterable[int], ahead: int = PREFETCH) -> Iterator[Out]:
-    """make(step) for every step in order, made in a background thread; its exceptions are raised here."""
-    made: queue.Queue[tuple[Out | None, BaseException | None]] = queue.Queue(maxsize=ahead)
-    stopped = threading.Event()
-
-    def offer(item: tuple[Out | None, BaseException | None]) -> None:
-        while not stopped.is_set():
-            try:
-                made.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for step in steps:
-                offer((make(step), None))
-                if stopped.is_set():
-                    return
-            offer((None, StopIteration()))
-        except Exception as error:  # noqa: BLE001 (handed to the consumer, which raises it)
-            offer((None, error))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        stopped.set()
-        thread.join(timeout=10)

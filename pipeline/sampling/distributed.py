@@ -122,6 +122,8 @@ def make_plan(settings: Settings) -> Plan:
         **settings.sample.model_dump(
             include={"steps", "spacing", "eta", "order", "start", "analytic_init", "guidance", "stride"}
         ),
+        # only where it is set: samples from before there was such a setting stand
+        **settings.sample.model_dump(include={"image_guidance"}, exclude_none=True),
         "moments": moments_identity(settings.sample.analytic_init),
         "seed": settings.run.seed,
         "fps": settings.sample.fps,
@@ -170,11 +172,13 @@ def plan_sampling(settings: Settings) -> str:
     """What run_sampling would do, in words. Raises UserError."""
     plan = make_plan(settings)
     batches = sum(1 for batch in _batches(plan, settings) if any(item["key"] not in plan.done for item in batch))
-    doubled = settings.sample.guidance != 1.0
+    guidance, image_guidance = settings.sample.guidance, settings.sample.image_guidance
+    apart = image_guidance not in (None, guidance)
+    evaluations = 3 if apart else 2 if guidance != 1.0 else 1
     return (
         f"Plan: {len(plan.items)} {_what(plan)}, {len(plan.done)} of them sampled before, {plan.pending} to do\n"
         f"  model {plan.exports.model_path} ({plan.settings['sampler']}, {settings.sample.steps} steps"
-        f"{', two evaluations a step for guidance' if doubled else ''}), prior {plan.exports.prior_path or 'replicated'}\n"
+        f"{f', {evaluations} evaluations a step for guidance' if evaluations > 1 else ''}), prior {plan.exports.prior_path or 'replicated'}\n"
         f"  {batches} batches of up to {settings.sample.batch} on up to {settings.cluster.sample.actors} actors\n"
         f"  to {plan.folder}" + _other(plan)
     )

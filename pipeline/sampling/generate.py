@@ -31,7 +31,7 @@ from pipeline.bridge.samplers import (
 from pipeline.bridge.schedule import sampling_indices
 from pipeline.data.moments import Moments, load_moments
 from pipeline.models.build import class_indices, load_model, load_prior, video_model
-from pipeline.models.conditioning import guided
+from pipeline.models.conditioning import guided, guided_by_text_and_image
 from pipeline.models.image_encoder import ImageEncoder, load_image_encoder
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.paths import shipped_path
@@ -191,6 +191,13 @@ def check_sampler(exports: Exports, how: SampleSettings) -> None:
             f"sample.start = {how.start}, sample.analytic_init = {how.analytic_init}: they choose the noise that diffusion "
             f"starts from, but {exports.model_path} is a bridge, which starts at its prior; set start 1 and analytic_init null"
         )
+    model = exports.config["model"]
+    tokens = model.get("backbone") == "unet3d" and model["unet3d"]["image_encoder"] is not None
+    if how.image_guidance is not None and not tokens:
+        raise UserError(
+            f"sample.image_guidance = {how.image_guidance}: guides image tokens, which {exports.model_path} does not take; "
+            "set null"
+        )
     if name == "sde_first_order" and how.eta > 0:
         raise UserError(f"sample.eta = {how.eta} is of dbim and ddim; set sample.eta 0 or sample.sampler dbim")
 
@@ -270,7 +277,13 @@ def generate(
     given, without = conditions_of(sampler, image_latent, captions or labels, strides)
     given["prior"] = neural
     conditions = {name: given[name] for name in sampler.model.conditions}
-    denoise = guided(sampler.model, y, sampler.model.null_class, sampler.how.guidance, without, **conditions)
+    how = sampler.how
+    if how.image_guidance is None:
+        denoise = guided(sampler.model, y, sampler.model.null_class, how.guidance, without, **conditions)
+    else:
+        both = {"y": y, **{name: value for name, value in conditions.items() if value is not None}}
+        image, neither = {**both, "text": without["text"]}, {**both, **without}
+        denoise = guided_by_text_and_image(sampler.model, both, image, neither, how.guidance, how.image_guidance)
     noise = noise_of_keys(seed, keys, end_point.shape[1:], sampler.device)
     bridge, (table, alphas_cumprod, aligned_t) = sampler.exports.bridge, sampler.process
     if bridge.process == "bridge":

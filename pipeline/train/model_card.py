@@ -12,19 +12,6 @@ def model_card(config: Mapping[str, Any], made_with: Mapping[str, Any], source: 
     prior = config["kind"] == "prior"
     shape = " x ".join(map(str, config["latent_shape"]))
     size = config["data"]
-    rows = {
-        "parameters": f"{summary['parameters']:,}",
-        "optimizer steps": f"{summary['steps']:,}",
-        "training clips": f"{summary['clips']:,}",
-        "held-out clips": f"{summary['held_out']:,}",
-        "final training loss": _number(summary["final_loss"]),
-        **{
-            f"held-out loss, {when}": _number(summary["validation_losses"][index][1])
-            for when, index in (("before training", 0), ("at the end", -1))
-            if summary["validation_losses"]
-        },
-        **{f"held-out error, {name}": _number(value) for name, value in summary.get("held_out_error", {}).items()},
-    }
     started = summary["start"]
     return f"""---
 license: other
@@ -51,7 +38,7 @@ Videos (data.source `{source}`), as a latent cache with the fingerprint `{config
 
 | | |
 |---|---|
-{chr(10).join(f"| {name} | {value} |" for name, value in rows.items())}
+{chr(10).join(f"| {name} | {value} |" for name, value in _figures(summary).items())}
 
 Losses are means over held-out clips at fixed times and noises: they compare runs of one cache and one target, no more.
 
@@ -66,6 +53,22 @@ Not stated by the training: it follows from the terms of the videos, of the weig
 {chr(10).join(f"{name}: {json.dumps(value)}" for name, value in made_with.items())}
 ```
 """
+
+
+def _figures(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What the card says in numbers."""
+    figures = {
+        "parameters": f"{summary['parameters']:,}",
+        "optimizer steps": f"{summary['steps']:,}",
+        "training clips": f"{summary['clips']:,}",
+        "held-out clips": f"{summary['held_out']:,}",
+        "final training loss": _number(summary["final_loss"]),
+    }
+    if summary["validation_losses"]:
+        figures["held-out loss, before training"] = _number(summary["validation_losses"][0][1])
+        figures["held-out loss, at the end"] = _number(summary["validation_losses"][-1][1])
+    errors = summary.get("held_out_error", {})
+    return figures | {f"held-out error, {name}": _number(value) for name, value in errors.items()}
 
 
 def _number(value: float | None) -> str:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.train
 import ray.train.torch
@@ -19,6 +19,8 @@ from ray.experimental.internal_kv import _internal_kv_put
 
 from pipeline.data.batches import (
     Read,
+    Source,
+    TrainingBatch,
     training_batches,
     training_source,
     validation_batches,
@@ -37,7 +39,7 @@ from pipeline.monitoring import show_training
 from pipeline.placement import check_room, check_room_online, needs, selector
 from pipeline.ray_start import start_ray
 from pipeline.schema import CacheInfo
-from pipeline.settings import JobFailed, Settings
+from pipeline.settings import JobFailed, Settings, TrainSettings
 from pipeline.storage import read_json, resolve, write_json
 from pipeline.train import checkpoint
 from pipeline.train.adapters import merged
@@ -45,7 +47,7 @@ from pipeline.train.engine import start_engine
 from pipeline.train.failures import EndAtOnce, alive, asleep, explained, stop_through, told
 from pipeline.train.history import History, duration
 from pipeline.train.initial import frozen_image_encoder, load_frozen_prior, load_initial
-from pipeline.train.loop import MoveAsked, Place, RunStopped, StopAsked, train_steps, validate
+from pipeline.train.loop import Batches, MoveAsked, Place, RunStopped, StopAsked, train_steps, validate
 from pipeline.train.model_card import model_card
 from pipeline.train.run import (
     CHECKPOINTS,
@@ -177,53 +179,27 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
     _, train = sections(job, settings)
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), device_of(settings))
-    folder, seed = run_folder(job, settings), settings.run.seed
     cache = open_training_data(settings)
     task, begins = build_task(job, settings, cache.info, place)
     saved_names = set(task.model.state_dict())  # CogVideoX makes its positions anew, and does not save them
     buffers = {name: value.clone() for name, value in task.model.named_buffers() if name in saved_names}
     parameters = sum(p.numel() for p in task.model.parameters())
-    saved = checkpoint.restore(place.rank, place.device)
-    if saved:
-        task.model.load_state_dict(
-            dict(weights(saved.tensors)), strict=False
-        )  # buffers and frozen weights are made anew
-    engine = start_engine(task.model, train, place.workers, place.device)
-    if saved:
-        put_back(engine, saved.tensors, optimizer_keys(train.optimizer), saved.updates)
-    ema = Ema(engine, train.ema_decay) if train.ema_decay else None
-    if ema and saved:
-        ema.put_back(engine, saved.tensors)
-    start = saved.step if saved else 0
-    show = partial(show_training, settings.run.name, job, train.global_batch)
-    trackers = open_trackers(settings, folder) if place.rank == 0 else []
-    history = History(folder, start, train.steps, trackers, show) if place.rank == 0 else None
-    if history:
-        print(
-            f"{parameters / 1e6:.2f} M parameters, {f'going on after step {start}' if start else begins}",
-            flush=True,
-        )
+    engine, ema, start = start_or_go_on(task, train, place)
+    history = None
+    if place.rank == 0:
+        folder = run_folder(job, settings)
+        show = partial(show_training, settings.run.name, job, train.global_batch)
+        history = History(folder, start, train.steps, open_trackers(settings, folder), show)
+        print(f"{parameters / 1e6:.2f} M parameters, {f'going on after step {start}' if start else begins}", flush=True)
 
-    read_prior = cached_prior(job, settings, cache)
-    kept = None if settings.data.online else keep_locally(cache, settings.cache, context.get_local_world_size())
-    source = training_source(cache, cache.info["classes"], train.label_dropout, seed, read_prior, kept)
-    held_out = validation_source(cache, cache.info["classes"], train.validate_clips, seed, read_prior, kept)
-    if "text" in getattr(task.model, "conditions", ()):
-        source, held_out = with_text(source, cache, kept), with_text(held_out, cache, kept)
-    rank, workers = place.rank, place.workers
-    clips = None
-    if settings.data.online:
-        clips = training_clips(source, settings, train.global_batch, rank, workers, start, train.steps)
-        held_out = held_in_memory(held_out, settings, workers)
-    batches = training_batches(source, train.global_batch, train.micro_batch, rank, workers, start, train.steps, clips)
-    checks = validation_batches(held_out, min(train.micro_batch, train.global_batch), rank, workers)
+    data = open_data(job, settings, cache, task, place, start)
     save = partial(checkpoint.save, engine, ema, train.optimizer, place.rank, place.workers, threading.Semaphore())
     if place.rank == 0:
         _internal_kv_put(f"{stop_key}-training", b"1")
     ask = partial(told, stop_key, place.rank)
     beat = partial(alive, settings.cluster.train.hang_timeout_s)
     try:
-        train_steps(engine, task, train, batches, checks, history, save, place, start, ema, ask, beat, flops)
+        train_steps(engine, task, train, data.batches, data.checks, history, save, place, start, ema, ask, beat, flops)
     except RunStopped as stopped:  # not raised: Ray Train would start it again, to the same end
         if history:
             history.close()
@@ -231,21 +207,74 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
         return {kind: str(stopped)}
     asleep()  # an export takes its time
 
-    replicated = validate(engine, replicated_error, checks, place) if checks and job == "prior" else None
+    replicated = validate(engine, replicated_error, data.checks, place) if data.checks and job == "prior" else None
     with ema.in_place() if ema else nullcontext():
         state = full_state(engine, buffers)
     if history is None:
         return None
     history.close()
     summary: dict[str, Any] = {"job": job, "steps": train.steps, "parameters": parameters, "start": begins}
-    summary |= {"clips": len(source.rows), "held_out": len(held_out.rows), **history.summary()}
+    summary |= {"clips": len(data.training.rows), "held_out": len(data.held_out.rows), **history.summary()}
     if replicated is not None:
         summary["held_out_error"] = {"prior": history.last("validation_loss"), "replicated": replicated}
-    state = whole_state(job, settings, cache.info, state)
+    write_export(job, settings, cache, state, summary)
+    return summary
+
+
+def start_or_go_on(task: Task, train: TrainSettings, place: Place) -> tuple[Any, Ema | None, int]:
+    """The engine around the task's model and the moving average of its weights, if any, as the last checkpoint has them;
+    and the steps made. Every rank calls it."""
+    saved = checkpoint.restore(place.rank, place.device)
+    if saved:  # buffers and frozen weights are made anew
+        task.model.load_state_dict(dict(weights(saved.tensors)), strict=False)
+    engine = start_engine(task.model, train, place.workers, place.device)
+    ema = Ema(engine, train.ema_decay) if train.ema_decay else None
+    if saved is None:
+        return engine, ema, 0
+    put_back(engine, saved.tensors, optimizer_keys(train.optimizer), saved.updates)
+    if ema:
+        ema.put_back(engine, saved.tensors)
+    return engine, ema, saved.step
+
+
+class Data(NamedTuple):
+    """What a worker trains and validates on."""
+
+    training: Source
+    held_out: Source
+    batches: Batches  # its part of the global batches from the first step to be made
+    checks: list[TrainingBatch]  # its part of the held-out clips
+
+
+def open_data(job: Job, settings: Settings, cache: Cache, task: Task, place: Place, start: int) -> Data:
+    """Clips of the cache, or of the stages that would make it (data.online), for this worker. Raises UserError."""
+    _, train = sections(job, settings)
+    classes, seed = cache.info["classes"], settings.run.seed
+    read_prior = cached_prior(job, settings, cache)
+    kept = None
+    if not settings.data.online:
+        kept = keep_locally(cache, settings.cache, ray.train.get_context().get_local_world_size())
+    training = training_source(cache, classes, train.label_dropout, seed, read_prior, kept)
+    held_out = validation_source(cache, classes, train.validate_clips, seed, read_prior, kept)
+    if "text" in getattr(task.model, "conditions", ()):
+        training, held_out = with_text(training, cache, kept), with_text(held_out, cache, kept)
+    size, micro, (rank, workers, _) = train.global_batch, train.micro_batch, place
+    clips = None
+    if settings.data.online:
+        clips = training_clips(training, settings, size, rank, workers, start, train.steps)
+        held_out = held_in_memory(held_out, settings, workers)
+    batches = training_batches(training, size, micro, rank, workers, start, train.steps, clips)
+    return Data(training, held_out, batches, validation_batches(held_out, min(micro, size), rank, workers))
+
+
+def write_export(
+    job: Job, settings: Settings, cache: Cache, learned: Mapping[str, torch.Tensor], summary: Mapping[str, Any]
+) -> None:
+    """The export of a finished run, with its card."""
+    folder = run_folder(job, settings)
     config = export_config(job, settings, cache.info)
     card = model_card(config, read_json(f"{folder}/{MADE_WITH}"), settings.data.source, summary)
-    checkpoint.export(f"{folder}/export", state, config, card)
-    return summary
+    checkpoint.export(f"{folder}/export", whole_state(job, settings, cache.info, learned), config, card)
 
 
 def quieten() -> None:

@@ -49,6 +49,17 @@ def test_bridge_below_the_pretrained_grid_is_not_its_last_step() -> None:
     assert aligned_timesteps(TABLE, short)[-1] == 99
 
 
+def test_videocrafters_timesteps_below_its_grid_do_not_go_on_to_no_signal() -> None:
+    """Its last step still has sqrt(SNR) = 0.069: the authors' code interpolates from there to t~ = 1000 at SNR 0."""
+    alphas_cumprod = ddpm_alphas_cumprod(0.00085, 0.012, scaled=True)
+    t = aligned_timesteps(TABLE, alphas_cumprod, edge="cogvideox")
+    last = (alphas_cumprod[-1] / (1 - alphas_cumprod[-1])).sqrt()
+    below = TABLE.root_snr < last
+    assert int(below.sum()) == 53
+    torch.testing.assert_close(t[below], 1000 - TABLE.root_snr[below] / last)
+    torch.testing.assert_close(t[~below][10:], aligned_timesteps(TABLE, alphas_cumprod)[~below][10:])
+
+
 def test_unknown_edge_is_accepted() -> None:
     with pytest.raises(ValueError, match="latte, cogvideox"):
         aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="videocrafter")  # type: ignore[arg-type]

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps
 from pipeline.bridge.loss import bridge_loss, diffusion_loss
+from pipeline.bridge.samplers import diffusion_clean
 from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
-from pipeline.bridge.targets import eps_psi, q_sample
+from pipeline.bridge.targets import Target, eps_psi, q_sample
 
 TABLE = gmax_table()
 ALPHAS_CUMPROD = ddpm_alphas_cumprod()
@@ -22,8 +23,18 @@ def test_perfect_network_has_a_loss(aligned_t: Tensor | None) -> None:
     assert bridge_loss(lambda z, t: target, TABLE, Z0, PRIOR, INDEX, NOISE, aligned_t).tolist() == [0, 0]
 
 
-def test_perfect_diffusion_network_has_a_loss() -> None:
-    assert diffusion_loss(lambda z, t: NOISE, ALPHAS_CUMPROD, Z0, INDEX, NOISE).tolist() == [0, 0]
+@pytest.mark.parametrize("target", ["noise", "v", "z0"])
+def test_perfect_diffusion_network_has_a_loss(target: Target) -> None:
+    """Perfect is a network from whose answer the sampler has z0."""
+    signal, deviation = (
+        root.sqrt().view(-1, 1, 1, 1, 1) for root in (ALPHAS_CUMPROD[INDEX], 1 - ALPHAS_CUMPROD[INDEX])
+    )
+    answer = {"noise": NOISE, "v": signal * NOISE - deviation * Z0, "z0": Z0}[target].float()
+    assert diffusion_loss(lambda z, t: answer, ALPHAS_CUMPROD, Z0, INDEX, NOISE, target).max() < 1e-12
+    for number, s in enumerate(INDEX):
+        clean = diffusion_clean(lambda z, t, of=number: answer[of : of + 1], ALPHAS_CUMPROD, target)
+        z = (signal * Z0 + deviation * NOISE)[number : number + 1]
+        torch.testing.assert_close(clean(z, s)[0], Z0[number].double(), atol=1e-4, rtol=1e-4, check_dtype=False)
 
 
 def test_diffusion_latent_is_not_variance_preserving() -> None:

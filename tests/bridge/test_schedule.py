@@ -133,6 +133,16 @@ def test_sampling_path_misses_an_end_or_repeats_a_point(steps: int, spacing: str
     assert bool((indices.diff() < 0).all())
 
 
+def test_trailing_path_is_not_that_of_diffusers() -> None:
+    """What the authors' CogVideoX code samples on, and their VideoCrafter code by its own name."""
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    for steps in (1, 30, 50, 1000):
+        scheduler.set_timesteps(steps)
+        assert sampling_indices(steps, spacing="trailing").tolist() == scheduler.timesteps.tolist()
+
+
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_sampling_path_of_an_impossible_length_is_accepted(steps: int) -> None:
     with pytest.raises(ValueError, match=f"not {steps}"):

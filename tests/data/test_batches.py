@@ -1,7 +1,5 @@
 """The order is a function of (seed, epoch, cache): not of the number of workers, not of where a run starts."""
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from pipeline.data import batches
 from pipeline.data.batches import (
     TrainingBatch,
     global_batch,
-    prefetch,
     share,
     split,
     training_batches,
@@ -173,20 +170,3 @@ def test_a_damaged_clip_has_no_weight_and_says_why(tmp_path: Path) -> None:
     assert batch.weight.tolist() == [float(i not in (where, 9)) for i in range(10)]
     assert len(batch.damaged) == 1 and row["key"] in batch.damaged[0]
     assert batch.latents.z0[where].abs().max() < 1e-3
-
-
-def test_prefetch_works_ahead_and_ends_with_its_consumer() -> None:
-    made: list[int] = []
-
-    def make(step: int) -> int:
-        made.append(step)
-        return step
-
-    steps = prefetch(make, range(100), ahead=2)
-    assert next(steps) == 0
-    deadline = time.monotonic() + 5
-    while len(made) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert 3 <= len(made) <= 5
-    steps.close()  # type: ignore[attr-defined]
-    assert not any(thread.name == "prefetch" and thread.is_alive() for thread in threading.enumerate())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_cache import CLASSES, tiny_settings, write_cache
+from tiny_networks import randomise
 
 from pipeline.data.batches import make_batch, training_source
 from pipeline.data.manifest import Cache
@@ -32,9 +33,7 @@ WEIGHTS = "0123456789abcdef"
 def cached(tmp_path: Path) -> tuple[Cache, NeuralPrior]:
     settings = tiny_settings(tmp_path)
     cache = write_cache(settings)
-    prior = build_prior(settings.prior.model, cache.info["latent_shape"], len(CLASSES)).eval()
-    for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    prior = randomise(build_prior(settings.prior.model, cache.info["latent_shape"], len(CLASSES)).eval())
     describe_prior(cache, WEIGHTS, "prior/export")
     for shard in missing_shards(cache, WEIGHTS):
         rows = rows_of_shard(cache, shard)

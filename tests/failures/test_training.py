@@ -20,7 +20,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
-from tiny_cache import tiny_arguments, tiny_settings, write_cache
+from tiny_cache import tiny_arguments
 from training_job import TrainingJob, checkpoints, workers
 
 from pipeline.config import ROOT
@@ -67,13 +67,6 @@ def arguments(storage: Path, *more: str, max_failures: int = 1) -> list[str]:
         f"cluster.train.hang_timeout_s={HANG_S}",
     ]
     return tiny_arguments(storage, *(f"--{change}" for change in changes), *more)
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("storage")
-    write_cache(tiny_settings(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +285,24 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_line(cluster: Cluster, s
     said = one_line(job)
     assert re.search("the loss is (nan|inf); lower the learning rate", said) and "the last checkpoint is in" in said
     assert job.log.read_text().count("M parameters,") == 1, "started again, to the same end"
+
+
+def test_a_range_of_workers_goes_on_with_fewer_on_the_same_batches(
+    cluster: Cluster, undisturbed: str, storage: Path, tmp_path: Path
+) -> None:
+    """One of two nodes is lost for good: the worker that is left takes the whole of every global batch."""
+    given = ["--run.name=range", "--cluster.train.workers=[1,2]", f"--cache.path={storage}/tiny/cache"]
+    folder = f"{storage}/range/finetune"
+    job = TrainingJob(arguments(storage, *given), cluster.address, tmp_path / "log")
+    job.until(lambda: checkpoints(folder) and len(workers()) == 2, "no checkpoint")
+    cluster.remove_node(node_of(cluster, workers()[0]), allow_graceful=False)
+    assert int(job.said(r"going on after step (\d+)")[1]) >= EVERY
+    assert len(workers()) == 1
+    assert job.end() == 0, job.log.read_text()
+    cluster.add_node(num_cpus=1)
+    rows, reference = (columns(read_history(f"{one}/{HISTORY}")) for one in (folder, undisturbed))
+    assert rows["step"] == reference["step"]
+    assert rows["loss"] == pytest.approx(reference["loss"], rel=1e-3)
 
 
 STUCK = """

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_published import COGVIDEOX, randomise
+from tiny_networks import randomise
+from tiny_published import COGVIDEOX
 
 from pipeline.models.cogvideox import build_transformer, initialise_transformer, read_transformer, widened
 from pipeline.models.image_to_video import CogVideoXImageToVideo
@@ -47,6 +48,26 @@ def test_image_condition_gets_no_gradient(folder: Path) -> None:
     CogVideoXImageToVideo(student)(Z, T, Y, IMAGE, CAPTION).square().mean().backward()
     gradient = student.patch_embed.proj.weight.grad
     assert gradient is not None and gradient[:, 4:].abs().max() > 0
+
+
+def test_activation_checkpointing_changes_the_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        transformer = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
+        randomise(transformer)
+        if checkpointing:
+            transformer.enable_gradient_checkpointing()
+        CogVideoXImageToVideo(transformer.train())(Z, T, Y, IMAGE, CAPTION).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in transformer.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_compiled_transformer_breaks_its_graph() -> None:
+    transformer = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
+    randomise(transformer)
+    plain = CogVideoXImageToVideo(transformer)(Z, T, Y, IMAGE, CAPTION)
+    transformer.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(CogVideoXImageToVideo(transformer)(Z, T, Y, IMAGE, CAPTION), plain)
 
 
 def test_seed_does_not_decide_the_weights() -> None:

@@ -1,36 +1,21 @@
 """Latte's initialisation, contract and randomness. Its numbers are in tests/golden."""
 
-from typing import Any
-
 import pytest
 import torch
+from tiny_networks import LATTE, randomise
 from torch import Tensor
 
 from pipeline.models.conditioning import dropped, guided
 from pipeline.models.latte import LATTE_SIZES, Latte
 
-SMALL: dict[str, Any] = dict(
-    input_size=4,
-    patch_size=2,
-    in_channels=4,
-    hidden_size=16,
-    depth=4,
-    num_heads=2,
-    num_frames=3,
-    num_classes=5,
-)
+SMALL = {**LATTE, "depth": 4}
 X = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([1.5, 900.0])
 Y = torch.tensor([0, 5])
 
 
 def stirred(latte: Latte) -> Latte:
-    """The model with random weights everywhere: at initialisation its blocks and its output are zero."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in latte.parameters():
-            parameter.normal_(std=0.2, generator=generator)
-    return latte
+    return randomise(latte, seed=1, std=0.2)
 
 
 def test_untrained_model_predicts_something() -> None:

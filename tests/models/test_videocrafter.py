@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_networks import randomise
 from torch import Tensor
 
 from pipeline.models.resampler import Resampler
@@ -30,12 +31,7 @@ def model(seed: int = 0, image: bool = True, **change: Any) -> VideoCrafter:
 
 
 def stirred(network: VideoCrafter) -> VideoCrafter:
-    """The model with random weights everywhere: at initialisation its output is zero."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(std=0.2, generator=generator)
-    return network.eval()
+    return randomise(network, seed=1, std=0.2).eval()
 
 
 def text_to_video() -> tuple[VideoCrafter, dict[str, Tensor]]:

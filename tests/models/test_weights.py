@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_networks import LATTE, randomise
 from torch import Tensor
 
 from pipeline.models import weights
@@ -25,16 +26,7 @@ from pipeline.models.weights import (
 )
 from pipeline.settings import UserError
 
-SMALL: dict[str, Any] = dict(
-    input_size=4,
-    patch_size=2,
-    in_channels=4,
-    hidden_size=16,
-    depth=2,
-    num_heads=2,
-    num_frames=3,
-    num_classes=2,
-)
+SMALL = {**LATTE, "num_classes": 2}
 X = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 T, Y = torch.tensor([1.5, 900.0]), torch.tensor([0, 2])
 STATE = {"one": torch.ones(2, 3), "two": torch.arange(4)}
@@ -42,12 +34,7 @@ STATE = {"one": torch.ones(2, 3), "two": torch.arange(4)}
 
 def trained(**change: Any) -> Latte:
     """A small Latte with random weights everywhere."""
-    latte = Latte(**{**SMALL, **change})
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in latte.parameters():
-            parameter.normal_(std=0.2, generator=generator)
-    return latte.eval()
+    return randomise(Latte(**{**SMALL, **change}), seed=1, std=0.2).eval()
 
 
 def bridge_from(teacher: Latte, **change: Any) -> Latte:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from process_group import run_ranks
-from test_backbone_recipes import shrunken
+from test_backbone_recipes import published, shrunken
 from tiny_cache import tiny_settings, write_cache
-from tiny_published import randomise, save_cogvideox, save_text_to_video
+from tiny_networks import randomise
 
 from pipeline.config import to_yaml
 from pipeline.data.manifest import open_cache
@@ -30,12 +30,7 @@ def settings_of(backbone: str, folder: Path, *more: str) -> Settings:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters")
-    (folder / "videocrafter").mkdir()
-    save_text_to_video(folder / "videocrafter")
-    save_cogvideox(folder / "cogvideox")
-    for name in ("videocrafter", "cogvideox"):
-        write_cache(shrunken(name, folder), clips=4, held_out=1)
+    folder = published(tmp_path_factory.mktemp("adapters"), clips=4, held_out=1)
     scratch = tiny_settings(folder)
     cache = write_cache(scratch)
     module = untrained("finetune", scratch, cache.info)

@@ -8,7 +8,8 @@ PROGRAM = """
     import numpy as np
     import torch
     from process_group import join
-    from tiny_published import UNET3D, randomise
+    from tiny_networks import randomise
+    from tiny_published import UNET3D
 
     from pipeline.config import load
     from pipeline.data.batches import Source, training_batches

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_cache import CLASSES, tiny_settings, write_cache
+from tiny_cache import CLASSES, tiny_settings
 
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.weights import WeightsMismatch, save_export
@@ -31,13 +31,6 @@ def write_model(folder: Path, settings: Settings, info: CacheInfo, prior: bool =
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, 0.5)
     return save_export(folder, model.backbone.state_dict(), config)
-
-
-@pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("storage")
-    write_cache(tiny_settings(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_cache import CLASSES, tiny_settings
+from tiny_networks import randomise
 from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps, network_input
@@ -67,8 +68,7 @@ def test_bridge_from_the_replicated_image(batch: TrainingBatch, saf: bool) -> No
 
 def test_bridge_from_the_neural_prior_which_stays_as_it_is(batch: TrainingBatch) -> None:
     prior = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))
-    for parameter in prior.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    randomise(prior)
     spy = Spy()
     one = task(prior, prior="neural", prior_condition=True)
     one.loss(spy, batch)
@@ -84,8 +84,7 @@ def test_bridge_from_the_neural_prior_which_stays_as_it_is(batch: TrainingBatch)
 def test_network_is_shown_f_eta_wherever_the_process_starts(batch: TrainingBatch, process: str, prior: str) -> None:
     """The configurations of Table 5: the prior of the process and what the network is conditioned on are two settings."""
     f_eta = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))
-    for parameter in f_eta.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    randomise(f_eta)
     spy = Spy()
     task(f_eta, process=process, prior=prior, prior_condition=True).loss(spy, batch)
     shown = f_eta(batch.latents.image_latent, torch.tensor([1, 0, 2])).detach()
@@ -186,8 +185,7 @@ def test_replicated_error_is_zero_for_a_still_clip(batch: TrainingBatch) -> None
 
 def test_one_loss_a_sample_and_gradients_for_all_weights(batch: TrainingBatch) -> None:
     one = task()
-    for parameter in one.model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    randomise(one.model)
     losses = one.loss(one.model, batch)
     losses.mean().backward()
     assert losses.shape == (3,) and all(p.grad is not None for p in one.model.parameters())

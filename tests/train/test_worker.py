@@ -23,13 +23,6 @@ PRIOR = [f"--prior.train.{line}" for line in ("steps=40", "learning_rate=0.02", 
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("storage")
-    write_cache(tiny_settings(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def prior(ray_cluster: None, storage: Path) -> tuple[Run, dict[str, Any]]:
     run = prepare("prior", tiny_settings(storage, *PRIOR))
     return run, run_training(run)
