@@ -221,7 +221,7 @@ class Drawn(NamedTuple):
 
     posterior_noise: Tensor  # (F, C, h, w)
     noise: Tensor  # (F, C, h, w)
-    index: Tensor  # () int64, the time
+    time: Tensor  # () int64, its index
     left_out: Tensor  # () uniform in 0..1, what `dropped` goes by
     image_noise: Tensor  # (C, h, w)
     image_level: Tensor  # () standard normal
@@ -230,8 +230,10 @@ class Drawn(NamedTuple):
 
 def draw(shape: tuple[int, ...], random: torch.Generator) -> Drawn:
     """What is random in a sample of latents (F, C, h, w)."""
+    posterior_noise, noise = torch.randn((2, *shape), generator=random)
     return Drawn(
-        *torch.randn((2, *shape), generator=random),
+        posterior_noise,
+        noise,
         torch.randint(TIMESTEPS, (), generator=random),
         torch.rand((), generator=random),
         torch.randn(shape[1:], generator=random),
@@ -287,7 +289,7 @@ def make_batch(
         image_noise=drawn.image_noise,
         image_level=drawn.image_level,
         seeds=drawn.seed,
-        index=drawn.index,
+        index=drawn.time,
         weight=(counts & torch.tensor([not problem for problem in problems])).float(),
         damaged=tuple(problem for problem in problems if problem),
     )
