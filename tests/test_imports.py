@@ -9,7 +9,7 @@ from pipeline.config import ROOT
 
 # From the start of the road to its end; a module may import from its own level and from those before it.
 ROAD = [
-    {"settings", "settings_checks"},
+    {"settings", "settings_base", "settings_checks", "settings_bivdiff"},
     {"config"},
     {"s3"},
     {"schema", "storage", "cli", "local_cluster"},
@@ -19,6 +19,7 @@ ROAD = [
     {"data"},
     {"train"},
     {"sampling", "metrics"},
+    {"training_free"},
     {"report"},
     {"ablation"},
 ]
@@ -31,7 +32,7 @@ RAY = {
     "pipeline/monitoring.py",
 }
 RAY |= {"pipeline/train/failures.py", "pipeline/sampling/while_training.py"}
-RAY |= {"pipeline/train/loop.py", "pipeline/sampling/distributed.py"}
+RAY |= {"pipeline/train/loop.py", "pipeline/sampling/batches.py"}
 RAY |= {"pipeline/metrics/evaluate.py", "pipeline/ablation/run.py"}
 PLAIN = {"ray", "deepspeed", "torch.distributed"}
 MODULES = sorted(path for path in (ROOT / "pipeline").rglob("*.py"))

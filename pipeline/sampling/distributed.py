@@ -1,24 +1,17 @@
-"""CHECKPOINT -> SAMPLES, over Ray Data actors: plan, leave out what is done, generate, summarise.
-
-Batches are cut from the whole list of items before anything is left out, and a batch is generated whole, so that a
-clip has the same neighbours, and the same bits, whatever was done before and however many actors there are.
-"""
+"""CHECKPOINT -> SAMPLES, over Ray Data actors: plan, leave out what is done, generate, summarise."""
 
 import hashlib
 import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from functools import partial
+from typing import Any, NamedTuple
 
 from pipeline.data.manifest import Cache, open_cache
 from pipeline.data.moments import MOMENTS, load_moments
 from pipeline.metrics.statistics import summarise_columns
 from pipeline.models.vae_files import vae_identity
-from pipeline.monitoring import count_sampled
-from pipeline.placement import check_room, selector
-from pipeline.ray_start import bars_for_people_only, start_ray
+from pipeline.sampling.batches import Work, find_done, run_batches, unfinished, write_grid
 from pipeline.sampling.generate import (
     Exports,
     check_sampler,
@@ -31,19 +24,14 @@ from pipeline.sampling.generate import (
     weights_sha256,
 )
 from pipeline.sampling.items import Item, Refused, held_out_items, image_items
-from pipeline.sampling.outputs import decode_mp4, encode_mp4, encode_png, frames_side_by_side, tile
 from pipeline.sampling.work import sample_batch
 from pipeline.schema import CacheInfo
 from pipeline.settings import Settings, UserError
-from pipeline.storage import exists, list_files, read_bytes, read_json, write_bytes, write_json
-
-if TYPE_CHECKING:
-    import ray.data
+from pipeline.storage import exists, read_json, write_json
 
 log = logging.getLogger("sample")
 
 VERSION = 1  # of what decides a clip besides settings and weights; raise it when the mathematics changes
-GRID_ITEMS, GRID_LINES = 64, 16  # clips in grid.mp4 and in grid.png
 
 
 class Plan(NamedTuple):
@@ -71,26 +59,14 @@ class Plan(NamedTuple):
         return hashlib.blake2b(asked.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-class SampleBatches:
-    """map_batches over actors, one batch of items in, one row out: {"records": JSON, "refused": JSON}."""
+def sampling_work(settings: Settings, device: str, folder: str, cache: CacheInfo | None) -> Work:
+    """What a sampling actor does with a batch."""
+    sampler = load_sampler(settings, device)
 
-    def __init__(self, settings: Settings, folder: str, cache: CacheInfo | None) -> None:
-        import torch
+    def work(items: list[Item], fingerprints: list[str]) -> tuple[list[dict[str, Any]], list[Refused]]:
+        return sample_batch(sampler, items, settings, fingerprints, folder, cache)
 
-        resources = settings.cluster.sample
-        if resources.num_gpus == 0:
-            torch.set_num_threads(max(1, round(resources.num_cpus)))
-        self._sampler = load_sampler(settings, "cuda" if resources.num_gpus > 0 else "cpu")
-        self._settings, self._folder, self._cache = settings, folder, cache
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        answers = [
-            sample_batch(
-                self._sampler, json.loads(items), self._settings, json.loads(fingerprints), self._folder, self._cache
-            )
-            for items, fingerprints in zip(batch["items"], batch["fingerprints"], strict=True)
-        ]
-        return {name: [json.dumps(answer[i]) for answer in answers] for i, name in enumerate(("records", "refused"))}
+    return work
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -131,7 +107,8 @@ def make_plan(settings: Settings) -> Plan:
     if settings.sample.gif:
         deciding["gif"] = True
     plan = Plan(f"{settings.run.folder}/samples", exports, cache, items, refused, deciding, {}, 0)
-    return find_done(plan)
+    found = find_done(plan.folder, items, plan.fingerprint_of)
+    return plan._replace(done=found.records, other=found.other)
 
 
 def moments_identity(folder: str | None) -> dict[str, Any] | None:
@@ -153,25 +130,10 @@ def check_cache(exports: Exports, cache: Cache) -> None:
             )
 
 
-def find_done(plan: Plan) -> Plan:
-    """The plan with the records of items whose files are there and were sampled with the same settings and weights."""
-    there = {address.rsplit("/", 1)[-1] for address in list_files(plan.folder)}
-    done, other = {}, 0
-    for item in plan.items:
-        key = item["key"]
-        if f"{key}.json" in there and f"{key}.generated.mp4" in there:
-            record = read_json(f"{plan.folder}/{key}.json")
-            if record.get("fingerprint") == plan.fingerprint_of(item):
-                done[key] = record
-            else:
-                other += 1
-    return plan._replace(done=done, other=other)
-
-
 def plan_sampling(settings: Settings) -> str:
     """What run_sampling would do, in words. Raises UserError."""
     plan = make_plan(settings)
-    batches = sum(1 for batch in _batches(plan, settings) if any(item["key"] not in plan.done for item in batch))
+    batches = len(unfinished(_batches(plan, settings), plan.done))
     guidance, image_guidance = settings.sample.guidance, settings.sample.image_guidance
     apart = image_guidance not in (None, guidance)
     evaluations = 3 if apart else 2 if guidance != 1.0 else 1
@@ -206,9 +168,8 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
     records, refused = dict(plan.done), list(plan.refused)
     if plan.pending:
         load_networks(plan.exports)  # weights of another model are found here, in one line, not in an actor
-        start_ray(settings)
-        check_room(settings, "sample", 1, "the sampling actors")
-        found, unusable = _consume(chain(plan, settings), plan, settings.run.name)
+        build = partial(sampling_work, folder=plan.folder, cache=None if plan.cache is None else plan.cache.info)
+        found, unusable = run_batches(build, _batches(plan, settings), plan.done, plan.fingerprint_of, settings)
         records |= found
         refused += unusable
     if not records:
@@ -224,67 +185,9 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
     return summary | {"sampled_this_run": plan.pending}
 
 
-def chain(plan: Plan, settings: Settings) -> "ray.data.Dataset":
-    """The batches that hold anything to do, through a pool of sampling actors."""
-    import ray.data
-    from ray.data import ActorPoolStrategy
-
-    bars_for_people_only()
-    rows = [
-        {
-            "items": json.dumps(batch),
-            "fingerprints": json.dumps([plan.fingerprint_of(item) for item in batch]),
-        }
-        for batch in _batches(plan, settings)
-        if any(item["key"] not in plan.done for item in batch)
-    ]
-    resources = settings.cluster.sample
-    # A row is one batch of the sampler, and a block one row: the unit of work, of retries and of progress.
-    return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        SampleBatches,
-        batch_size=1,
-        # one actor at first, more as resources come: a smaller machine or a growing cluster works too
-        compute=ActorPoolStrategy(min_size=1, max_size=min(resources.actors, len(rows))),
-        fn_constructor_kwargs={
-            "settings": settings,
-            "folder": plan.folder,
-            "cache": None if plan.cache is None else plan.cache.info,
-        },
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus,
-        label_selector=selector(settings, "sample"),
-    )
-
-
 def _batches(plan: Plan, settings: Settings) -> list[list[Item]]:
     size = settings.sample.batch
     return [plan.items[start : start + size] for start in range(0, len(plan.items), size)]
-
-
-def _consume(answers: "ray.data.Dataset", plan: Plan, run: str) -> tuple[dict[str, dict[str, Any]], list[Refused]]:
-    """Run the chain and say after every batch how far it is."""
-    started = time.monotonic()
-    records: dict[str, dict[str, Any]] = {}
-    refused: list[Refused] = []
-    for row in answers.iter_rows():
-        made = {record["key"]: record for record in json.loads(row["records"])}
-        records |= made
-        count_sampled(run, len(made))
-        for one in (Refused(*pair) for pair in json.loads(row["refused"])):
-            log.warning("%s: %s; left out", one.name, one.reason)
-            refused.append(one)
-        new = len(records.keys() - plan.done.keys()) + len(refused)
-        rate = new / (time.monotonic() - started)
-        left = max(0, plan.pending - new)
-        log.info("%d of %d clips, %.2f clips/s, %.0f s to go", new, plan.pending, rate, left / rate if rate else 0)
-    return records, refused
-
-
-def write_grid(folder: str, keys: list[str], fps: int) -> None:
-    """grid.mp4: the generated clips of the first items, playing side by side; grid.png: frames of them, a line a clip."""
-    clips = [decode_mp4(read_bytes(f"{folder}/{key}.generated.mp4")) for key in keys[:GRID_ITEMS]]
-    write_bytes(f"{folder}/grid.mp4", encode_mp4(tile(clips), fps))
-    write_bytes(f"{folder}/grid.png", encode_png(frames_side_by_side(clips[:GRID_LINES])))
 
 
 def summarise_samples(

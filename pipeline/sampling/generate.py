@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.bridge.leakage import analytic_init
+from pipeline.bridge.loss import Denoise
 from pipeline.bridge.process import Process, process_of
 from pipeline.bridge.samplers import (
     Clean,
@@ -272,18 +273,11 @@ def generate(
     captions and strides are for models that take them; without, they are the class names and sample.stride. An item's clip depends on its own image, class and key and on `seed`; the rest of the batch changes rounding only.
     """
     image_latent = image_latent.to(sampler.device)
-    y = class_indices(labels, sampler.exports.config["classes"]).to(sampler.device)
     neural, end_point = make_priors(sampler, image_latent, labels)
-    given, without = conditions_of(sampler, image_latent, captions or labels, strides)
-    given["prior"] = neural
-    conditions = {name: given[name] for name in sampler.model.conditions}
     how = sampler.how
-    if how.image_guidance is None:
-        denoise = guided(sampler.model, y, sampler.model.null_class, how.guidance, without, **conditions)
-    else:
-        both = {"y": y, **{name: value for name, value in conditions.items() if value is not None}}
-        image, neither = {**both, "text": without["text"]}, {**both, **without}
-        denoise = guided_by_text_and_image(sampler.model, both, image, neither, how.guidance, how.image_guidance)
+    denoise = denoiser(
+        sampler, image_latent, labels, captions or labels, strides, neural, how.guidance, how.image_guidance
+    )
     noise = noise_of_keys(seed, keys, end_point.shape[1:], sampler.device)
     bridge, (table, alphas_cumprod, aligned_t) = sampler.exports.bridge, sampler.process
     if bridge.process == "bridge":
@@ -294,6 +288,28 @@ def generate(
     indices = sampling_indices(min(sampler.how.steps, first), first, sampler.how.spacing)
     z = start_noise(sampler, noise(0), float(alphas_cumprod[first - 1]))
     return Generated(ddim(clean, alphas_cumprod, z, indices, noise, sampler.how.eta), end_point)
+
+
+def denoiser(
+    sampler: Sampler,
+    image_latent: Tensor,
+    labels: list[str],
+    captions: list[str],
+    strides: list[float] | None,
+    neural: Tensor | None,
+    guidance: float,
+    image_guidance: float | None,
+) -> Denoise:
+    """The network with everything that it is shown, guided; by image tokens apart from text if image_guidance says how."""
+    y = class_indices(labels, sampler.exports.config["classes"]).to(sampler.device)
+    given, without = conditions_of(sampler, image_latent, captions, strides)
+    given["prior"] = neural
+    conditions = {name: given[name] for name in sampler.model.conditions}
+    if image_guidance is None:
+        return guided(sampler.model, y, sampler.model.null_class, guidance, without, **conditions)
+    both = {"y": y, **{name: value for name, value in conditions.items() if value is not None}}
+    image, neither = {**both, "text": without["text"]}, {**both, **without}
+    return guided_by_text_and_image(sampler.model, both, image, neither, guidance, image_guidance)
 
 
 def conditions_of(

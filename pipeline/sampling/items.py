@@ -147,8 +147,8 @@ def plain(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum())
 
 
-def check_image(content: bytes, max_pixels: int) -> None:
-    """Raise BadImage if the bytes are not those of a whole image, of a latent's pixel at least and `max_pixels` at most."""
+def check_image(content: bytes, max_pixels: int) -> tuple[int, int]:
+    """(height, width) of a whole image, of a latent's pixel at least and `max_pixels` at most. Raises BadImage."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
@@ -157,6 +157,7 @@ def check_image(content: bytes, max_pixels: int) -> None:
             if width * height > max_pixels:
                 raise BadImage(f"{width} x {height} pixels, more than data.max_pixels = {max_pixels}")
             image.load()
+            return height, width
     except UnidentifiedImageError as error:
         raise BadImage("not an image" if content else "an empty file") from error
     except UNREADABLE as error:

@@ -1,0 +1,155 @@
+"""BATCHES OF ITEMS -> FILES AND RECORDS, over Ray Data actors: what jobs/sample.py and jobs/bivdiff.py share.
+
+Batches are cut from the whole list of items before anything is left out, and a batch is made whole, so that a clip has
+the same neighbours, and the same bits, whatever was done before and however many actors there are.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.monitoring import count_sampled
+from pipeline.placement import check_room, selector
+from pipeline.ray_start import bars_for_people_only, start_ray
+from pipeline.sampling.items import Refused
+from pipeline.sampling.outputs import decode_mp4, encode_mp4, encode_png, frames_side_by_side, tile
+from pipeline.settings import Settings, UserError
+from pipeline.storage import list_files, read_bytes, read_json, write_bytes
+
+if TYPE_CHECKING:
+    import ray.data
+
+log = logging.getLogger("sample")
+
+GRID_ITEMS, GRID_LINES = 64, 16  # clips in grid.mp4 and in grid.png
+
+Record = dict[str, Any]  # of a clip, as in KEY.json
+Item = Mapping[str, Any]  # what is to be made; it has a "key"
+Fingerprints = Callable[[Any], str]  # of an item: what decides its clip
+# (items, their fingerprints) of a batch -> the records of what was made, and what could not be
+Work = Callable[[list[Any], list[str]], tuple[list[Record], list[Refused]]]
+
+
+class Done(NamedTuple):
+    records: dict[str, Record]  # of items that are there, by key
+    other: int  # items that are there, made with other settings or weights
+
+
+class BatchActor:
+    """map_batches over actors, one batch of items in, one row out: {"records": JSON, "refused": JSON, "problem": ""}.
+
+    `build(settings, device)` loads the models, once for each actor. What is wrong with them is an answer, for the job to
+    say: Ray would start an actor that fails again and again.
+    """
+
+    def __init__(self, build: Callable[[Settings, str], Work], settings: Settings) -> None:
+        import torch
+
+        resources = settings.cluster.sample
+        if resources.num_gpus == 0:
+            torch.set_num_threads(max(1, round(resources.num_cpus)))
+        self._problem = ""
+        try:
+            self._work = build(settings, "cuda" if resources.num_gpus > 0 else "cpu")
+        except UserError as error:
+            self._problem = str(error)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        if self._problem:
+            none = ["[]"] * len(batch["items"])
+            return {"records": none, "refused": none, "problem": [self._problem] * len(none)}
+        answers: list[tuple[Any, ...]] = [
+            self._work(json.loads(items), json.loads(fingerprints))
+            for items, fingerprints in zip(batch["items"], batch["fingerprints"], strict=True)
+        ]
+        said = {name: [json.dumps(answer[i]) for answer in answers] for i, name in enumerate(("records", "refused"))}
+        return said | {"problem": [""] * len(answers)}
+
+
+def find_done(folder: str, items: Sequence[Item], fingerprint_of: Fingerprints) -> Done:
+    """The items whose files are in `folder`, and those among them that were made as they would be now."""
+    there = {address.rsplit("/", 1)[-1] for address in list_files(folder)}
+    done, other = {}, 0
+    for item in items:
+        key = item["key"]
+        if f"{key}.json" in there and f"{key}.generated.mp4" in there:
+            record = read_json(f"{folder}/{key}.json")
+            if record.get("fingerprint") == fingerprint_of(item):
+                done[key] = record
+            else:
+                other += 1
+    return Done(done, other)
+
+
+def unfinished(batches: Sequence[Sequence[Item]], done: Mapping[str, Record]) -> list[Sequence[Item]]:
+    """The batches that hold anything to do."""
+    return [batch for batch in batches if any(item["key"] not in done for item in batch)]
+
+
+def run_batches(
+    build: Callable[[Settings, str], Work],
+    batches: Sequence[Sequence[Item]],
+    done: Mapping[str, Record],
+    fingerprint_of: Fingerprints,
+    settings: Settings,
+) -> tuple[dict[str, Record], list[Refused]]:
+    """Make the unfinished batches, and say after each how far it is. Their records by key, and what was refused.
+
+    Raises UserError for models that cannot be loaded, or do not go together.
+    """
+    start_ray(settings)
+    check_room(settings, "sample", 1, "the sampling actors")
+    bars_for_people_only()
+    rows = [
+        {"items": json.dumps(batch), "fingerprints": json.dumps([fingerprint_of(item) for item in batch])}
+        for batch in unfinished(batches, done)
+    ]
+    started, pending = time.monotonic(), sum(item["key"] not in done for batch in batches for item in batch)
+    records: dict[str, Record] = {}
+    refused: list[Refused] = []
+    for row in through_actors(build, rows, settings).iter_rows():
+        if row["problem"]:
+            raise UserError(row["problem"])
+        made = {record["key"]: record for record in json.loads(row["records"])}
+        records |= made
+        count_sampled(settings.run.name, len(made))
+        for one in (Refused(*pair) for pair in json.loads(row["refused"])):
+            log.warning("%s: %s; left out", one.name, one.reason)
+            refused.append(one)
+        new = len(records.keys() - done.keys()) + len(refused)
+        rate = new / (time.monotonic() - started)
+        left = max(0, pending - new)
+        log.info("%d of %d clips, %.2f clips/s, %.0f s to go", new, pending, rate, left / rate if rate else 0)
+    return records, refused
+
+
+def through_actors(
+    build: Callable[[Settings, str], Work], rows: list[dict[str, str]], settings: Settings
+) -> "ray.data.Dataset":
+    """The rows through a pool of actors on the nodes of cluster.sample."""
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    resources = settings.cluster.sample
+    # A row is one batch of items, and a block one row: the unit of work, of retries and of progress.
+    return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        BatchActor,
+        batch_size=1,
+        # one actor at first, more as resources come: a smaller machine or a growing cluster works too
+        compute=ActorPoolStrategy(min_size=1, max_size=min(resources.actors, len(rows))),
+        fn_constructor_kwargs={"build": build, "settings": settings},
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus,
+        label_selector=selector(settings, "sample"),
+    )
+
+
+def write_grid(folder: str, keys: list[str], fps: int) -> None:
+    """grid.mp4: the generated clips of the first items, playing side by side; grid.png: frames of them, a line a clip."""
+    clips = [decode_mp4(read_bytes(f"{folder}/{key}.generated.mp4")) for key in keys[:GRID_ITEMS]]
+    write_bytes(f"{folder}/grid.mp4", encode_mp4(tile(clips), fps))
+    write_bytes(f"{folder}/grid.png", encode_png(frames_side_by_side(clips[:GRID_LINES])))
