@@ -57,10 +57,16 @@ PROTOCOLS = {
     # Ge et al. 2024; their statistics divide by N too
     "cd_fvd": Protocol("CD-FVD: 2,048 clips of 16 frames", "videomae", "N", 2048, 16, needs_true=True),
     "clipsim": Protocol("CLIPSIM: mean cosine of frame and caption", "clip"),
+    "frame_consistency": Protocol("frame consistency: mean cosine of CLIP's embeddings of neighbouring frames", "clip"),
     "motion_score": Protocol("motion score, CIL: mean length of RAFT's flow, pixels a frame", "raft"),
     "pic": Protocol("PIC, DynamiCrafter: 1 - DreamSim's distance to the first frame", "dreamsim"),
 }
-MEANS = {"clipsim": "similarity", "motion_score": "motion", "pic": "conformity"}  # means over clips, of these arrays
+MEANS = {
+    "clipsim": "similarity",
+    "frame_consistency": "consistency",
+    "motion_score": "motion",
+    "pic": "conformity",
+}  # means over clips, of these arrays
 VBENCH = "is a package of its own that judges video files: `vbench evaluate --videos_path SAMPLES --mode custom_input --dimension NAME`"
 NETWORKS = tuple(dict.fromkeys(protocol.network for protocol in PROTOCOLS.values()))
 

@@ -4,7 +4,7 @@ detector  "features" (B, 16), "probabilities" (B, classes)   shipped:detector
 i3d       "features" (B, 400)                                i3d_torchscript.pt of StyleGAN-V's evaluation
 c3d       "probabilities" (B, 101)                           c3d_ucf101.pt of the same
 videomae  "features" (B, D)                                  TorchScript of CD-FVD's VideoMAE
-clip      "similarity" (B, 1)                                CLIP folder of transformers, with its tokenizer
+clip      "similarity", "consistency" (B, 1)                 CLIP folder of transformers, with its tokenizer
 raft      "motion" (B, 1)                                    TorchScript of RAFT: two frames (B, 3, H, W) -> flow (B, 2, H, W)
 dreamsim  "conformity" (B, 1)                                TorchScript of DreamSim: two frames -> distances (B,)
 
@@ -30,6 +30,7 @@ from pipeline.settings import EvaluateSettings, UserError
 Network = Callable[[np.ndarray, list[str]], dict[str, np.ndarray]]  # frames uint8 (B, F, H, W, 3) and captions
 
 WEIGHTS = {"detector": "model.safetensors", "clip": "*.safetensors"}  # in the folder; the others are files themselves
+STILL_FRAMES = 4  # the fewest that the detector takes
 RAFT_MULTIPLE = 8  # of its pictures' sides
 
 
@@ -177,7 +178,36 @@ def _clip(path: str, device: torch.device) -> Network:
         pixels = (clip_pixels(x, side) - mean) / deviation
         image = module.visual_projection(module.vision_model(pixel_values=pixels).pooler_output)
         image = image.unflatten(0, frames.shape[:2])
-        return {"similarity": F_.cosine_similarity(image, text[:, None], dim=-1).mean(1, keepdim=True).cpu().numpy()}
+        near = F_.cosine_similarity(image, text[:, None], dim=-1).mean(1, keepdim=True)
+        return {"similarity": near.cpu().numpy(), "consistency": frame_consistency(image).cpu().numpy()}
+
+    return network
+
+
+def frame_consistency(embeddings: torch.Tensor) -> torch.Tensor:
+    """Mean cosine of the embeddings of neighbouring frames, (B, 1) of (B, F, D); of CLIP's it is BIVDiff's metric.
+
+    A single frame is consistent: 1.
+    """
+    if embeddings.shape[1] == 1:
+        return torch.ones(len(embeddings), 1)
+    return F_.cosine_similarity(embeddings[:, :-1], embeddings[:, 1:], dim=-1).mean(1, keepdim=True)
+
+
+def detector_consistency(path: str, device: str = "cpu") -> Network:
+    """ "consistency" (B, 1) by a detector of jobs/train_detector.py, which looks at each frame as a clip that stands still.
+
+    For synthetic videos, where there is no CLIP; it compares with no other.
+    """
+    module = load_detector(path)[0].to(device)
+
+    @torch.inference_mode()
+    def network(frames: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
+        still = to_input(torch.from_numpy(frames).to(device).flatten(0, 1)[:, None]).expand(
+            -1, STILL_FRAMES, -1, -1, -1
+        )
+        features = module(still).features.unflatten(0, frames.shape[:2])
+        return {"consistency": frame_consistency(features).cpu().numpy()}
 
     return network
 

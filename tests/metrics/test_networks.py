@@ -13,7 +13,13 @@ from torch import nn
 from pipeline.config import ROOT, build, read_yaml
 from pipeline.data.synthetic import CLASSES, FPS, random_scene, render
 from pipeline.metrics.frechet import FeatureMoments, feature_moments, frechet_distance
-from pipeline.metrics.networks import clip_pixels, load_network, weights_sha256
+from pipeline.metrics.networks import (
+    clip_pixels,
+    detector_consistency,
+    frame_consistency,
+    load_network,
+    weights_sha256,
+)
 from pipeline.models.detector import FEATURES, Detector
 from pipeline.models.image_encoder import DEVIATION, MEAN
 from pipeline.settings import EvaluateSettings, UserError
@@ -142,6 +148,23 @@ def test_clipsim_is_the_cosine_that_clip_itself_scores_by(tmp_path: Path, frames
             cosine = logits.mean() / model.logit_scale.exp()
         assert found[clip, 0] == pytest.approx(float(cosine), abs=1e-5)
     assert np.ptp(found) > 1e-3
+
+
+def test_frame_consistency_is_the_mean_cosine_of_neighbours() -> None:
+    there, up = [1.0, 0.0], [0.0, 2.0]
+    clips = torch.tensor([[there, there, there], [there, up, there], [there, there, up]])
+    assert frame_consistency(clips)[:, 0].tolist() == pytest.approx([1, 0, 0.5])
+    assert frame_consistency(clips[:, :1])[:, 0].tolist() == [1, 1, 1]
+
+
+def test_detector_finds_a_clip_that_flickers_less_consistent_than_one_that_moves() -> None:
+    random = np.random.default_rng(0)
+    moving = np.stack([render(random_scene("SlideLeft", np.random.default_rng(1)), i / 25, 64, 64) for i in range(6)])
+    scenes = [random_scene("SlideLeft", np.random.default_rng(seed)) for seed in random.integers(99, size=6)]
+    flickering = np.stack([render(scene, 0, 64, 64) for scene in scenes])
+    found = detector_consistency("shipped:detector")(np.stack([moving, flickering, moving[[0] * 6]]), [""] * 3)
+    consistency = found["consistency"][:, 0]
+    assert consistency[1] < consistency[0] < consistency[2] == pytest.approx(1)
 
 
 def test_clip_sees_the_middle_of_a_wide_picture() -> None:
