@@ -8,8 +8,10 @@ command line.
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from pipeline.settings_base import Fraction, NonNegative, Section
+from pipeline.settings_bivdiff import BivdiffSettings
 from pipeline.settings_checks import (
     VAE_DOWNSAMPLING,
     check_combinations,
@@ -23,8 +25,6 @@ from pipeline.settings_checks import (
 
 LATENT_CHANNELS = 4
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # as Ray and Kubernetes write label names and values
 Labels = dict[
@@ -47,10 +47,6 @@ class StepFailed(JobFailed):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class RunSettings(Section):
@@ -381,6 +377,7 @@ class Settings(Section):
     sample: SampleSettings
     evaluate: EvaluateSettings
     ablate: AblateSettings
+    bivdiff: BivdiffSettings
     cluster: ClusterSettings
 
     @property

@@ -85,7 +85,7 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
         (["--model.size", "null"], "model.hidden_size, model.depth, model.num_heads must be set"),
         (["--model.depth", "4"], "already fixes depth"),
         (["--prior.model.depth", "4"], "prior.model.size = S already fixes depth"),
-        (["--recipe", "nothing"], "no such recipe; choose one of ablation, cluster, demo"),
+        (["--recipe", "nothing"], "no such recipe; choose one of ablation, bivdiff-controlnet-canny, "),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
         (["train.steps=5"], "settings are --SECTION.KEY VALUE"),
         (["--train.steps"], "a value must follow"),
@@ -114,7 +114,17 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         build([lacking])
 
 
-JOBS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "evaluate", "ablate", "report")
+JOBS = (
+    "bivdiff",
+    "cache_latents",
+    "inspect_cache",
+    "train_prior",
+    "finetune",
+    "sample",
+    "evaluate",
+    "ablate",
+    "report",
+)
 
 
 @pytest.mark.parametrize("job", JOBS)

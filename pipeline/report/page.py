@@ -43,6 +43,7 @@ STAGES = {
     "finetune": "fine-tuning",
     "samples": "sampling",
     "evaluate": "evaluation",
+    "bivdiff": "BIVDiff",
 }
 
 
@@ -149,6 +150,7 @@ def render(settings: Settings, stages: dict[str, dict[str, Any] | None], summary
         summary=summary,
         samples=samples,
         items=read_items(f"{run}/samples", keys),
+        smoothed=read_items(f"{run}/bivdiff", stages["bivdiff"]["items"] if stages["bivdiff"] else []),
         sampler=SAMPLERS.get(samples["settings"]["sampler"], samples["settings"]["sampler"]) if samples else "",
         more=max(0, len(keys) - SHOWN),
         curves={name: curve(f"{run}/{name}/history.csv", name) for name in ("prior", "finetune")},

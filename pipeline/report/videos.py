@@ -9,6 +9,10 @@ SHOWN = 32  # items on the page; the others are files in samples/
 TYPES = {".png": "image/png", ".mp4": "video/mp4"}
 COLUMNS = (  # member, heading, what it shows in words, for those who do not see it
     ("image.png", "image", "the input image"),
+    ("source.mp4", "source", "the source video"),
+    ("control.mp4", "control", "the control maps"),
+    ("mask.mp4", "mask", "the mask, white where the picture was made"),
+    ("frames.mp4", "frames", "the image model's frames, one by one"),
     ("prior.mp4", "prior", "the prior that the bridge starts from, decoded"),
     ("generated.mp4", "generated", "the generated clip"),
     ("true.mp4", "true", "the true clip"),

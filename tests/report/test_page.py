@@ -171,3 +171,27 @@ def test_commit_comes_from_the_environment(settings: Settings, monkeypatch: pyte
     monkeypatch.setenv("FRAMEBRIDGE_COMMIT", "abc1234")
     assert write_report(settings)["commit"] == "abc1234"
     assert "abc1234" in page_of(settings)[0]
+
+
+def test_bivdiff_shows_frames_beside_clips_and_what_was_left_out(settings: Settings) -> None:
+    frames = np.zeros((4, 16, 16, 3), np.uint8)
+    for member in ("source", "frames", "generated"):
+        write(settings, f"bivdiff/k1.{member}.mp4", encode_mp4(frames, 8))
+    values = {"frame_consistency": 0.91234, "textual_alignment": 0.3}
+    record = {"key": "k1", "name": EVIL, "label": "", "caption": EVIL, "alpha": 0.25, "metrics": values}
+    write(settings, "bivdiff/k1.json", record)
+    how = {"bivdiff": {"task": "inpainting", "framework": "bivdiff", "steps": 50}}
+    summary = {"settings": how, "seconds": 7.0, "seconds_per_clip": {"median": 3.25}, "items": ["k1"]}
+    write(settings, "bivdiff/summary.json", summary | {"refused": [{"name": EVIL, "reason": "mask is narrow"}]})
+    assert write_report(settings)["timings"]["bivdiff"] == 7.0
+    text, links = page_of(settings)
+    assert [tag for tag, _ in links.tags].count("video") == 3
+    for words in (
+        "inpainting, bivdiff, 50 steps",
+        "alpha 0.25",
+        "frame consistency 0.912",
+        "mask is narrow",
+        "3.2 s a clip",
+    ):
+        assert words in text
+    assert "<script>alert" not in text
