@@ -29,12 +29,12 @@ KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "planted-secret-
 DASHBOARD = "http://127.0.0.1:8265"
 RUNS = "s3://my-bucket/runs"
 JOB, RUN, REFERENCE = "ucf101", "demo", "undisturbed"  # the page's submission id, and names of runs
-VIDEOS = 48
+VIDEOS, CLIPS = 48, 8  # so many of each, and a shard a video: half a minute of caching, to cut a host off in
 CLUSTER, SLOW = "cluster/README.md", "docs/slow.md"
 TRAIN = {"steps": 10, "global_batch": 4, "micro_batch": 2, "warmup_steps": 2, "checkpoint_every": 5}
 TRAIN |= {"log_every": 5, "validate_every": 20, "validate_clips": 4}
 SMALL: dict[str, Any] = {f"{part}.{key}": value for part in ("train", "prior.train") for key, value in TRAIN.items()}
-SMALL |= {"train.steps": 60, "cache.shard_clips": 4}
+SMALL |= {"train.steps": 60, "data.clips_per_video": CLIPS, "cache.shard_clips": CLIPS}
 SMALL |= {"sample.steps": 4, "sample.count": 4, "sample.batch": 4, "cluster.sample.actors": 1}
 # one training worker fills a host, so that one that is killed takes a worker with it
 SMALL |= {"cluster.train.num_cpus": 2, "cluster.encode.actors": 2, "cluster.encode.num_cpus": 1}
@@ -95,8 +95,8 @@ def scenario(until: str) -> None:
     wait_until(lambda: count(shards) > before, 240, "nothing is cached")
     cut = one_with(machines, "EncodeClips")
     cut.cut_off()
-    say(f"{cut.name} is cut off while it caches: {count(shards)} of {VIDEOS // 4} shards are committed")
-    assert count(shards) < VIDEOS // 4
+    say(f"{cut.name} is cut off while it caches: {count(shards)} of {VIDEOS} shards are committed")
+    assert count(shards) < VIDEOS - 1
     wait_until(lambda: cut.address not in alive(), 240, "the cluster has not noticed")
     say("it is reconnected")
     cut.reconnect()
@@ -195,7 +195,7 @@ def start_s3() -> None:
     client: Any = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="my-bucket")
     videos = HOSTS / "videos"
-    make_dataset(str(videos), videos=VIDEOS, seed=5, frames=20, test_share=0.25)
+    make_dataset(str(videos), videos=VIDEOS, seed=5, frames=64, test_share=0.25)
     min(videos.rglob("*.mp4")).write_bytes(b"not a video")
     for path in videos.rglob("*"):
         if path.is_file():
@@ -269,8 +269,12 @@ def compare(name: str, reference: str) -> None:
     caches = [open_cache(f"{RUNS}/{run}/cache") for run in (name, reference)]
     for cache in caches:
         summary = read_json(f"{cache.path}/summary.json")
-        assert (summary["planned"], summary["cached"], summary["rejected"]) == (VIDEOS, VIDEOS - 1, 1), summary
-        assert len({row["key"] for row in cache.rows}) == VIDEOS - 1
+        assert (summary["planned"], summary["cached"], summary["rejected"]) == (
+            VIDEOS * CLIPS,
+            (VIDEOS - 1) * CLIPS,
+            CLIPS,
+        ), summary
+        assert len({row["key"] for row in cache.rows}) == (VIDEOS - 1) * CLIPS
         for row in cache.rows:
             read_latent(cache.path, row)  # against its checksum
     same = [{row["key"]: row["checksum"] for row in cache.rows} for cache in caches]
