@@ -93,7 +93,7 @@ def scenario(until: str) -> None:
 
     shards, before = f"{RUNS}/{RUN}/cache/manifest", count(f"{RUNS}/{RUN}/cache/manifest")
     wait_until(lambda: count(shards) > before, 240, "nothing is cached")
-    cut = one_with(machines, "EncodeClips")
+    cut = one_with(machines, "MapBatches(")  # decoding, encoding or committing
     cut.cut_off()
     say(f"{cut.name} is cut off while it caches: {count(shards)} of {VIDEOS} shards are committed")
     assert count(shards) < VIDEOS - 1
