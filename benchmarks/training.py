@@ -59,6 +59,7 @@ from pipeline.train.worker import run_training
 
 RESULT = Path(__file__).parent / "results" / "training.json"
 ROW = 5  # steps
+CLASSES = ["a", "b"]
 PARTS = ("overhead", "workers", "data_wait", "authors", "gpu")
 
 
@@ -196,8 +197,8 @@ def waited(settings: Settings, steps: int = 3) -> dict[str, float]:
 
 def stepper(settings: Settings) -> Any:
     """step(batch): forward, backward and optimizer of the settings' network."""
-    info = describe(settings, [])
-    model = build_image_to_video(settings.model, info["latent_shape"], 1)
+    info = describe(settings, CLASSES)
+    model = build_image_to_video(settings.model, info["latent_shape"], len(CLASSES))
     model.initialise(0)
     task, optimizer = finetune_task(model, settings.bridge), make_optimizer(model, settings.train)
 
@@ -305,7 +306,7 @@ def gpu(folder: Path) -> dict[str, Any]:
 
 def write_cache(settings: Settings, clips: int) -> None:
     """A cache of random latents in the true format, one held out."""
-    info = describe(settings, ["a", "b"])
+    info = describe(settings, CLASSES)
     write_info(settings.cache_path, info)
     random = np.random.default_rng(0)
     rows = []
@@ -314,7 +315,7 @@ def write_cache(settings: Settings, clips: int) -> None:
         words = {
             "uri": f"/{number}.mp4",
             "video": f"{number}.mp4",
-            "label": "ab"[number % 2],
+            "label": CLASSES[number % 2],
             "caption": "",
             "decoder": "-",
         }
