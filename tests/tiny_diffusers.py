@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from tiny_text import TOKENS, save_tiny_clip
+from tiny_vae import tiny_vae
 
 SIDE = 32  # pixels: latents of 4 x 4
 UNET = {
@@ -19,26 +20,16 @@ UNET = {
 
 def parts(folder: Path, seed: int, **scheduler: Any) -> dict[str, Any]:
     """VAE, text encoder, tokenizer and scheduler of Stable Diffusion; seed 0's VAE in all of them."""
-    from diffusers import AutoencoderKL, DDIMScheduler
+    from diffusers import DDIMScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
 
     text = folder.with_name(f"{folder.name}-text")
     text.mkdir(parents=True)
     save_tiny_clip(text, seed)
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        layers_per_block=1,
-        scaling_factor=0.18215,
-    )
     torch.manual_seed(seed)
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
     return {
-        "vae": vae,
+        "vae": tiny_vae(),
         "text_encoder": CLIPTextModel.from_pretrained(text),
         "tokenizer": CLIPTokenizer.from_pretrained(text, model_max_length=TOKENS),
         "scheduler": DDIMScheduler(**{**schedule, "clip_sample": False, "set_alpha_to_one": False, **scheduler}),

@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
     if not rows:
         return "no clips are held out, so none are sampled (data.holdout_fraction)"
     with tempfile.TemporaryDirectory(prefix="samples-") as local:
-        export_checkpoint(settings, cache.info, found, Path(local))
+        export_checkpoint(settings, cache.info, found, local)
         sample = settings.sample.model_copy(update={"model_path": local})
         sampler = load_sampler(settings.model_copy(update={"sample": sample}), device)
     scale = cache.info["scaling_factor"]

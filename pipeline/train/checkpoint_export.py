@@ -8,12 +8,11 @@ from typing import NamedTuple
 import torch
 
 from pipeline.data.mix import open_training_cache
-from pipeline.models.weights import save_export
 from pipeline.schema import CacheInfo
 from pipeline.settings import Settings, UserError
-from pipeline.storage import entries, read_bytes, read_json, write_bytes
+from pipeline.storage import entries, read_bytes, read_json
 from pipeline.train.adapters import merged
-from pipeline.train.checkpoint import CheckpointDamaged, Saved, read_shares
+from pipeline.train.checkpoint import CheckpointDamaged, Saved, export, read_shares
 from pipeline.train.run import CHECKPOINTS, export_config
 from pipeline.train.state import EMA, WEIGHT
 from pipeline.train.worker import initial_model
@@ -44,8 +43,8 @@ def find_checkpoints(folder: str) -> list[Found]:
     return sorted(found)
 
 
-def export_checkpoint(settings: Settings, info: CacheInfo, found: Found, folder: Path) -> None:
-    """Write the fine-tuned model of a checkpoint into a local folder, as training does at its end.
+def export_checkpoint(settings: Settings, info: CacheInfo, found: Found, folder: str) -> None:
+    """Write the fine-tuned model of a checkpoint as an export folder, as training does at its end.
 
     Raises CheckpointDamaged where its files are not whole (yet).
     """
@@ -54,7 +53,7 @@ def export_checkpoint(settings: Settings, info: CacheInfo, found: Found, folder:
             with contextlib.suppress(FileNotFoundError):  # pruned: read_shares says so
                 (Path(local) / address.rpartition("/")[2]).write_bytes(read_bytes(address))
         state = state_of(settings, info, read_shares(Path(local)))
-    save_export(str(folder), state, export_config("finetune", settings, info) | {"steps": found.step})
+    export(folder, state, export_config("finetune", settings, info) | {"steps": found.step})
 
 
 def state_of(settings: Settings, info: CacheInfo, saved: Saved) -> dict[str, torch.Tensor]:
@@ -84,12 +83,8 @@ def choose_checkpoint(settings: Settings) -> Found:
 def export_of_checkpoint(settings: Settings, found: Found) -> str:
     """Write STORAGE/NAME/finetune/export-step-N. Raises UserError."""
     target = f"{settings.run.folder}/finetune/export-step-{found.step:07d}"
-    with tempfile.TemporaryDirectory(prefix="export-") as local:
-        try:
-            export_checkpoint(settings, open_training_cache(settings).info, found, Path(local))
-        except CheckpointDamaged as error:
-            raise UserError(f"{found.address}: {error}; set sample.checkpoint to the step of another one") from error
-        # the weights last: an export without them is none
-        for path in sorted(Path(local).iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            write_bytes(f"{target}/{path.name}", path.read_bytes())
+    try:
+        export_checkpoint(settings, open_training_cache(settings).info, found, target)
+    except CheckpointDamaged as error:
+        raise UserError(f"{found.address}: {error}; set sample.checkpoint to the step of another one") from error
     return target

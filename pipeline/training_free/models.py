@@ -12,7 +12,7 @@ from pipeline.models.paths import local_path, shipped_path
 from pipeline.models.vae import DTYPES, Vae
 from pipeline.models.vae_files import vae_identity
 from pipeline.sampling.generate import check_text, check_vae, find_exports, load_sampler
-from pipeline.settings import Settings, UserError
+from pipeline.settings import VAE_DOWNSAMPLING, Settings, UserError
 from pipeline.settings_bivdiff import JOINT, BivdiffSettings
 from pipeline.storage import exists
 from pipeline.training_free.adapters import image_diffusion, own_diffusion, vae_of, video_diffusion
@@ -70,8 +70,8 @@ def check_own(path: str, settings: Settings) -> None:
     frames, _, height, width = exports.latent_shape
     for key, found, wanted in (
         ("frames", settings.data.frames, frames),
-        ("height", settings.data.height, 8 * height),
-        ("width", settings.data.width, 8 * width),
+        ("height", settings.data.height, VAE_DOWNSAMPLING * height),
+        ("width", settings.data.width, VAE_DOWNSAMPLING * width),
     ):
         if found != wanted:
             raise UserError(f"data.{key} = {found}: bivdiff.video_model {path} makes clips of {wanted}; set that")

@@ -109,10 +109,13 @@ def check_prompts(rows: list[list[Clip]], settings: Settings) -> tuple[list[list
     config = find_exports(as_sampled(settings)).config
     if config["model"].get("backbone", "latte") != "latte":
         return rows, []
-    known = [row for row in rows if class_of(row[0]["video_prompt"], config["classes"])]
+    known: list[list[Clip]] = []
+    unknown: list[list[Clip]] = []
+    for row in rows:
+        (known if class_of(row[0]["video_prompt"], config["classes"]) else unknown).append(row)
     classes = ", ".join(config["classes"]) or "no classes"
     reason = f"bivdiff.video_model takes no text, but {classes}; name one in video_prompt"
-    refused = [Refused(row[0]["name"], reason) for row in rows if row not in known]
+    refused = [Refused(row[0]["name"], reason) for row in unknown]
     if not known:
         raise UserError(f"bivdiff.items = {bivdiff.items}: none of its {len(rows)} prompts is a class: {reason}")
     return known, refused

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import AutoencoderKL
 from tiny_models import save_model, tiny_model, tiny_settings, write_cache
+from tiny_vae import save_tiny_vae
 
 from pipeline.data.synthetic import make_dataset
 from pipeline.settings import Settings
@@ -13,17 +12,7 @@ from pipeline.settings import Settings
 
 @pytest.fixture(scope="session")
 def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vae")
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=4,
-        latent_channels=4,
-        layers_per_block=1,
-    ).save_pretrained(folder)
-    return folder
+    return Path(save_tiny_vae(tmp_path_factory.mktemp("vae")))
 
 
 @pytest.fixture(scope="session")
