@@ -46,6 +46,11 @@ class Saved(NamedTuple):
     updates: int  # by the optimizer's own count
     tensors: dict[str, Tensor]  # "PARAMETER/weight", "PARAMETER/exp_avg", ...: of all ranks
 
+    def made_by(self, optimizer: str) -> bool:
+        """Whether the optimizer state is that of train.optimizer: a run that is still ending may save after the next began."""
+        kept = {name.rpartition("/")[2] for name in self.tensors}
+        return not self.updates or not kept.isdisjoint(optimizer_keys(optimizer))
+
 
 class CheckpointDamaged(ValueError):
     """A checkpoint whose files are not those that were written."""

@@ -10,10 +10,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import ray.train
 from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 
 from pipeline.settings import JobFailed, UserError
 from pipeline.train.checkpoint import no_room
@@ -23,17 +25,34 @@ from pipeline.train.run import Run
 log = logging.getLogger("train")
 
 
-class EndAtOnce(ray.train.UserCallback):
-    """Ends the run, in Ray Train's controller, at what starting the workers again cannot help; says what else happened."""
+class GoOnOrEnd(ray.train.UserCallback):
+    """Ends the run, in Ray Train's controller, at what starting the workers again cannot help, and after too many failures
+    with no checkpoint in between; a run of weeks may lose any number of nodes. Says what happened, line by line."""
 
-    def after_exception(
-        self, run_context: "ray.train.TrainRunContext", worker_exceptions: dict[int, Exception]
-    ) -> None:
+    def __init__(self, folder: str, max_failures: int) -> None:
+        self.folder, self.max_failures, self.failures = folder, max_failures, 0
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if checkpoint is not None:
+            self.failures = 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             if isinstance(error, ValueError | JobFailed):
                 raise ray.train.ControllerError(error)
         for rank, error in worker_exceptions.items():
             print(f"worker {rank} has ended: {in_short(error)}", flush=True)
+        if any(_is_preempted_actor(error) for error in worker_exceptions.values()):
+            return  # Ray Train may ask several times; that a node was taken away is no failure
+        self.failures += 1
+        if 0 <= self.max_failures < self.failures:
+            raise ray.train.ControllerError(
+                JobFailed(
+                    f"training failed more than cluster.train.max_failures = {self.max_failures} times with no checkpoint in "
+                    f"between ({in_short(next(iter(worker_exceptions.values())))}); the same command goes on from the last "
+                    f"checkpoint in {self.folder}"
+                )
+            )
 
 
 def in_short(error: Exception) -> str:
@@ -62,8 +81,7 @@ def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
         if full := no_room(run.folder, cause):
             return full
     return JobFailed(
-        f"training failed more than cluster.train.max_failures = {run.settings.cluster.train.max_failures} times "
-        f"({in_short(causes[0])}); the same command goes on from the last checkpoint in {run.folder}"
+        f"training failed ({in_short(causes[0])}); the same command goes on from the last checkpoint in {run.folder}"
     )
 
 

@@ -44,7 +44,7 @@ from pipeline.storage import read_json, resolve, write_json
 from pipeline.train import checkpoint
 from pipeline.train.adapters import merged
 from pipeline.train.engine import start_engine
-from pipeline.train.failures import EndAtOnce, alive, asleep, explained, stop_through, told
+from pipeline.train.failures import GoOnOrEnd, alive, asleep, explained, stop_through, told
 from pipeline.train.history import History, duration
 from pipeline.train.initial import frozen_image_encoder, load_frozen_prior, load_initial
 from pipeline.train.loop import Batches, MoveAsked, Place, RunStopped, StopAsked, train_steps, validate
@@ -148,16 +148,14 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
             storage_path=inner,
             storage_filesystem=filesystem,
             # nodes that do not come are no failure of a worker: without a limit of its own Ray would ask for them for ever
-            failure_config=ray.train.FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=resources.max_failures
-            ),
+            failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=train.keep_checkpoints,
                 checkpoint_score_attribute="validation_loss" if by_score else None,
                 checkpoint_score_order="min",
             ),
-            callbacks=[EndAtOnce()],
-            # EndAtOnce tells of failures, without tracebacks
+            # counts the workers' failures, and tells of them without tracebacks
+            callbacks=[GoOnOrEnd(run.folder, resources.max_failures)],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -225,6 +223,11 @@ def start_or_go_on(task: Task, train: TrainSettings, place: Place) -> tuple[Any,
     """The engine around the task's model and the moving average of its weights, if any, as the last checkpoint has them;
     and the steps made. Every rank calls it."""
     saved = checkpoint.restore(place.rank, place.device)
+    if saved and not saved.made_by(train.optimizer):
+        raise JobFailed(
+            f"train.optimizer = {train.optimizer}: the checkpoint of step {saved.step} was made by another one; delete the "
+            "run's folder, or choose another --run.name"
+        )
     if saved:  # buffers and frozen weights are made anew
         task.model.load_state_dict(dict(weights(saved.tensors)), strict=False)
     engine = start_engine(task.model, train, place.workers, place.device)

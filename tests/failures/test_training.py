@@ -97,7 +97,7 @@ def disturbed(cluster: Cluster, undisturbed: str, storage: Path) -> Disturbed:
         run.kept[after] = last_saved(run)
         run.went_on[after] = int(job.said(r"going on after step (\d+)")[1])
 
-    job = start(2)
+    job = start(1)  # with a checkpoint in between, one failure after another
     saved(job)[-1].send_signal(signal.SIGKILL)
     goes_on(job, "a worker was killed")
 
@@ -106,15 +106,15 @@ def disturbed(cluster: Cluster, undisturbed: str, storage: Path) -> Disturbed:
     cluster.remove_node(victim, allow_graceful=False)  # kills its raylet, and with it its workers
     goes_on(job, "a raylet was killed")
 
+    saved(job)[-1].send_signal(signal.SIGSTOP)
+    goes_on(job, "a worker stood still")
+
     saved(job)
     job.process.kill()
     job.process.wait()
     psutil.wait_procs(workers(), timeout=60)
-    job = start(1)
+    job = start(0)
     goes_on(job, "the driver was killed")
-
-    saved(job)[-1].send_signal(signal.SIGSTOP)
-    goes_on(job, "a worker stood still")
 
     saved(job)[-1].send_signal(signal.SIGKILL)
     assert job.end() == 1
@@ -180,7 +180,10 @@ def test_a_drained_node_costs_no_step(disturbed: Disturbed) -> None:
 
 def test_more_failures_than_allowed_are_one_line(disturbed: Disturbed) -> None:
     text = disturbed.log.read_text()
-    assert "finetune.py: training failed more than cluster.train.max_failures = 1 times" in text
+    assert (
+        "finetune.py: training failed more than cluster.train.max_failures = 0 times with no checkpoint in between"
+        in text
+    )
     assert "the same command goes on from the last checkpoint" in text
 
 

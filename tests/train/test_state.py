@@ -46,6 +46,7 @@ PROGRAM = """
         saved = read_shares(Path(source)) if source else None
         if saved:
             assert saved.step == int(start)
+            assert saved.made_by(optimizer) and not saved.made_by("adamw" if optimizer == "muon" else "muon")
             model.load_state_dict(dict(weights(saved.tensors)), strict=False)
         engine = start_engine(model, train, workers, torch.device("cpu"))
         keys = optimizer_keys(optimizer)
