@@ -112,7 +112,9 @@ def scenario(until: str) -> None:
     compare(RUN, REFERENCE)
     check_secrets(machines)
     print(f"alive: {', '.join(sorted(alive()))}", flush=True)
-    wait_until(lambda: alive() == set(ADDRESSES.values()) - {killed.address}, 60, "other hosts are alive than should be")
+    wait_until(
+        lambda: alive() == set(ADDRESSES.values()) - {killed.address}, 60, "other hosts are alive than should be"
+    )
     say("looked at, by docs/slow.md")
     for heading in ("Is anything happening?", "Caching"):
         for block in blocks(SLOW, heading):
