@@ -298,11 +298,12 @@ def compare(name: str, reference: str) -> None:
 
 def check_secrets(machines: dict[str, Host]) -> None:
     """Raises AssertionError if a log, an export or a settings file holds the token or the key of S3."""
-    from pipeline.storage import list_files, read_bytes
+    from pipeline.storage import entries, read_bytes
 
     secrets = [KEYS["AWS_SECRET_ACCESS_KEY"].encode(), (HOME / ".ray" / "auth_token").read_bytes().strip()]
     written = {path: path.read_bytes() for host in machines.values() for path in logs_of(host)}
-    made = [f for f in list_files(RUNS, "") if f.endswith((".json", ".yaml", ".csv", ".html"))]
+    made = [entry.address for entry in entries(RUNS, recursive=True)]
+    made = [address for address in made if address.endswith((".json", ".yaml", ".csv", ".html"))]
     assert written and made
     shown = [path for path, text in written.items() if any(secret in text for secret in secrets)]
     shown += [path for path in made if any(secret in read_bytes(path) for secret in secrets)]
