@@ -1,6 +1,6 @@
 """Frechet distances over seeds, and their differences, with bootstrap intervals of clips and seeds together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,11 +71,11 @@ def frechet(one: Cell, true: np.ndarray, draws: Draws) -> Drawn:
     return Drawn(np.array([distance(seed, whole) for seed in seeds]), means(each, draws))
 
 
-def median_of(one: Cell, name: str, draws: Draws) -> Drawn:
-    """The median over clips of one of the cell's numbers."""
+def of_clips(one: Cell, name: str, draws: Draws, statistic: Callable[..., Any]) -> Drawn:
+    """The statistic, np.nanmedian or np.nanmean, over clips of one of the cell's numbers."""
     values = one.numbers[name]
-    each = np.stack([np.nanmedian(values[:, clips], axis=1) for clips in draws.clips])
-    return Drawn(np.nanmedian(values, axis=1), means(each, draws))
+    each = np.stack([statistic(values[:, clips], axis=1) for clips in draws.clips])
+    return Drawn(statistic(values, axis=1), means(each, draws))
 
 
 def means(each: np.ndarray, draws: Draws) -> np.ndarray:

@@ -99,12 +99,14 @@ def rows(keys: list[tuple[str, Key]], found: Measured) -> str:
 
 
 def claim_rows(claims: list[dict[str, Any]]) -> str:
-    lines = ["| claim | difference | by seed | |", "|---|---|---|---|"]
+    lines = ["| claim | difference | by seed | | beside: latent error |", "|---|---|---|---|---|"]
     for one in claims:
         seeds = ", ".join(f"{value:+.2f}" for value in one["by_seed"])
-        lines.append(f"| {one['claim']} | {said(one['difference'], '+')} | {seeds} | {one['verdict']} |")
+        beside = said(one["latent_error"], "+", 3)
+        lines.append(f"| {one['claim']} | {said(one['difference'], '+')} | {seeds} | {one['verdict']} | {beside} |")
     return "\n".join(lines)
 
 
-def said(found: Any, sign: str = "") -> str:
-    return f"{found['value']:{sign}.2f} ({found['low']:{sign}.2f} to {found['high']:{sign}.2f})"
+def said(found: Any, sign: str = "", digits: int = 2) -> str:
+    value, low, high = (f"{found[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.ablation.intervals import Cell, Drawn, Draws, cell, frechet, make_draws, median_of, verdict
+from pipeline.ablation.intervals import Cell, Drawn, Draws, cell, frechet, make_draws, of_clips, verdict
 from pipeline.ablation.protocol import (
     SAMPLERS,
     SCRATCH,
@@ -42,11 +42,15 @@ class Measured(NamedTuple):
     still: Drawn
 
     def claim(self, text: str, one: Key, other: Key, of: Callable[[Key], Drawn] | None = None) -> dict[str, Any]:
-        """The claim that `one` is below `other`."""
+        """The claim that `one` is below `other`; beside it the difference of their mean latent errors, which decides nothing."""
         of = of or self.distances.__getitem__
         difference = of(one) - of(other)
         found = difference.interval()
-        return {"claim": text, "difference": found, "by_seed": difference.seeds.tolist(), "verdict": verdict(found)}
+        result = {"claim": text, "difference": found, "by_seed": difference.seeds.tolist(), "verdict": verdict(found)}
+        return result | {"latent_error": (self.latent_error(one) - self.latent_error(other)).interval()}
+
+    def latent_error(self, which: Key) -> Drawn:
+        return of_clips(self.cells[which], "latent_error", self.draws[which[-1]], np.nanmean)
 
 
 def read_measured(settings: Settings, measured: list[Measurement]) -> Measured:
@@ -156,7 +160,7 @@ def claims_of(settings: Settings, found: Measured) -> list[dict[str, Any]]:
     if "leakage" in ablate.experiments:
 
         def motion(which: Key) -> Drawn:
-            return median_of(found.cells[which], "motion_ratio", found.draws[which[-1]])
+            return of_clips(found.cells[which], "motion_ratio", found.draws[which[-1]], np.nanmedian)
 
         text, pair = (
             "9. CIL: motion without TimeNoise below that with it",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.ablation.intervals import cell, frechet, make_draws, median_of, verdict
+from pipeline.ablation.intervals import cell, frechet, make_draws, of_clips, verdict
 from pipeline.metrics.bootstrap import Interval
 
 TRUE = np.random.default_rng(0).normal(size=(40, 3))
@@ -39,7 +39,7 @@ def test_median_is_of_the_clips_that_have_a_number() -> None:
     measured = shifted(0.0, 0.0, 0.0)
     for one in measured:
         one["motion_ratio"] = [None, *range(1, 40)]
-    assert median_of(cell(measured), "motion_ratio", DRAWS).seeds.tolist() == [20.0] * 3
+    assert of_clips(cell(measured), "motion_ratio", DRAWS, np.nanmedian).seeds.tolist() == [20.0] * 3
 
 
 def test_an_interval_that_holds_zero_decides_nothing() -> None:

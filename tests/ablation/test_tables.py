@@ -24,9 +24,8 @@ SHIFT |= {"vdt-i2v-np": 3.0, "bridge-replicated-np": 1.0, "bridge-neural": 1.5, 
 
 def measured_as(one: Measurement) -> dict[str, Any]:
     moved = SHIFT[one.model.name] - 0.2 * one.sampler.endswith("Analytic-Init")
-    numbers = {
-        name: [1.0 + i for i in range(one.clips)] for name in ("latent_error", "psnr_first_frame", "prior_error")
-    }
+    numbers = {name: [1.0 + i for i in range(one.clips)] for name in ("psnr_first_frame", "prior_error")}
+    numbers["latent_error"] = [SHIFT[one.model.name] + i for i in range(one.clips)]
     numbers["motion_ratio"] = [None] + [2.0 if one.model.name == "timenoise" else 0.5] * (one.clips - 1)
     features = (TRUE[: one.clips] + moved).tolist()
     return {"features": features, "probabilities": [[0.5, 0.5]] * one.clips, "seconds": 0.1, **numbers}
@@ -69,6 +68,8 @@ def test_every_claim_of_the_protocol_is_judged_by_its_difference(result: dict[st
     }
     assert found["1"]["difference"]["value"] == pytest.approx(4 * (0.25 - 1.0))
     assert found["9"]["difference"]["value"] == pytest.approx(-1.5)  # of the motion ratio
+    beside = {number: one["latent_error"]["value"] for number, one in found.items()}
+    assert (beside["1"], beside["5"], beside["10"]) == pytest.approx((-0.5, 0.5, 0.0))
 
 
 def test_page_has_every_cell_and_its_pictures(settings: Settings, result: dict[str, Any]) -> None:
