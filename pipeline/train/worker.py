@@ -1,6 +1,7 @@
 """Ray Train around the loop: ask the cluster for workers, start the loop on each, start it again after a failure."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -77,6 +78,9 @@ from pipeline.train.trackers import open_trackers
 
 log = logging.getLogger("train")
 
+# With a range of workers Ray Train asks for as many as there is room for; where a node was just lost, it does not know yet.
+RANGE_START_S = 30
+
 
 def run_training(run: Run) -> dict[str, Any]:
     """Train, or go on where the run stopped, and give its summary.json. Raises UserError or JobFailed."""
@@ -121,8 +125,10 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
     filesystem, inner = resolve(run.folder)
     _, train = sections(run.job, run.settings)
     by_score = train.keep_by == "validation_loss"
+    least, most = resources.workers_range
+    wait_s = resources.start_timeout_s if least == most else min(RANGE_START_S, resources.start_timeout_s)
     # Ray Train hands these on to its controller and workers
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(resources.start_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(resources.hang_timeout_s)
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
     os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it prints every line of a worker twice
@@ -135,7 +141,7 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
             "flops": training_flops(run.model, run.cache.info),
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers if isinstance(resources.workers, int) else resources.workers_range,
+            num_workers=most if least == most else (least, most),
             use_gpu=resources.num_gpus > 0,
             resources_per_worker={"CPU": 0} | needs(run.settings, "train"),
             label_selector=selector(run.settings, "train"),
@@ -148,7 +154,12 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
             storage_path=inner,
             storage_filesystem=filesystem,
             # nodes that do not come are no failure of a worker: without a limit of its own Ray would ask for them for ever
-            failure_config=ray.train.FailureConfig(max_failures=-1, controller_failure_limit=resources.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1,
+                controller_failure_limit=math.ceil(
+                    (resources.max_failures + 1) * resources.start_timeout_s / wait_s - 1
+                ),
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=train.keep_checkpoints,
                 checkpoint_score_attribute="validation_loss" if by_score else None,
