@@ -155,7 +155,11 @@ def test_stopped_in_every_step_and_submitted_again_the_road_comes_to_its_end(
     assert missing <= {"ray_node_gpus_utilization"}, "of the metrics in cluster/grafana.json; GPUs are not here"
     assert text.count("nothing to do") == 3, text
     for name in ("prior", "finetune"):
-        assert [row["step"] for row in read_history(f"{run / name}/{HISTORY}")] == [0, *range(5, STEPS + 1, 5)]
+        steps = [row["step"] or 0 for row in read_history(f"{run / name}/{HISTORY}")]
+        assert steps == sorted(set(steps)) and {*range(0, STEPS + 1, 5)} <= set(steps)
+        assert len(steps) <= 2 + STEPS // 5, (
+            "more rows than log_every asks for and the one of the step it was stopped at"
+        )
     summary = json.loads((run / "summary.json").read_text())
     assert summary["held_out_inputs"] == 6
     assert summary["prior_latent_error"] > 0
