@@ -46,8 +46,8 @@ from pipeline.data.encode import EncodeClips, npy_bytes
 from pipeline.data.kept import keep_locally
 from pipeline.data.manifest import commit, describe, open_cache, write_info
 from pipeline.data.plan import plan_clips
+from pipeline.media import encode_mp4
 from pipeline.models.build import build_image_to_video
-from pipeline.sampling.outputs import encode_mp4
 from pipeline.schema import ENCODED_SCHEMA
 from pipeline.settings import Settings
 from pipeline.storage import write_bytes

@@ -9,7 +9,7 @@ Add --dry-run to see the plan. Expect an estimate of the time left after every r
 clip KEY.generated.mp4, KEY.frames.mp4 (the image model's frames, before smoothing), KEY.source.mp4, KEY.control.mp4,
 KEY.mask.mp4 as far as the task has them, and KEY.json with its metrics and seconds; grid.mp4, grid.png, summary.json, and
 STORAGE/NAME/report.html. A row that cannot be made costs a line, and is counted. Run again it says that there is nothing to
-do; cut off, it goes on where it stopped, to the same files.
+do; cut off, it goes on where it stopped, to the same files (on CPUs: with the same cluster.sample.num_cpus).
 """
 
 import sys

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -17,6 +18,7 @@ from pipeline.storage import check_reachable, check_writable_place
 Job = Callable[[Settings, Options], None]
 Plan = Callable[[Settings, Options], str]
 
+FORWARDING_S = 0.5  # as long as Ray itself waits for lines of workers when a process ends
 STOPPED = "stopped as asked; what is committed stays, and the same line goes on from there"
 
 
@@ -60,5 +62,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _say(message: str, status: int) -> int:
+    """Print the job's last line, after everything that its workers printed."""
+    _disconnect_from_ray()
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
     return status
+
+
+def _disconnect_from_ray() -> None:
+    """Let Ray forward what the workers have printed so far, then leave it; nothing of Ray's is printed after that."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        time.sleep(FORWARDING_S)
+        ray.shutdown()

@@ -12,7 +12,7 @@ ROAD = [
     {"settings", "settings_base", "settings_checks", "settings_bivdiff"},
     {"config"},
     {"s3"},
-    {"schema", "storage", "cli", "local_cluster"},
+    {"schema", "storage", "media", "cli", "local_cluster"},
     {"bridge"},
     {"models"},
     {"ray_start", "placement", "monitoring"},

@@ -3,6 +3,8 @@ encoder, and keeps the device full across clips.
 
 A latent does not depend on the clips that it was encoded with. On a CPU, where the rounding of a convolution depends on
 the size of its batch, no batch reaches over the end of a clip; on a GPU all batches are of one size, the last filled up.
+On a CPU the last bits of a latent, and of all that is made from it, depend on the number of threads too: it is
+cluster.encode.num_cpus, so caches of the same bytes need the same value there, and the same kind of processor.
 """
 
 import io

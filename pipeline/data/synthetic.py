@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
+from pipeline.media import write_h264
 from pipeline.settings import UserError
 
 FPS = 25
@@ -339,15 +339,5 @@ def write_video(path: Path, frames: Iterator[np.ndarray], fps: int = FPS) -> Non
     """An H.264 MP4 of uint8 (H, W, 3) frames, renamed into place when whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    with av.open(str(beside), "w", format="mp4") as container:
-        stream: Any = None
-        for frame in frames:
-            if stream is None:
-                stream = container.add_stream(
-                    "libx264", rate=fps, options={"crf": "16", "preset": "veryfast", "threads": "1"}
-                )
-                stream.height, stream.width = frame.shape[:2]
-                stream.pix_fmt = "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    write_h264(str(beside), frames, fps, crf=16, preset="veryfast")
     beside.replace(path)

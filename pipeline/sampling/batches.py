@@ -1,7 +1,8 @@
 """BATCHES OF ITEMS -> FILES AND RECORDS, over Ray Data actors: what jobs/sample.py and jobs/bivdiff.py share.
 
 Batches are cut from the whole list of items before anything is left out, and a batch is made whole, so that a clip has
-the same neighbours, and the same bits, whatever was done before and however many actors there are.
+the same neighbours, and the same bits, whatever was done before and however many actors there are. On a CPU that holds
+for one value of cluster.sample.num_cpus, which is the number of PyTorch's threads, and one kind of processor.
 """
 
 import json
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pipeline.media import decode_mp4, encode_mp4, encode_png, frames_side_by_side, tile
 from pipeline.monitoring import count_sampled
 from pipeline.placement import check_room, selector
 from pipeline.ray_start import bars_for_people_only, start_ray
 from pipeline.sampling.items import Refused
-from pipeline.sampling.outputs import decode_mp4, encode_mp4, encode_png, frames_side_by_side, tile
 from pipeline.settings import Settings, UserError
 from pipeline.storage import list_files, read_bytes, read_json, write_bytes
 

@@ -18,9 +18,9 @@ import torch
 
 from pipeline.data.mix import cache_of, open_training_cache
 from pipeline.data.shards import read_latent
+from pipeline.media import encode_mp4, encode_png, tile
 from pipeline.placement import needs, selector
 from pipeline.sampling.generate import decode_clips, generate, load_sampler
-from pipeline.sampling.outputs import encode_mp4, encode_png, tile
 from pipeline.schema import TEST
 from pipeline.settings import Settings
 from pipeline.storage import write_bytes

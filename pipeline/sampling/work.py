@@ -14,13 +14,13 @@ import torch
 from pipeline.data.decode import DecodeFailure
 from pipeline.data.isolation import IsolatedDecoder
 from pipeline.data.shards import read_latent
+from pipeline.media import encode_gif, encode_mp4, encode_png
 from pipeline.metrics.latent import latent_error
 from pipeline.metrics.motion import frame_difference, motion_ratio
 from pipeline.metrics.psnr import psnr
 from pipeline.models.prior import replicate
 from pipeline.sampling.generate import Sampler, decode_clips, encode_images, generate
 from pipeline.sampling.items import BadImage, Item, Refused, open_image
-from pipeline.sampling.outputs import encode_gif, encode_mp4, encode_png
 from pipeline.schema import CacheInfo, ManifestRow
 from pipeline.settings import VAE_DOWNSAMPLING, DataSettings, Settings
 from pipeline.storage import read_bytes, write_bytes, write_json

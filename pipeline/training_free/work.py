@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pipeline.data.isolation import IsolatedDecoder
+from pipeline.media import encode_mp4
 from pipeline.metrics.networks import Network
 from pipeline.sampling.generate import noise_of_keys
 from pipeline.sampling.items import Refused
-from pipeline.sampling.outputs import encode_mp4
 from pipeline.settings import VAE_DOWNSAMPLING, DataSettings, Settings
 from pipeline.settings_bivdiff import JOINT, BivdiffSettings
 from pipeline.storage import write_bytes, write_json

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.config import ROOT, build, read_yaml
+from pipeline.media import encode_mp4
 from pipeline.metrics.evaluate import (
     PROTOCOLS,
     Samples,
@@ -20,7 +21,6 @@ from pipeline.metrics.evaluate import (
     run_evaluation,
 )
 from pipeline.models.detector import Detector
-from pipeline.sampling.outputs import encode_mp4
 from pipeline.settings import JobFailed, Settings, UserError
 
 CLIPS = 6

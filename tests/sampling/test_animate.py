@@ -13,9 +13,9 @@ from PIL import Image
 from tiny_models import FRAMES, SIDE
 
 from pipeline.config import ROOT
+from pipeline.media import decode_mp4
 from pipeline.sampling.animate import animate
 from pipeline.sampling.generate import Sampler, load_sampler
-from pipeline.sampling.outputs import decode_mp4
 from pipeline.settings import Settings, UserError
 
 

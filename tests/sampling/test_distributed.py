@@ -15,9 +15,9 @@ from PIL import Image
 from tiny_models import SIDE, save_model, tiny_model, tiny_settings
 
 from pipeline.config import ROOT, to_yaml
+from pipeline.media import decode_mp4
 from pipeline.sampling.distributed import make_plan, plan_sampling, run_sampling
 from pipeline.sampling.generate import load_sampler
-from pipeline.sampling.outputs import decode_mp4
 from pipeline.sampling.work import sample_batch
 from pipeline.settings import Settings, UserError
 

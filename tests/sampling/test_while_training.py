@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_cache import tiny_settings, write_cache
 
-from pipeline.sampling.outputs import decode_mp4
+from pipeline.media import decode_mp4
 from pipeline.sampling.while_training import sampled_while_training
 from pipeline.settings import Settings, UserError
 from pipeline.storage import read_json

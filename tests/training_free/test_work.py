@@ -9,10 +9,10 @@ from tiny_bivdiff import FRAMES, Folders, settings_of, write_list
 from tiny_diffusers import SIDE
 from video_files import write_video
 
+from pipeline.media import decode_mp4
 from pipeline.metrics.psnr import psnr
 from pipeline.models.paths import shipped_path
 from pipeline.sampling.items import Refused
-from pipeline.sampling.outputs import decode_mp4
 from pipeline.settings import Settings
 from pipeline.settings_bivdiff import PAPER_ALPHA
 from pipeline.training_free.frames import Sources, read_sources
