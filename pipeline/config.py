@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.settings import Settings, UserError
+from .errors import UserError
+from .settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "jobs" / "recipes"

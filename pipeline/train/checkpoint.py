@@ -1,6 +1,6 @@
 """Checkpoints that a run goes on from, at any number of workers, and the export that it ends with.
 
-    CHECKPOINT/state-00000-of-00002.safetensors   a rank's share of weights and optimizer state (state.py)
+    CHECKPOINT/state-00000-of-00002.safetensors   a rank's share of weights and optimizer state (deepspeed/state.py)
     CHECKPOINT/state-00000-of-00002.json          its checksum, and the number of steps made
 
 A rank's share is copied to its memory while training waits, and written while it goes on. Ray Train counts a checkpoint
@@ -28,13 +28,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, save_export
-from pipeline.settings import JobFailed
-from pipeline.storage import is_remote, resolve, write_bytes
-from pipeline.train.state import Ema, count_updates, gather, optimizer_keys
+from ..errors import JobFailed
+from ..storage.files import is_remote, write_bytes
+from .deepspeed.state import Ema, count_updates, gather, optimizer_keys
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 SPARE = 16 << 20  # bytes that stay free beside a checkpoint: Ray Train's list of them is not written atomically
+
 
 log = logging.getLogger("checkpoint")
 
@@ -220,14 +222,3 @@ def checksum(path: Path) -> int:
         while chunk := stream.read(8 << 20):
             crc = zlib.crc32(chunk, crc)
     return crc
-
-
-def export(address: str, state: Mapping[str, Tensor], config: Mapping[str, Any], card: str | None = None) -> None:
-    """Write an export folder, local or s3://; there config.json comes last, and without it there is no export."""
-    if not is_remote(address):
-        save_export(resolve(address)[1], state, config, card=card)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        local = save_export(Path(folder) / "export", state, config, card=card)
-        for name in (WEIGHTS_FILE, *((CARD_FILE,) if card else ()), CONFIG_FILE):
-            write_bytes(f"{address}/{name}", (local / name).read_bytes())

@@ -17,10 +17,10 @@ from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 
-from pipeline.settings import JobFailed, UserError
-from pipeline.train.checkpoint import no_room
-from pipeline.train.loop import Told
-from pipeline.train.run import Run
+from ..errors import JobFailed, UserError
+from .checkpoint import no_room
+from .plan import Run
+from .ranks import Told
 
 log = logging.getLogger("train")
 
