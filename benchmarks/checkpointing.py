@@ -20,7 +20,8 @@ from circumstances import circumstances
 
 from pipeline.config import ROOT
 from pipeline.train.plan import prepare
-from pipeline.train.report.history import HISTORY, read_history
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
 from pipeline.train.run import run_training
 
 sys.path.insert(0, str(ROOT / "tests"))

@@ -58,7 +58,8 @@ from pipeline.train.initial import untrained
 from pipeline.train.losses import finetune_task
 from pipeline.train.optimisation import make_optimizer
 from pipeline.train.plan import prepare, training_flops
-from pipeline.train.report.history import HISTORY, read_history
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
 from pipeline.train.run import run_training
 
 RESULT = Path(__file__).parent / "results" / "training.json"

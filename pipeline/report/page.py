@@ -15,8 +15,8 @@ from ..config import ROOT, to_yaml
 from ..errors import UserError
 from ..settings import Settings
 from ..storage.files import read_json, write_bytes, write_json
-from ..train.report.history import duration, read_history
-from ..train.report.learning_curve import column
+from ..train.report.history import duration
+from ..train.report.rows import column, read_history
 from .plots import loss_curve
 from .videos import SHOWN, data_address, read_items
 

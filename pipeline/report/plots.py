@@ -7,8 +7,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..train.report.history import Row
 from ..train.report.learning_curve import draw_losses
+from ..train.report.rows import Row
 
 INK = "#010203"  # stands for the page's text colour, which matplotlib cannot name
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from ..errors import UserError
 from ..settings import Settings
 from ..storage import s3
+from .ray_internals import recorded_address
 
 TRACKING = ("WANDB_", "MLFLOW_")  # where run.track reports to, and with which key
 
@@ -87,9 +88,7 @@ def bars_for_people_only() -> None:
 
 def _started_here() -> str | None:
     """The cluster that `ray start` recorded on this machine, if it still answers; Ray would wait for a dead one."""
-    from ray._private.utils import read_ray_address
-
-    recorded = read_ray_address()
+    recorded = recorded_address()
     return recorded if recorded and _answers(recorded) else None
 
 

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import JobFailed
+from ..runtime.ray_internals import run_storage
 from ..storage.files import is_remote, write_bytes
 from .deepspeed.state import Ema, count_updates, gather, optimizer_keys
 
@@ -104,10 +105,10 @@ def save(
     if ema:
         share |= ema.gather(engine, rank, workers)
     updates = count_updates(engine)
-    storage = ray.train.get_context().get_storage()
+    storage = run_storage()
 
     def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        path, filesystem = storage.build_checkpoint_path_from_name(name), storage.storage_filesystem
+        path, filesystem = storage.path_of(name), storage.filesystem
         address = path if isinstance(filesystem, pafs.LocalFileSystem) else f"s3://{path}"
         try:
             with room_needed(address):
@@ -120,7 +121,7 @@ def save(
     ray.train.report(
         # a score for train.keep_by, the worst one where nothing was validated
         {"step": step, "validation_loss": float("inf"), **known},
-        checkpoint=ray.train.Checkpoint(storage.experiment_fs_path, storage.storage_filesystem),  # not used by `write`
+        checkpoint=ray.train.Checkpoint(storage.folder, storage.filesystem),  # not used by `write`
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=write,
         delete_local_checkpoint_after_upload=False,  # there is none
@@ -155,9 +156,9 @@ def restore(rank: int, device: torch.device) -> Saved | None:
 
 def sweep(counted: set[str]) -> None:
     """Remove the folders of checkpoints that were being written when their workers ended."""
-    storage = ray.train.get_context().get_storage()
-    filesystem = storage.storage_filesystem
-    for one in filesystem.get_file_info(pafs.FileSelector(storage.experiment_fs_path)):
+    storage = run_storage()
+    filesystem = storage.filesystem
+    for one in filesystem.get_file_info(pafs.FileSelector(storage.folder)):
         if one.type == pafs.FileType.Directory and one.base_name.startswith("checkpoint_") and one.path not in counted:
             filesystem.delete_dir(one.path)
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import ray.train
 import ray.train.torch
 import torch
-from ray.experimental.internal_kv import _internal_kv_put
 
 from ..data.cache.manifest import Cache
 from ..data.cache.prior_outputs import prior_reader
@@ -23,6 +22,7 @@ from ..models.checkpoints.weights_hash import weights_hash
 from ..models.files.paths import shipped_path
 from ..models.prior import NeuralPrior
 from ..runtime.metrics import show_training
+from ..runtime.ray_internals import put_key
 from ..schema import CacheInfo
 from ..settings import Settings, TrainSettings
 from . import checkpoint
@@ -80,7 +80,7 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
     data = open_data(job, settings, cache, task, place, start)
     save = partial(checkpoint.save, engine, ema, train.optimizer, place.rank, place.workers, threading.Semaphore())
     if place.rank == 0:
-        _internal_kv_put(f"{stop_key}-training", b"1")
+        put_key(f"{stop_key}-training")
     ask = partial(told, stop_key, place.rank)
     beat = partial(alive, settings.cluster.train.hang_timeout_s)
     try:

@@ -25,7 +25,8 @@ from pipeline.data.cache.manifest import open_cache
 from pipeline.runtime.local import local_cluster
 from pipeline.shipped.synthetic import CLASSES, make_dataset
 from pipeline.train.plan import CHECKPOINTS
-from pipeline.train.report.history import HISTORY, read_history
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
 
 TOKEN = "the-token-of-this-test-0123456789abcdef"
 STEPS = 40

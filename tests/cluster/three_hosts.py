@@ -267,7 +267,7 @@ def compare(name: str, reference: str) -> None:
     from pipeline.data.cache.manifest import open_cache
     from pipeline.data.cache.shards import read_latent
     from pipeline.storage.files import list_files, read_bytes, read_json
-    from pipeline.train.report.history import read_history
+    from pipeline.train.report.rows import read_history
 
     caches = [open_cache(f"{RUNS}/{run}/cache") for run in (name, reference)]
     for cache in caches:

@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 
 from pipeline.config import ROOT
 from pipeline.train.plan import CHECKPOINTS
-from pipeline.train.report.history import HISTORY, Row, read_history
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import Row, read_history
 
 # a dozen starts of a worker group; a busy machine is slow
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1800)]

@@ -15,7 +15,8 @@ from pipeline.settings import Settings
 from pipeline.storage.files import read_json
 from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint
 from pipeline.train.plan import prepare
-from pipeline.train.report.history import HISTORY, read_history
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
 from pipeline.train.run import run_training
 
 pytestmark = pytest.mark.ray

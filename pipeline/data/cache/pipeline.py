@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ...runtime.connect import bars_for_people_only
 from ...runtime.placement import selector
+from ...runtime.ray_internals import set_last_arguments
 from ...schema import NULL_TEXT
 from ...settings import Settings
 from ..decode.stage import decode_clips
@@ -58,7 +59,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
         .repartition(target_num_rows_per_block=1, strict=True)
     )
     # It fuses what asks for the same resources, and gives a repartition one CPU without a way to say otherwise.
-    commits._logical_plan.dag.ray_remote_args.update(commit)
+    set_last_arguments(commits, commit)
     return commits
 
 

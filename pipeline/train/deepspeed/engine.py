@@ -10,6 +10,7 @@ from torch import nn
 from ...data.load.order import split
 from ...settings import TrainSettings
 from ..optimisation import make_optimizer
+from .internals import forbid_compiled_collectives
 
 SCALAR = "framebridge_scalar"  # marks parameters that had no dimension before DeepSpeed took them
 BUCKET = 50_000_000  # elements gathered or reduced at once; small models then need one call a step
@@ -66,5 +67,5 @@ def import_deepspeed(device: torch.device) -> Any:
 
     # A shared-memory all-reduce that DeepSpeed builds on every new machine with a CPU. Over gloo nothing needs a
     # compiler, and a worker that is killed ends its peers' waiting, which shared memory does not.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    forbid_compiled_collectives()
     return deepspeed

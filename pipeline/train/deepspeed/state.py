@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import SCALAR
+from .internals import base_optimizer, link_optimizer_state, partitioned_masters, rounded_and_masters
 
 WEIGHT, EMA = "weight", "ema"
 
@@ -33,8 +34,7 @@ def gather(engine: Any, keys: Iterable[str], rank: int, workers: int) -> dict[st
     found: dict[str, Tensor] = {}
     if engine.zero_optimization_stage() in (1, 2):
         # DeepSpeed links weights to their state after the first step of the first group, when later groups have none yet
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
+        link_optimizer_state(engine)
     for index, (name, parameter) in enumerate(trained(engine.module)):
         for key in (WEIGHT, *keys):
             value = whole(engine, parameter, key)
@@ -59,11 +59,8 @@ def whole(engine: Any, parameter: nn.Parameter, key: str) -> Tensor | None:
 
 def unpartitioned(engine: Any) -> dict[nn.Parameter, Tensor]:
     """Without ZeRO: the float32 tensor that the optimizer steps, of each parameter."""
-    if hasattr(engine.optimizer, "fp32_groups"):  # bf16: DeepSpeed keeps lists of both
-        rounded = [p for group in engine.optimizer.fp16_groups for p in group]
-        masters = [p for group in engine.optimizer.fp32_groups for p in group]
-        return dict(zip(rounded, masters, strict=True))
-    return {parameter: parameter for _, parameter in trained(engine.module)}
+    masters = rounded_and_masters(engine)
+    return masters if masters is not None else {parameter: parameter for _, parameter in trained(engine.module)}
 
 
 @torch.no_grad()
@@ -106,19 +103,11 @@ def _make_room(engine: Any, keys: Iterable[str], updates: int) -> None:
     stage = engine.zero_optimization_stage()
     if not stage:
         return
-    zero = engine.optimizer
     for partition in local_masters(engine):
         state = {key: torch.zeros_like(partition) for key in keys}
-        zero.optimizer.state[partition] = {"step": _counter(engine, partition, updates), **state}
+        base_optimizer(engine).state[partition] = {"step": _counter(engine, partition, updates), **state}
     if stage < 3:
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
-
-
-def _base(engine: Any) -> torch.optim.Optimizer:
-    """The optimizer that DeepSpeed was given."""
-    base: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    return base
+        link_optimizer_state(engine)
 
 
 def count_updates(engine: Any) -> int:
@@ -126,12 +115,12 @@ def count_updates(engine: Any) -> int:
 
     Not the number of steps: some of DeepSpeed's wrappers make an empty one at the start.
     """
-    return max((int(state["step"]) for state in _base(engine).state.values() if "step" in state), default=0)
+    return max((int(state["step"]) for state in base_optimizer(engine).state.values() if "step" in state), default=0)
 
 
 def _counter(engine: Any, tensor: Tensor, updates: int) -> Tensor | int:
     """`updates` in the type that the optimizer keeps."""
-    if isinstance(_base(engine), torch.optim.AdamW):
+    if isinstance(base_optimizer(engine), torch.optim.AdamW):
         return torch.tensor(float(updates), dtype=torch.float32, device=tensor.device)
     return updates
 
@@ -205,5 +194,5 @@ class Ema:
 def local_masters(engine: Any) -> list[Tensor]:
     """The float32 tensors that this rank's optimizer steps: of every parameter, or its partition of them."""
     if engine.zero_optimization_stage() == 3:
-        return list(engine.optimizer.fp32_partitioned_groups_flat)
-    return [tensor for group in _base(engine).param_groups for tensor in group["params"]]
+        return partitioned_masters(engine)
+    return [tensor for group in base_optimizer(engine).param_groups for tensor in group["params"]]

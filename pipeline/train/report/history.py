@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from ...storage.files import is_remote, read_bytes, resolve, write_bytes
+from ...storage.files import is_remote, resolve, write_bytes
+from .rows import Row, read_history
 from .trackers import Tracker, track
 
 COLUMNS = (
@@ -35,19 +36,6 @@ COLUMNS = (
 HISTORY = "history.csv"
 CURVE = "learning_curve.png"
 SAVE_S = 10.0
-Row = dict[str, float | None]
-
-
-def read_history(address: str) -> list[Row]:
-    """Rows of a history.csv; [] if there is none. Empty cells are None."""
-    try:
-        text = read_bytes(address).decode()
-    except FileNotFoundError:
-        return []
-    return [
-        {name: float(value) if value else None for name, value in row.items()}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
 
 
 class History:

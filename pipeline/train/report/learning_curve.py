@@ -6,20 +6,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from .history import Row
+from .rows import Row, Series, column
 
 TRAIN, VALIDATION = "#7a8ca3", "#e07b39"  # readable on white and on black
 WINDOWS = 20  # the line over the raw training loss is a mean over about so large a part of it
 PARTS = ("data", "forward", "backward", "optimizer", "checkpoint")
-
-
-Series = list[tuple[float, float]]  # (step, value)
-
-
-def column(rows: list[Row], name: str) -> Series:
-    """The values of one column of a history, where it has any."""
-    pairs = ((row.get("step"), row.get(name)) for row in rows)
-    return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
 def learning_curve_png(rows: list[Row], title: str) -> bytes:

@@ -20,7 +20,8 @@ from pipeline.data.plan.clips import plan_clips
 from pipeline.errors import UserError
 from pipeline.settings import Settings
 from pipeline.train.plan import plan_training, prepare
-from pipeline.train.report.history import HISTORY, read_history
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
 from pipeline.train.run import run_training
 
 pytestmark = pytest.mark.ray

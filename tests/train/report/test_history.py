@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.train.report.history import HISTORY, History, duration, read_history
+from pipeline.train.report.history import HISTORY, History, duration
+from pipeline.train.report.rows import read_history
 
 
 def test_rows_survive_and_later_ones_are_dropped_on_resume(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from pipeline.train.report.history import Row
-from pipeline.train.report.learning_curve import column, learning_curve_png, smoothed
+from pipeline.train.report.learning_curve import learning_curve_png, smoothed
+from pipeline.train.report.rows import Row, column
 
 
 def test_the_picture_shows_losses_and_where_the_time_went() -> None:
