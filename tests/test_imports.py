@@ -40,6 +40,7 @@ RAY = {
     "pipeline/runtime/connect.py",
     "pipeline/runtime/placement.py",
     "pipeline/runtime/metrics.py",
+    "pipeline/runtime/ray_internals.py",
     "pipeline/data/cache/pipeline.py",
     "pipeline/data/cache/run.py",  # for types
     "pipeline/train/run.py",
@@ -139,6 +140,15 @@ def test_ray_and_deepspeed_stay_in_their_adapters(path: Path) -> None:
         assert "ray" not in used
     if not name.startswith("pipeline/train/deepspeed/"):
         assert "deepspeed" not in used
+
+
+def test_private_modules_of_ray_are_imported_in_one_file_only() -> None:
+    for path in [*MODULES, *(ROOT / "jobs").glob("*.py")]:
+        if path != ROOT / "pipeline" / "runtime" / "ray_internals.py":
+            tree = ast.walk(ast.parse(path.read_text()))
+            names = {node.module for node in tree if isinstance(node, ast.ImportFrom) and node.module}
+            private = [name for name in names if name.startswith("ray.") and ("._" in name or "internal" in name)]
+            assert not private, f"{path.name} imports {private}"
 
 
 def test_jobs_are_thin() -> None:
