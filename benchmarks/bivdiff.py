@@ -33,18 +33,18 @@ import torch
 from circumstances import circumstances
 from matplotlib.figure import Figure
 
+from pipeline.bivdiff.adapters import own_diffusion
+from pipeline.bivdiff.diffusion import Asked, LatentDiffusion
+from pipeline.bivdiff.mixed import invert_both, mix
 from pipeline.bridge.samplers import ddim, diffusion_clean
 from pipeline.bridge.schedule import sampling_indices
 from pipeline.config import load
-from pipeline.data.synthetic import CLASSES, FPS, random_scene, render
 from pipeline.metrics.bootstrap import bootstrap
 from pipeline.metrics.motion import frame_difference
 from pipeline.metrics.networks import detector_consistency
 from pipeline.metrics.psnr import psnr
 from pipeline.sampling.generate import Sampler, load_sampler, noise_of_keys
-from pipeline.training_free.adapters import own_diffusion
-from pipeline.training_free.diffusion import Asked, LatentDiffusion
-from pipeline.training_free.mixed import invert_both, mix
+from pipeline.shipped.synthetic import CLASSES, FPS, random_scene, render
 
 ROOT = Path(__file__).parent
 RESULT, PLOT = ROOT / "results" / "bivdiff.json", ROOT.parent / "docs" / "bivdiff" / "alpha.png"

@@ -34,13 +34,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from circumstances import circumstances
 
-import pipeline.data.encode
+import pipeline.data.cache.encode
 from pipeline.config import ROOT, load
-from pipeline.data.cache import build_cache
-from pipeline.data.isolation import decode_clips
-from pipeline.data.plan import plan_table
-from pipeline.data.synthetic import make_dataset
+from pipeline.data.cache.run import build_cache
+from pipeline.data.decode.stage import decode_clips
+from pipeline.data.plan.clips import plan_table
 from pipeline.settings import Settings
+from pipeline.shipped.synthetic import make_dataset
 
 RESULT = Path(__file__).parent / "results" / "cache_pipeline.json"
 STAGES = ["--cluster.decode.num_cpus=1", "--cluster.decode.max_tasks=1", "--cluster.encode.num_cpus=1"]
@@ -86,7 +86,7 @@ def efficiency(folder: Path, turns: int, clips: int) -> dict[str, Any]:
         settings = job_settings(folder, f"turn{turn}", arguments)
         alone, alone_cpu = stage_alone(folder, arguments)
         times = folder / f"times{turn}"
-        pipeline.data.encode.EncodeClips = timed_encoder(times)  # type: ignore[misc]
+        pipeline.data.cache.encode.EncodeClips = timed_encoder(times)  # type: ignore[misc]
         with cpu_samples() as samples:
             build_cache(settings)
         first, last, made, late = read_commits(settings, times)
@@ -150,7 +150,7 @@ def job_settings(folder: Path, name: str, more: list[str]) -> Settings:
 
 def timed_encoder(times: Path) -> type:
     """EncodeClips, which adds a line "KEY TIME" to the file `times` for every clip when it is encoded."""
-    from pipeline.data.encode import EncodeClips
+    from pipeline.data.cache.encode import EncodeClips
 
     class EncodeClipsTimed(EncodeClips):
         def __call__(self, batch: pa.Table) -> pa.Table:
@@ -187,8 +187,8 @@ def encode_alone(folder: Path, arguments: list[str]) -> tuple[float, float]:
     """(clips/s, CPU seconds a clip) of the VAE actor's class, called with batch after batch of decoded clips."""
     settings = job_settings(folder, "alone", arguments)
     decoded = pa.concat_tables(decode_clips(plan_table(settings.data).slice(0, 32), settings.data)).combine_chunks()
-    encode = pipeline.data.encode.EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
-    batch = pipeline.data.encode.clips_a_call(settings.vae, settings.data.frames, 0)
+    encode = pipeline.data.cache.encode.EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
+    batch = pipeline.data.cache.encode.clips_a_call(settings.vae, settings.data.frames, 0)
     encode(decoded.slice(0, batch))
     started, cpu, clips = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - started < 10:
@@ -237,7 +237,7 @@ def kind_of(process: psutil.Process, driver: int) -> str | None:
     command = process.cmdline()
     if process.pid == driver:
         return "driver"
-    if "pipeline.data.isolation" in command:
+    if "pipeline.data.decode.child" in command:
         return "decode child"
     name = command[0]
     known = {"EncodeClips": "VAE actor", "decode_clips": "decode worker", "commit_clips": "commit worker"}

@@ -19,12 +19,13 @@ from typing import Any
 from circumstances import circumstances
 
 from pipeline.config import ROOT
-from pipeline.train.history import HISTORY, read_history
-from pipeline.train.run import prepare
-from pipeline.train.worker import run_training
+from pipeline.train.plan import prepare
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
+from pipeline.train.run import run_training
 
 sys.path.insert(0, str(ROOT / "tests"))
-from tiny_cache import tiny_settings, write_cache
+from helpers.tiny_cache import tiny_settings, write_cache
 
 RESULT = Path(__file__).parent / "results" / "checkpointing.json"
 SAVES, STRETCH = 3, 100

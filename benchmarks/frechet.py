@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from circumstances import circumstances
 
-from pipeline.ablation.protocol import folder_of
-from pipeline.ablation.work import compare, held_out, latents_of
+from experiments.ablation.protocol import folder_of
+from experiments.ablation.work import compare, held_out, latents_of
 from pipeline.config import load
-from pipeline.data.manifest import open_cache
+from pipeline.data.cache.manifest import open_cache
 from pipeline.metrics.frechet import feature_moments, frechet_distance
-from pipeline.storage import read_bytes
+from pipeline.storage.files import read_bytes
 
 RESULT = Path(__file__).parent / "results" / "frechet.json"
 SHARES = (0.25, 0.5, 0.75, 1.0)

@@ -28,11 +28,11 @@ import pyarrow as pa
 from circumstances import circumstances
 
 from pipeline.config import load
-from pipeline.data import isolation
-from pipeline.data.decode import decode_clip
-from pipeline.data.plan import plan_table
-from pipeline.data.synthetic import CLASSES, random_scene, render, write_video
+from pipeline.data.decode import child, stage
+from pipeline.data.decode.decoders import decode_clip
+from pipeline.data.plan.clips import plan_table
 from pipeline.settings import DataSettings
+from pipeline.shipped.synthetic import CLASSES, random_scene, render, write_video
 
 RESULT = Path(__file__).parent / "results" / "isolation.json"
 VIDEOS = 16
@@ -48,11 +48,11 @@ def main() -> None:
             write_video(Path(folder) / f"{number}.mp4", (render(scene, index / 25, 240, 320) for index in range(60)))
         data = load(["--data.source", "folder", "--data.path", folder])[0].data
         plan = plan_table(data)
-        ways: list[Callable[[pa.Table, DataSettings], Iterator[pa.Table]]] = [in_process, isolation.decode_clips]
+        ways: list[Callable[[pa.Table, DataSettings], Iterator[pa.Table]]] = [in_process, stage.decode_clips]
         for way in ways:  # imports, the child, the videos in memory
             list(way(plan, data))
         measured = [[timed(way, plan, data) for way in ways] for _ in range(turns)]
-        isolation._decoder.close()
+        stage._decoder.close()
     result: dict[str, Any] = {**circumstances(), "clips_a_turn": VIDEOS, "turns": turns}
     for index, clock in enumerate(("cpu", "wall")):
         ratios = [isolated[index] / own[index] for own, isolated in measured]
@@ -67,10 +67,10 @@ def main() -> None:
 
 
 def in_process(plan: pa.Table, data: DataSettings) -> Iterator[pa.Table]:
-    """As isolation.decode_clips, without a child."""
+    """As stage.decode_clips, without a child."""
     for row in plan.to_pylist():
         frames, span = decode_clip(row, data)
-        yield isolation._one_row({**row, **span, "attempts": 1}, frames)
+        yield stage._one_row({**row, **span, "attempts": 1}, frames)
 
 
 def timed(
@@ -86,11 +86,11 @@ def timed(
 
 def cpu_seconds() -> float:
     own = resource.getrusage(resource.RUSAGE_SELF)
-    child = psutil.Process(isolation._decoder.pid).cpu_times() if isolation._decoder.pid else None
+    child = psutil.Process(stage._decoder.pid).cpu_times() if stage._decoder.pid else None
     return own.ru_utime + own.ru_stime + (child.user + child.system if child else 0.0)
 
 
 if __name__ == "__main__":
-    if not isolation.MALLOC.keys() <= os.environ.keys():  # read when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **isolation.MALLOC})
+    if not child.MALLOC.keys() <= os.environ.keys():  # read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **child.MALLOC})
     main()

@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import ROOT, load
-from pipeline.data.plan import plan_table
-from pipeline.data.standing import counts_of, standing_of
+from pipeline.data.cache.progress import counts_of, standing_of
+from pipeline.data.plan.clips import plan_table
 from pipeline.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, REJECT_SCHEMA
 
 RESULT = Path(__file__).parent / "results" / "planning.json"

@@ -21,8 +21,8 @@ import torch
 from circumstances import circumstances
 
 from pipeline.config import load
-from pipeline.data.manifest import Cache, open_cache
-from pipeline.data.shards import read_latent
+from pipeline.data.cache.manifest import Cache, open_cache
+from pipeline.data.cache.shards import read_latent
 from pipeline.models.prior import replicate
 from pipeline.sampling.generate import Sampler, generate, load_sampler
 from pipeline.schema import TEST, TRAIN

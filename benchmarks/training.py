@@ -39,23 +39,28 @@ from circumstances import circumstances
 from vae_encode import vae_path
 
 from pipeline.config import load
-from pipeline.data import batches
-from pipeline.data.batches import training_batches, training_source
-from pipeline.data.decode import decode_clip
-from pipeline.data.encode import EncodeClips, npy_bytes
-from pipeline.data.kept import keep_locally
-from pipeline.data.manifest import commit, describe, open_cache, write_info
-from pipeline.data.plan import plan_clips
+from pipeline.data.cache.commit import commit
+from pipeline.data.cache.encode import EncodeClips, npy_bytes
+from pipeline.data.cache.info import describe, write_info
+from pipeline.data.cache.manifest import open_cache
+from pipeline.data.decode.decoders import decode_clip
+from pipeline.data.load import reader
+from pipeline.data.load.batches import training_batches
+from pipeline.data.load.node_cache import keep_locally
+from pipeline.data.load.reader import training_source
+from pipeline.data.plan.clips import plan_clips
 from pipeline.media import encode_mp4
 from pipeline.models.build import build_image_to_video
 from pipeline.schema import ENCODED_SCHEMA
 from pipeline.settings import Settings
-from pipeline.storage import write_bytes
-from pipeline.train.history import HISTORY, read_history
+from pipeline.storage.files import write_bytes
+from pipeline.train.initial import untrained
+from pipeline.train.losses import finetune_task
 from pipeline.train.optimisation import make_optimizer
-from pipeline.train.run import prepare, training_flops
-from pipeline.train.tasks import finetune_task, untrained
-from pipeline.train.worker import run_training
+from pipeline.train.plan import prepare, training_flops
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
+from pipeline.train.run import run_training
 
 RESULT = Path(__file__).parent / "results" / "training.json"
 ROW = 5  # steps
@@ -160,7 +165,7 @@ def bare_rate(settings: Settings) -> float:
 
 def data_wait(folder: Path) -> dict[str, Any]:
     """Share of the steps' time that waits for a batch."""
-    batches.IN_MEMORY = 0
+    reader.IN_MEMORY = 0
     with vae_path(None) as vae:
         settings = real(folder, vae, f"--cache.path={folder}/cache-256", f"--cache.local_path={folder}/kept")
         write_cache(settings, 3)
@@ -262,12 +267,12 @@ def authors(folder: Path) -> dict[str, Any]:
         started = time.perf_counter()
         encoder.encode([frames])
         encode_s = time.perf_counter() - started
-        batches.IN_MEMORY = 0
+        reader.IN_MEMORY = 0
         found = waited(settings)
         cache = open_cache(settings.cache_path)
         started = time.perf_counter()
         for row in cache.rows:
-            batches.read_latent(cache.path, row)
+            reader.read_latent(cache.path, row)
         read_s = (time.perf_counter() - started) / len(cache.rows)
     step_s = found["step_s"]
     ours = step_s / (1 - found["data"])

@@ -29,7 +29,7 @@ import pyarrow as pa
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.data.encode import EncodeClips, clips_a_call
+from pipeline.data.cache.encode import EncodeClips, clips_a_call
 from pipeline.models.vae import DTYPES, Vae
 from pipeline.schema import DECODED_SCHEMA
 from pipeline.settings import DataSettings, VaeSettings

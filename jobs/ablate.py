@@ -12,10 +12,10 @@ with intervals, and of each claim whether it is reproduced) and pictures. Cut of
 
 import sys
 
-from pipeline.ablation.protocol import folder_of
-from pipeline.ablation.run import plan_ablation, run_ablation
-from pipeline.cli import run_job
+from experiments.ablation.protocol import folder_of
+from experiments.ablation.run import plan_ablation, run_ablation
 from pipeline.config import Options
+from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 
 

@@ -14,11 +14,11 @@ do; cut off, it goes on where it stopped, to the same files (on CPUs: with the s
 
 import sys
 
-from pipeline.cli import run_job
+from pipeline.bivdiff.run import plan_bivdiff, run_bivdiff
 from pipeline.config import Options
 from pipeline.report.page import write_report
+from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
-from pipeline.training_free.run import plan_bivdiff, run_bivdiff
 
 
 def job(settings: Settings, options: Options) -> None:

@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cli import run_job
 from pipeline.config import Options
-from pipeline.data.manifest import Cache, open_cache
-from pipeline.data.prior_cache import describe_prior, missing_shards, rows_of_shard, save_outputs
-from pipeline.models.paths import shipped_path
-from pipeline.placement import selector
-from pipeline.ray_start import bars_for_people_only, start_ray
+from pipeline.data.cache.manifest import Cache, open_cache
+from pipeline.data.cache.prior_outputs import describe_prior, missing_shards, outputs_of, rows_of_shard, save_outputs
+from pipeline.models.checkpoints.weights_hash import weights_hash
+from pipeline.models.files.paths import shipped_path
+from pipeline.runtime.connect import bars_for_people_only, start_ray
+from pipeline.runtime.job import run_job
+from pipeline.runtime.placement import selector
 from pipeline.settings import Settings
 from pipeline.train.initial import check_prior, load_frozen_prior
-from pipeline.train.prior_outputs import outputs_of
-from pipeline.train.run import weights_hash
 
 log = logging.getLogger("cache_prior")
 

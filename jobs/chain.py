@@ -12,9 +12,10 @@ failed. --dry-run shows every step's plan, as far as the steps before have made 
 import subprocess
 import sys
 
-from pipeline.cli import run_job
 from pipeline.config import ROOT, Options
-from pipeline.settings import Settings, StepFailed
+from pipeline.errors import StepFailed
+from pipeline.runtime.job import run_job
+from pipeline.settings import Settings
 
 
 def steps(settings: Settings) -> list[str]:

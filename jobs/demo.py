@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 from pipeline.config import ROOT, load
-from pipeline.data.plan import plan_clips
-from pipeline.data.synthetic import make_dataset
-from pipeline.local_cluster import local_cluster
-from pipeline.settings import UserError
+from pipeline.data.plan.clips import plan_clips
+from pipeline.errors import UserError
+from pipeline.runtime.local import local_cluster
+from pipeline.shipped.synthetic import make_dataset
 
 # what Ray's submission client, its packing and its own actors say of themselves
 CHATTER = re.compile(

@@ -9,10 +9,10 @@ named; give it to any job as --sample.model_path. Needs the run's settings and c
 
 import sys
 
-from pipeline.cli import run_job
 from pipeline.config import Options
+from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
-from pipeline.train.checkpoint_export import choose_checkpoint, export_of_checkpoint
+from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint
 
 
 def job(settings: Settings, options: Options) -> None:

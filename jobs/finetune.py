@@ -12,16 +12,16 @@ again; a finished one says that there is nothing to do.
 
 import sys
 
-from pipeline.cli import run_job
 from pipeline.config import Options
+from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
-from pipeline.train.run import plan_training, prepare
+from pipeline.train.plan import plan_training, prepare
 
 
 def job(settings: Settings, options: Options) -> None:
     run = prepare("finetune", settings)
     from pipeline.sampling.while_training import sampled_while_training
-    from pipeline.train.worker import run_training
+    from pipeline.train.run import run_training
 
     with sampled_while_training(run):
         run_training(run)

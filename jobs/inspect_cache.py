@@ -20,17 +20,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cli import run_job
 from pipeline.config import Options
-from pipeline.data.cache import open_cache, print_rejects
-from pipeline.data.facts import counts, statistics
-from pipeline.data.manifest import Cache
-from pipeline.data.shards import read_latent
+from pipeline.data.cache.inspect import counts, statistics
+from pipeline.data.cache.manifest import Cache, open_cache
+from pipeline.data.cache.run import print_rejects
+from pipeline.data.cache.shards import read_latent
+from pipeline.models.files.vae import vae_identity
 from pipeline.models.vae import load_vae
-from pipeline.models.vae_files import vae_identity
 from pipeline.report.contact_sheet import contact_sheet, shown_frames
+from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
-from pipeline.storage import write_bytes
+from pipeline.storage.files import write_bytes
 
 STATISTICS_CLIPS, SHEET_CLIPS = 256, 24
 CLASSES = 200  # on the screen

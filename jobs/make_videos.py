@@ -9,8 +9,8 @@ train/test lists, captions.json and motion.json. Run again with the same argumen
 import argparse
 import sys
 
-from pipeline.data.synthetic import make_dataset
-from pipeline.settings import UserError
+from pipeline.errors import UserError
+from pipeline.shipped.synthetic import make_dataset
 
 
 def main() -> int:

@@ -10,9 +10,9 @@ and STORAGE/NAME/summary.json.
 
 import sys
 
-from pipeline.cli import run_job
 from pipeline.config import Options
 from pipeline.report.page import STAGES, read_stages, write_report
+from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 
 

@@ -10,12 +10,11 @@ are those of diffusers. Read it with torch.load(..., weights_only=True).
 
 import sys
 
-from pipeline.cli import run_job
 from pipeline.config import Options
-from pipeline.models.weights import save_checkpoint
+from pipeline.models.checkpoints.exports import local_copy, save_checkpoint
+from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
-from pipeline.storage import write_bytes
-from pipeline.train.initial import local_copy
+from pipeline.storage.files import write_bytes
 
 
 def job(settings: Settings, options: Options) -> None:

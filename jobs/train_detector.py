@@ -3,7 +3,7 @@
     python jobs/make_videos.py --folder ~/framebridge/teacher-videos --videos 2400 --seed 1
     python jobs/train_detector.py --recipe demo --run.name detector --data.path ~/framebridge/teacher-videos --data.clips_per_video 2
 
-One process, minutes on one core; the settings are pipeline/train/detector.py's DetectorTraining. Expect a line an epoch
+One process, minutes on one core; the settings are pipeline/shipped/detector_training.py's DetectorTraining. Expect a line an epoch
 with the accuracy on held-out videos, and in STORAGE/NAME/detector the folder that --evaluate.detector takes, with its
 classes in config.json and the measured accuracy in summary.json.
 """
@@ -14,14 +14,16 @@ import sys
 import torch
 from safetensors.torch import save
 
-from pipeline.cli import run_job
 from pipeline.config import Options
-from pipeline.data.decode import DecodeFailure, decode_clip
-from pipeline.data.plan import plan_clips
+from pipeline.data.decode.decoders import decode_clip
+from pipeline.data.decode.fetch import DecodeFailure
+from pipeline.data.plan.clips import plan_clips
+from pipeline.errors import UserError
+from pipeline.runtime.job import run_job
 from pipeline.schema import TEST, TRAIN
-from pipeline.settings import Settings, UserError
-from pipeline.storage import write_bytes, write_json
-from pipeline.train.detector import DetectorTraining, accuracy, train
+from pipeline.settings import Settings
+from pipeline.shipped.detector_training import DetectorTraining, accuracy, train
+from pipeline.storage.files import write_bytes, write_json
 
 
 def plan(settings: Settings, options: Options) -> str:

@@ -3,7 +3,7 @@
     python jobs/make_videos.py --folder ~/framebridge/teacher-videos --videos 2400 --seed 1
     python jobs/train_vae.py --recipe demo --data.path ~/framebridge/teacher-videos --run.name vae
 
-One process, about half an hour on one core; the settings are pipeline/train/vae.py's VaeTraining. Expect a line every
+One process, about half an hour on one core; the settings are pipeline/shipped/vae_training.py's VaeTraining. Expect a line every
 500 steps, and in STORAGE/NAME/vae the folder that --vae.path takes, its latents scaled to unit variance, with its
 measured reconstruction PSNR on held-out videos in summary.json.
 """
@@ -14,14 +14,16 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cli import run_job
 from pipeline.config import Options
-from pipeline.data.decode import DecodeFailure, decode_clip
-from pipeline.data.plan import plan_clips
+from pipeline.data.decode.decoders import decode_clip
+from pipeline.data.decode.fetch import DecodeFailure
+from pipeline.data.plan.clips import plan_clips
+from pipeline.errors import UserError
+from pipeline.runtime.job import run_job
 from pipeline.schema import TEST, TRAIN
-from pipeline.settings import Settings, UserError
-from pipeline.storage import write_json
-from pipeline.train.vae import VaeTraining, latent_scaling, reconstruction_psnr, train
+from pipeline.settings import Settings
+from pipeline.shipped.vae_training import VaeTraining, latent_scaling, reconstruction_psnr, train
+from pipeline.storage.files import write_json
 
 
 def plan(settings: Settings, options: Options) -> str:

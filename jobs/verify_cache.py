@@ -18,14 +18,16 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cli import run_job
 from pipeline.config import Options
-from pipeline.data.lock import only_writer
-from pipeline.data.manifest import MANIFEST, open_cache, read_manifest, require_info
-from pipeline.data.plan import plan_table
-from pipeline.data.verify import Finding, check_shards, check_source, uncommit
-from pipeline.settings import JobFailed, Settings
-from pipeline.storage import list_files, write_json
+from pipeline.data.cache.info import require_info
+from pipeline.data.cache.lease import only_writer
+from pipeline.data.cache.manifest import MANIFEST, open_cache, read_manifest
+from pipeline.data.cache.verify import Finding, check_shards, check_source, uncommit
+from pipeline.data.plan.clips import plan_table
+from pipeline.errors import JobFailed
+from pipeline.runtime.job import run_job
+from pipeline.settings import Settings
+from pipeline.storage.files import list_files, write_json
 
 SHOWN = 20  # findings on the screen
 SAY_S = 5.0

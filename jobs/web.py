@@ -13,13 +13,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import run_job
 from pipeline.config import Options
-from pipeline.models.paths import shipped_path
+from pipeline.errors import UserError
+from pipeline.models.files.paths import shipped_path
+from pipeline.runtime.job import run_job
 from pipeline.sampling.animate import animate
-from pipeline.sampling.generate import Sampler, find_exports, load_sampler
-from pipeline.settings import Settings, UserError
-from pipeline.storage import read_json
+from pipeline.sampling.exports import find_exports
+from pipeline.sampling.generate import Sampler, load_sampler
+from pipeline.settings import Settings
+from pipeline.storage.files import read_json
 
 
 def with_model(settings: Settings, path: str) -> Settings:

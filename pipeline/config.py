@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipeline.settings import Settings, UserError
+from .errors import UserError
+from .settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE if (HERE / "ray_config.yaml").is_file() else HERE.parent  # a wheel holds the defaults inside the package
 RECIPES = ROOT / "jobs" / "recipes"
 
 

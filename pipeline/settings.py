@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from pipeline.settings_base import Fraction, NonNegative, Section
-from pipeline.settings_bivdiff import BivdiffSettings
-from pipeline.settings_checks import (
+from .settings_base import Fraction, NonNegative, Section
+from .settings_bivdiff import BivdiffSettings
+from .settings_checks import (
     VAE_DOWNSAMPLING,
     check_combinations,
     check_conditions,
@@ -25,28 +25,17 @@ from pipeline.settings_checks import (
 
 LATENT_CHANNELS = 4
 
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"  # as Ray and Kubernetes write label names and values
+
+
 Labels = dict[
     Annotated[str, Field(pattern=rf"^(?:[A-Za-z0-9.-]+/)?{LABEL}$")],
     Annotated[str, Field(pattern=rf"^!?(?:{LABEL}|in\({LABEL}(?:, ?{LABEL})*\))$")],
 ]
-
-
-class UserError(ValueError):
-    """Wrong settings or input. The message is one line: what is wrong, what was expected, what to do."""
-
-
-class JobFailed(RuntimeError):
-    """A job did its work and the outcome is not acceptable. The message says why and what to do; exit status 1."""
-
-
-class StepFailed(JobFailed):
-    """A step of a chain failed and has said why; its exit status is that of the chain."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class RunSettings(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from pipeline.settings_base import Fraction, NonNegative, Section
+from .settings_base import Fraction, NonNegative, Section
 
 Task = Literal["controlnet", "t2i_adapter", "instruct_pix2pix", "prompt_to_prompt", "inpainting", "outpainting"]
 Framework = Literal["bivdiff", "idm_only", "vdm_only", "sequential", "alternate", "fuse"]

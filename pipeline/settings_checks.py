@@ -7,7 +7,7 @@ that section's function, one that looks at several sections into check_combinati
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.settings import (
+    from .settings import (
         AblateSettings,
         BridgeSettings,
         ModelSettings,

@@ -19,7 +19,7 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage folder with a tiny cache in it."""
-    from tiny_cache import tiny_settings, write_cache
+    from helpers.tiny_cache import tiny_settings, write_cache
 
     folder = tmp_path_factory.mktemp("storage")
     write_cache(tiny_settings(folder))
@@ -31,7 +31,7 @@ def ray_cluster() -> Iterator[None]:
     """One real local Ray cluster for the whole test session."""
     import ray
 
-    from pipeline.ray_start import process_setup
+    from pipeline.runtime.connect import process_setup
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # Ray's own notice about GPU environment variables

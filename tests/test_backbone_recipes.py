@@ -6,22 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_cache import write_cache
+from helpers.tiny_networks import randomise
+from helpers.tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, save_cogvideox, save_text_to_video
 from PIL import Image
-from tiny_cache import write_cache
-from tiny_networks import randomise
-from tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, save_cogvideox, save_text_to_video
 
 from pipeline.config import load
-from pipeline.data.batches import training_batches, training_source, with_text
-from pipeline.data.manifest import open_cache
+from pipeline.data.cache.manifest import open_cache
+from pipeline.data.load.batches import training_batches
+from pipeline.data.load.reader import training_source, with_text
+from pipeline.errors import UserError
+from pipeline.models.checkpoints.exports import save_checkpoint, save_export
+from pipeline.models.checkpoints.published import load_published
+from pipeline.models.checkpoints.weights import WeightsMismatch
 from pipeline.models.image_to_video import VideoNetwork
-from pipeline.models.weights import WeightsMismatch, load_published, save_checkpoint, save_export
-from pipeline.sampling.distributed import plan_sampling
 from pipeline.sampling.generate import decode_clips, encode_images, generate, load_sampler
-from pipeline.settings import Settings, UserError
-from pipeline.train.loop import Place
-from pipeline.train.run import export_config, plan_training, prepare
-from pipeline.train.tasks import Task, untrained
+from pipeline.sampling.run import plan_sampling
+from pipeline.settings import Settings
+from pipeline.train.export.write import export_config
+from pipeline.train.initial import untrained
+from pipeline.train.losses import Task
+from pipeline.train.plan import plan_training, prepare
+from pipeline.train.ranks import Place
 from pipeline.train.worker import build_task
 
 RECIPES = {

@@ -7,21 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_cache import tiny_settings, write_cache
+from helpers.tiny_cache import tiny_settings, write_cache
 
 from pipeline.config import ROOT, to_yaml
-from pipeline.data.manifest import Cache, open_cache
-from pipeline.data.moments import load_moments
-from pipeline.data.prior_cache import missing_shards, prior_reader
-from pipeline.data.shards import read_latent
+from pipeline.data.cache.manifest import Cache, open_cache
+from pipeline.data.cache.moments import load_moments
+from pipeline.data.cache.prior_outputs import missing_shards, outputs_of, prior_reader
+from pipeline.data.cache.shards import read_latent
 from pipeline.models.build import build_prior
-from pipeline.models.paths import shipped_path
-from pipeline.models.weights import save_export
+from pipeline.models.checkpoints.exports import save_export
+from pipeline.models.checkpoints.weights_hash import weights_hash
+from pipeline.models.files.paths import shipped_path
 from pipeline.schema import TRAIN
 from pipeline.settings import Settings
+from pipeline.train.export.write import export_config
 from pipeline.train.initial import load_frozen_prior
-from pipeline.train.prior_outputs import outputs_of
-from pipeline.train.run import export_config, prepare, weights_hash
+from pipeline.train.plan import prepare
 
 pytestmark = pytest.mark.ray
 ARGUMENTS = ("--bridge.prior=neural", "--bridge.cached_prior=true", "--cluster.encode.num_cpus=0.5")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.config import RECIPES, ROOT, build, load, read_yaml, recipes, to_yaml
-from pipeline.settings import UserError
+from pipeline.errors import UserError
 
 BASE = read_yaml(ROOT / "ray_config.yaml")
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image, ImageSequence
 
 from pipeline import media
-from pipeline.data.synthetic import random_scene, render
 from pipeline.media import decode_mp4, encode_gif, encode_mp4, frames_side_by_side, tile, write_h264
 from pipeline.metrics.psnr import psnr
+from pipeline.shipped.synthetic import random_scene, render
 
 
 def moving_square(frames: int = 16, side: int = 64) -> np.ndarray:

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_cache import MODEL, write_cache
+from helpers.tiny_cache import MODEL, write_cache
 
 from pipeline.config import ROOT, load, recipes
-from pipeline.data.batches import training_batches, training_source
-from pipeline.data.manifest import open_cache
+from pipeline.data.cache.manifest import open_cache
+from pipeline.data.load.batches import training_batches
+from pipeline.data.load.reader import training_source
 from pipeline.models.build import build_prior
+from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.latte import Latte
-from pipeline.models.weights import save_export
 from pipeline.settings import Settings
-from pipeline.train.loop import Place
-from pipeline.train.run import export_config, plan_training, prepare, uses_prior
-from pipeline.train.tasks import Job, sections
+from pipeline.train.export.write import export_config
+from pipeline.train.initial import Job, sections, uses_prior
+from pipeline.train.plan import plan_training, prepare
+from pipeline.train.ranks import Place
 from pipeline.train.worker import build_task
 
 NAMES = [name for name in recipes() if name.startswith(("ucf101-", "latte-"))]

@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.config import load, recipes
-from pipeline.settings import Settings, UserError
+from pipeline.errors import UserError
+from pipeline.settings import Settings
 from pipeline.settings_bivdiff import PAPER_ALPHA
 
 RECIPES = [name for name in recipes() if name.startswith("bivdiff-")]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.bridge.schedule import BridgeTable
+from .schedule import BridgeTable
 
 Edge = Literal["latte", "cogvideox"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.bridge.alignment import network_input
-from pipeline.bridge.schedule import BridgeTable
-from pipeline.bridge.targets import Target, Weighting, loss_weight, q_sample, target_of
+from .alignment import network_input
+from .schedule import BridgeTable
+from .targets import Target, Weighting, loss_weight, q_sample, target_of
 
 # denoise(z, t): latent (B, F, C, h, w) and timestep (B,) on the scale 0..999 -> prediction (B, F, C, h, w).
 # The closure holds whatever conditions the network: image, class or text, guidance.

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pipeline.bridge.alignment import aligned_timesteps
-from pipeline.bridge.schedule import SCHEDULES, BridgeTable, bridge_grid, ddpm_alphas_cumprod
-from pipeline.settings import BridgeSettings
+from ..settings import BridgeSettings
+from .alignment import aligned_timesteps
+from .schedule import SCHEDULES, BridgeTable, bridge_grid, ddpm_alphas_cumprod
 
 
 class Process(NamedTuple):

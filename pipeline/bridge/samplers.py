@@ -21,10 +21,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.bridge.alignment import network_input
-from pipeline.bridge.loss import Denoise
-from pipeline.bridge.schedule import BridgeTable
-from pipeline.bridge.targets import Target, clean_of, eps_psi, h_transform
+from .alignment import network_input
+from .loss import Denoise
+from .schedule import BridgeTable
+from .targets import Target, clean_of, eps_psi, h_transform
 
 Clean = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]

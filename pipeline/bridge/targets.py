@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipeline.bridge.schedule import BridgeTable
+from .schedule import BridgeTable
 
 Target = Literal["noise", "v", "z0"]
 Weighting = Literal["uniform", "noise"]

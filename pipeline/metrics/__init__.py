@@ -1,0 +1,1 @@
+"""Measure clips: per clip (PSNR, motion, latent error) and over many (Frechet distances, inception score)."""

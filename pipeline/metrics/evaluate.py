@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.media import decode_mp4
-from pipeline.metrics.bootstrap import bootstrap
-from pipeline.metrics.frechet import Divisor, feature_moments, frechet_distance
-from pipeline.metrics.inception import inception_score
-from pipeline.metrics.networks import load_network, weights_sha256
-from pipeline.placement import check_room, selector
-from pipeline.ray_start import bars_for_people_only, start_ray
-from pipeline.settings import JobFailed, Settings, UserError
-from pipeline.storage import exists, read_all, read_bytes, read_json, write_bytes, write_json
+from ..errors import JobFailed, UserError
+from ..media import decode_mp4
+from ..runtime.connect import bars_for_people_only, start_ray
+from ..runtime.placement import check_room, selector
+from ..settings import Settings
+from ..storage.files import exists, read_all, read_bytes, read_json, write_bytes, write_json
+from .bootstrap import bootstrap
+from .frechet import Divisor, feature_moments, frechet_distance
+from .inception import inception_score
+from .networks import load_network, weights_sha256
 
 if TYPE_CHECKING:
     import ray.data

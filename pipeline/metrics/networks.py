@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F_
 
-from pipeline.metrics.motion import motion_score
-from pipeline.models.detector import load_detector, to_input
-from pipeline.models.image_encoder import DEVIATION, MEAN
-from pipeline.models.paths import local_path
-from pipeline.settings import EvaluateSettings, UserError
+from ..errors import UserError
+from ..models.files.paths import local_path
+from ..models.image_encoder import DEVIATION, MEAN
+from ..settings import EvaluateSettings
+from ..shipped.detector import load_detector, to_input
+from .motion import motion_score
 
 Network = Callable[[np.ndarray, list[str]], dict[str, np.ndarray]]  # frames uint8 (B, F, H, W, 3) and captions
 

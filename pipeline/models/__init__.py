@@ -1,0 +1,1 @@
+"""Define the networks, and build them from settings or from an export. Plain PyTorch."""

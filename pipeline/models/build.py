@@ -4,21 +4,18 @@ from typing import Any
 
 import torch
 
-from pipeline.models.cogvideox import build_transformer
-from pipeline.models.image_to_video import (
-    CogVideoXImageToVideo,
-    ImageToVideo,
-    VideoCrafterImageToVideo,
-    VideoNetwork,
-)
-from pipeline.models.latte import LATTE_SIZES, Latte
-from pipeline.models.paths import shipped_path
-from pipeline.models.prior import NeuralPrior
-from pipeline.models.resampler import Resampler
-from pipeline.models.unet3d import UNet3D
-from pipeline.models.videocrafter import VideoCrafter
-from pipeline.models.weights import load_export, load_strict
-from pipeline.settings import ModelSettings, UserError, VideoModelSettings
+from ..errors import UserError
+from ..settings import ModelSettings, VideoModelSettings
+from .checkpoints.exports import load_export
+from .checkpoints.weights import load_strict
+from .cogvideox import build_transformer
+from .files.paths import shipped_path
+from .image_to_video import CogVideoXImageToVideo, ImageToVideo, VideoCrafterImageToVideo, VideoNetwork
+from .latte import LATTE_SIZES, Latte
+from .prior import NeuralPrior
+from .resampler import Resampler
+from .unet3d import UNet3D
+from .videocrafter import VideoCrafter
 
 
 def dimensions(model: ModelSettings) -> tuple[int, int, int]:

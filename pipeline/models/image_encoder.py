@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F_
 
-from pipeline.models.open_clip import image_model
-from pipeline.models.paths import hub_folder, local_path
-from pipeline.models.vae import Vae
-from pipeline.models.weights import WeightsError, load_published
-from pipeline.settings import UserError, VideoModelSettings
+from ..errors import UserError
+from ..settings import VideoModelSettings
+from .checkpoints.published import load_published
+from .checkpoints.weights import WeightsError
+from .files.open_clip import image_model
+from .files.paths import hub_folder, local_path
+from .vae import Vae
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.cogvideox import initialise_transformer
-from pipeline.models.latte import Latte
-from pipeline.models.videocrafter import VideoCrafter
+from .cogvideox import initialise_transformer
+from .latte import Latte
+from .videocrafter import VideoCrafter
 
 if TYPE_CHECKING:
     from diffusers import CogVideoXTransformer3DModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pipeline.models.latte import Latte
+from .latte import Latte
 
 
 def replicate(image_latent: Tensor, frames: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.unet3d_layers import attend, initialise_uniform
+from .unet3d_layers import attend, initialise_uniform
 
 
 class PerceiverAttention(nn.Module):

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.models.open_clip import text_model
-from pipeline.models.text_files import find_text_encoder
-from pipeline.models.vae import DTYPES
-from pipeline.models.weights import load_published
-from pipeline.settings import TextSettings, UserError
+from ..errors import UserError
+from ..settings import TextSettings
+from .checkpoints.published import load_published
+from .files.open_clip import text_model
+from .files.text import find_text_encoder
+from .vae import DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

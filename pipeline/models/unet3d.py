@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.models.latte import sinusoid_of_time
-from pipeline.models.unet3d_layers import (
+from .latte import sinusoid_of_time
+from .unet3d_layers import (
     GROUPS,
     CrossAttention,
     Downsample,

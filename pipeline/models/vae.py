@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.models.vae_files import (
-    IMAGE_VAE,
-    derive_config,
-    find_vae,
-    read_state,
-    unloadable,
-    vae_geometry,
-    vae_identity,
-)
-from pipeline.models.weights import load_strict
-from pipeline.settings import VAE_DOWNSAMPLING, UserError
+from ..errors import UserError
+from ..settings_checks import VAE_DOWNSAMPLING
+from .checkpoints.weights import load_strict
+from .files.vae import IMAGE_VAE, derive_config, find_vae, read_state, unloadable, vae_geometry, vae_identity
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
@@ -34,7 +27,7 @@ class Vae:
 
     module: "AutoencoderKL | AutoencoderKLCogVideoX"
     scaling_factor: float
-    weights_hash: str  # of the weights' values, see vae_files.hash_arrays
+    weights_hash: str  # of the weights' values, see files/vae.py, hash_arrays
     temporal: int = 1  # video frames in a latent frame
 
     @property

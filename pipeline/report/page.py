@@ -11,13 +11,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline.config import ROOT, to_yaml
-from pipeline.report.plots import loss_curve
-from pipeline.report.videos import SHOWN, data_address, read_items
-from pipeline.settings import Settings, UserError
-from pipeline.storage import read_json, write_bytes, write_json
-from pipeline.train.history import duration, read_history
-from pipeline.train.learning_curve import column
+from ..config import ROOT, to_yaml
+from ..errors import UserError
+from ..settings import Settings
+from ..storage.files import read_json, write_bytes, write_json
+from ..train.report.history import duration
+from ..train.report.rows import column, read_history
+from .plots import loss_curve
+from .videos import SHOWN, data_address, read_items
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SAMPLERS = {

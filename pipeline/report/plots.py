@@ -7,8 +7,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from pipeline.train.history import Row
-from pipeline.train.learning_curve import draw_losses
+from ..train.report.learning_curve import draw_losses
+from ..train.report.rows import Row
 
 INK = "#010203"  # stands for the page's text colour, which matplotlib cannot name
 

@@ -3,7 +3,7 @@
 import base64
 from typing import Any
 
-from pipeline.storage import read_bytes, read_json
+from ..storage.files import read_bytes, read_json
 
 SHOWN = 32  # items on the page; the others are files in samples/
 TYPES = {".png": "image/png", ".mp4": "video/mp4"}

@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.media import encode_mp4
-from pipeline.sampling.generate import Sampler, decode_clips, encode_images, generate
-from pipeline.sampling.items import BadImage, check_image, class_of, image_key, open_image
-from pipeline.settings import VAE_DOWNSAMPLING, UserError
+from ..errors import UserError
+from ..media import encode_mp4
+from ..settings_checks import VAE_DOWNSAMPLING
+from .generate import Sampler, decode_clips, encode_images, generate
+from .items import BadImage, check_image, class_of, image_key, open_image
 
 
 class Animated(NamedTuple):

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.media import decode_mp4, encode_mp4, encode_png, frames_side_by_side, tile
-from pipeline.monitoring import count_sampled
-from pipeline.placement import check_room, selector
-from pipeline.ray_start import bars_for_people_only, start_ray
-from pipeline.sampling.items import Refused
-from pipeline.settings import Settings, UserError
-from pipeline.storage import list_files, read_bytes, read_json, write_bytes
+from ..errors import UserError
+from ..media import decode_mp4, encode_mp4, encode_png, frames_side_by_side, tile
+from ..runtime.connect import bars_for_people_only, start_ray
+from ..runtime.metrics import count_sampled
+from ..runtime.placement import check_room, selector
+from ..settings import Settings
+from ..storage.files import list_files, read_bytes, read_json, write_bytes
+from .items import Refused
 
 if TYPE_CHECKING:
     import ray.data

@@ -7,17 +7,16 @@ The export decides how it is sampled (process, schedule, SAF, kind of prior); se
 
 import hashlib
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.bridge.leakage import analytic_init
-from pipeline.bridge.loss import Denoise
-from pipeline.bridge.process import Process, process_of
-from pipeline.bridge.samplers import (
+from ..bridge.leakage import analytic_init
+from ..bridge.loss import Denoise
+from ..bridge.process import Process, process_of
+from ..bridge.samplers import (
     Clean,
     Noise,
     bridge_clean,
@@ -29,36 +28,17 @@ from pipeline.bridge.samplers import (
     sde_first_order,
     stochastic_heun,
 )
-from pipeline.bridge.schedule import sampling_indices
-from pipeline.data.moments import Moments, load_moments
-from pipeline.models.build import class_indices, load_model, load_prior, video_model
-from pipeline.models.conditioning import guided, guided_by_text_and_image
-from pipeline.models.image_encoder import ImageEncoder, load_image_encoder
-from pipeline.models.image_to_video import VideoNetwork
-from pipeline.models.paths import shipped_path
-from pipeline.models.prior import NeuralPrior, replicate
-from pipeline.models.text import TextEncoder, load_text_encoder
-from pipeline.models.text_files import find_text_encoder, text_identity
-from pipeline.models.vae import Vae, load_vae
-from pipeline.models.weights import CONFIG_FILE, WEIGHTS_FILE
-from pipeline.settings import BridgeSettings, SampleSettings, Settings, UserError
-from pipeline.storage import read_json, resolve
-from pipeline.train.initial import local_copy
-
-
-class Exports(NamedTuple):
-    """What is sampled with, known from the exports' config.json alone."""
-
-    model_path: str
-    config: dict[str, Any]
-    bridge: BridgeSettings  # as trained
-    prior_path: str | None  # None: replicated image
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int, int]:
-        """F, C, h, w"""
-        frames, channels, height, width = self.config["latent_shape"]
-        return frames, channels, height, width
+from ..bridge.schedule import sampling_indices
+from ..data.cache.moments import Moments, load_moments
+from ..models.build import class_indices, video_model
+from ..models.conditioning import guided, guided_by_text_and_image
+from ..models.image_encoder import ImageEncoder, load_image_encoder
+from ..models.image_to_video import VideoNetwork
+from ..models.prior import NeuralPrior, replicate
+from ..models.text import TextEncoder, load_text_encoder
+from ..models.vae import Vae, load_vae
+from ..settings import SampleSettings, Settings
+from .exports import Exports, check_sampler, check_text, check_vae, find_exports, load_networks, sampler_name
 
 
 @dataclass(frozen=True)
@@ -84,123 +64,6 @@ class Generated(NamedTuple):
 
     clip: Tensor
     prior: Tensor
-
-
-def find_exports(settings: Settings) -> Exports:
-    """The model and the neural prior that it was trained with. Raises UserError.
-
-    bridge.prior_path wins over the place that the model's config.json names, and that over the run's own prior.
-    """
-    path = settings.model_export
-    config = _config(path, "sample.model_path", "train one with jobs/finetune.py")
-    bridge = settings.bridge.model_copy(update=config["bridge"])
-    prior_path = None
-    if (bridge.process == "bridge" and bridge.prior == "neural") or config["model"]["prior_condition"]:
-        recorded = config.get("prior_export")
-        if settings.bridge.prior_path:
-            prior_path = settings.bridge.prior_path
-        elif recorded and _has_config(recorded):
-            prior_path = recorded
-        else:
-            prior_path = settings.prior_export
-        prior = _config(prior_path, "bridge.prior_path", "train one with jobs/train_prior.py")
-        _check_alike(prior_path, prior, path, config)
-    return Exports(path, config, bridge, prior_path)
-
-
-def _config(path: str, key: str, remedy: str) -> dict[str, Any]:
-    address = f"{shipped_path(path)}/{CONFIG_FILE}"
-    try:
-        config = read_json(address)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: no export there ({CONFIG_FILE} is missing); {remedy}, or set {key}") from error
-    except ValueError as error:
-        raise UserError(f"{address}: not valid JSON ({error}); export again, or set {key}") from error
-    missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
-    if missing:
-        raise UserError(f"{address}: is no export of this project (without {', '.join(sorted(missing))}); set {key}")
-    return config
-
-
-def _has_config(path: str) -> bool:
-    try:
-        return bool(read_json(f"{shipped_path(path)}/{CONFIG_FILE}"))
-    except (OSError, ValueError):
-        return False
-
-
-def _check_alike(prior_path: str, prior: dict[str, Any], model_path: str, model: dict[str, Any]) -> None:
-    for what, ours, theirs in (
-        ("latents of", prior["latent_shape"], model["latent_shape"]),
-        ("a VAE with hash", prior["vae"]["weights_hash"], model["vae"]["weights_hash"]),
-    ):
-        if ours != theirs:
-            raise UserError(
-                f"{prior_path}: the prior was trained on {what} {ours}, the model {model_path} on {theirs}; "
-                "set bridge.prior_path to the prior of that model"
-            )
-
-
-def check_vae(exports: Exports, vae_path: str, weights_hash: str) -> None:
-    """Raise UserError if the VAE at hand is not the one that the model's latents come from."""
-    trained = exports.config["vae"]
-    if trained["weights_hash"] != weights_hash:
-        raise UserError(
-            f"vae.path = {vae_path}: weights {weights_hash[:12]}..., but {exports.model_path} was trained on latents of "
-            f"{trained['path']} ({trained['weights_hash'][:12]}...); set vae.path to that VAE"
-        )
-
-
-def weights_sha256(export: str) -> str:
-    """SHA-256 of an export's weights. Raises UserError if there are none."""
-    filesystem, inner = resolve(f"{shipped_path(export)}/{WEIGHTS_FILE}")
-    digest = hashlib.sha256()
-    try:
-        with filesystem.open_input_stream(inner) as stream:
-            while chunk := stream.read(8 << 20):
-                digest.update(chunk)
-    except FileNotFoundError as error:
-        raise UserError(f"{export}: {WEIGHTS_FILE} is missing; export again, or set sample.model_path") from error
-    return digest.hexdigest()
-
-
-def load_networks(exports: Exports) -> tuple[VideoNetwork, NeuralPrior | None, list[str]]:
-    """Model, prior and the prior's classes, on the CPU. Raises UserError or WeightsMismatch."""
-    with ExitStack() as stack:
-        model, _ = load_model(stack.enter_context(local_copy(exports.model_path)))
-        if exports.prior_path is None:
-            return model, None, []
-        prior, config = load_prior(stack.enter_context(local_copy(exports.prior_path)))
-        return model, prior, config["classes"]
-
-
-def sampler_name(exports: Exports, how: SampleSettings) -> str:
-    """sample.sampler, what auto stands for being said."""
-    if how.sampler != "auto":
-        return how.sampler
-    return "sde_first_order" if exports.bridge.process == "bridge" else "ddim"
-
-
-def check_sampler(exports: Exports, how: SampleSettings) -> None:
-    """Raise UserError if the sampler is not for the process that the model was trained for."""
-    name, process = sampler_name(exports, how), exports.bridge.process
-    if (name == "ddim") != (process == "diffusion"):
-        other = "ddim or auto" if process == "diffusion" else "auto, or any but ddim"
-        raise UserError(f"sample.sampler = {name}: {exports.model_path} is a {process} model; set {other}")
-    if process == "bridge" and (how.start < 1 or how.analytic_init is not None):
-        raise UserError(
-            f"sample.start = {how.start}, sample.analytic_init = {how.analytic_init}: they choose the noise that diffusion "
-            f"starts from, but {exports.model_path} is a bridge, which starts at its prior; set start 1 and analytic_init null"
-        )
-    model = exports.config["model"]
-    tokens = model.get("backbone") == "unet3d" and model["unet3d"]["image_encoder"] is not None
-    if how.image_guidance is not None and not tokens:
-        raise UserError(
-            f"sample.image_guidance = {how.image_guidance}: guides image tokens, which {exports.model_path} does not take; "
-            "set null"
-        )
-    if name == "sde_first_order" and how.eta > 0:
-        raise UserError(f"sample.eta = {how.eta} is of dbim and ddim; set sample.eta 0 or sample.sampler dbim")
 
 
 def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Sampler:
@@ -229,22 +92,6 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
         moments=None if how.analytic_init is None else load_moments(how.analytic_init, exports.config["latent_shape"]),
         decode_frames=settings.vae.batch_frames,
     )
-
-
-def check_text(settings: Settings, exports: Exports) -> None:
-    """Raise UserError if the model takes text and the encoder at hand is not the one that it was trained with."""
-    trained = exports.config.get("text")
-    if exports.config["model"].get("backbone", "latte") == "latte" or trained is None:
-        return
-    if settings.text.path is None:
-        raise UserError(f"{exports.model_path}: was trained with text; set text.path to its encoder")
-    same: dict[str, Any] = {"text.layer": settings.text.layer, "text.max_length": settings.text.max_length}
-    same["text.path (hash of its files)"] = text_identity(
-        find_text_encoder(settings.text.path, settings.text.tokenizer)
-    )
-    for key, value in same.items():
-        if trained[key] != value:
-            raise UserError(f"{exports.model_path}: was trained with {key} = {trained[key]}, not {value}; set it alike")
 
 
 def encode_images(sampler: Sampler, images: Tensor) -> Tensor:

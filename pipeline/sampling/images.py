@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from pipeline.settings import UserError
-from pipeline.storage import exists, is_remote, read_bytes, walk
+from ..errors import UserError
+from ..storage.files import exists, is_remote, read_bytes, walk
 
 # what may lie beside images and is not meant as one
 COMPANIONS = frozenset({".txt", ".json", ".csv", ".md"})

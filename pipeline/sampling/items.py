@@ -14,12 +14,13 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.data.clips import resize_and_crop
-from pipeline.data.manifest import Cache
-from pipeline.sampling.images import Candidate, candidates
-from pipeline.schema import TEST, ManifestRow
-from pipeline.settings import VAE_DOWNSAMPLING, UserError
-from pipeline.storage import read_bytes
+from ..data.cache.manifest import Cache
+from ..data.decode.crop import resize_and_crop
+from ..errors import UserError
+from ..schema import TEST, ManifestRow
+from ..settings_checks import VAE_DOWNSAMPLING
+from ..storage.files import read_bytes
+from .images import Candidate, candidates
 
 log = logging.getLogger("sample")
 

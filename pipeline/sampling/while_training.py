@@ -16,17 +16,17 @@ import numpy as np
 import ray
 import torch
 
-from pipeline.data.mix import cache_of, open_training_cache
-from pipeline.data.shards import read_latent
-from pipeline.media import encode_mp4, encode_png, tile
-from pipeline.placement import needs, selector
-from pipeline.sampling.generate import decode_clips, generate, load_sampler
-from pipeline.schema import TEST
-from pipeline.settings import Settings
-from pipeline.storage import write_bytes
-from pipeline.train.checkpoint import CheckpointDamaged
-from pipeline.train.checkpoint_export import Found, export_checkpoint, find_checkpoints
-from pipeline.train.run import Run
+from ..data.cache.shards import read_latent
+from ..data.load.mix import cache_of, open_training_cache
+from ..media import encode_mp4, encode_png, tile
+from ..runtime.placement import needs, selector
+from ..schema import TEST
+from ..settings import Settings
+from ..storage.files import write_bytes
+from ..train.checkpoint import CheckpointDamaged
+from ..train.export.from_checkpoint import Found, export_checkpoint, find_checkpoints
+from ..train.plan import Run
+from .generate import decode_clips, generate, load_sampler
 
 log = logging.getLogger("samples")
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from pipeline.settings import LoraSettings, TrainSettings, UserError
+from ..errors import UserError
+from ..settings import LoraSettings, TrainSettings
 
 # modules that get adapters unless train.lora.targets says otherwise: attention, as the LoRA paper has it
 TARGETS = {

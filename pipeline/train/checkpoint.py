@@ -1,6 +1,6 @@
 """Checkpoints that a run goes on from, at any number of workers, and the export that it ends with.
 
-    CHECKPOINT/state-00000-of-00002.safetensors   a rank's share of weights and optimizer state (state.py)
+    CHECKPOINT/state-00000-of-00002.safetensors   a rank's share of weights and optimizer state (deepspeed/state.py)
     CHECKPOINT/state-00000-of-00002.json          its checksum, and the number of steps made
 
 A rank's share is copied to its memory while training waits, and written while it goes on. Ray Train counts a checkpoint
@@ -28,13 +28,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.models.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, save_export
-from pipeline.settings import JobFailed
-from pipeline.storage import is_remote, resolve, write_bytes
-from pipeline.train.state import Ema, count_updates, gather, optimizer_keys
+from ..errors import JobFailed
+from ..runtime.ray_internals import run_storage
+from ..storage.files import is_remote, write_bytes
+from .deepspeed.state import Ema, count_updates, gather, optimizer_keys
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 SPARE = 16 << 20  # bytes that stay free beside a checkpoint: Ray Train's list of them is not written atomically
+
 
 log = logging.getLogger("checkpoint")
 
@@ -102,10 +105,10 @@ def save(
     if ema:
         share |= ema.gather(engine, rank, workers)
     updates = count_updates(engine)
-    storage = ray.train.get_context().get_storage()
+    storage = run_storage()
 
     def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        path, filesystem = storage.build_checkpoint_path_from_name(name), storage.storage_filesystem
+        path, filesystem = storage.path_of(name), storage.filesystem
         address = path if isinstance(filesystem, pafs.LocalFileSystem) else f"s3://{path}"
         try:
             with room_needed(address):
@@ -118,7 +121,7 @@ def save(
     ray.train.report(
         # a score for train.keep_by, the worst one where nothing was validated
         {"step": step, "validation_loss": float("inf"), **known},
-        checkpoint=ray.train.Checkpoint(storage.experiment_fs_path, storage.storage_filesystem),  # not used by `write`
+        checkpoint=ray.train.Checkpoint(storage.folder, storage.filesystem),  # not used by `write`
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=write,
         delete_local_checkpoint_after_upload=False,  # there is none
@@ -153,9 +156,9 @@ def restore(rank: int, device: torch.device) -> Saved | None:
 
 def sweep(counted: set[str]) -> None:
     """Remove the folders of checkpoints that were being written when their workers ended."""
-    storage = ray.train.get_context().get_storage()
-    filesystem = storage.storage_filesystem
-    for one in filesystem.get_file_info(pafs.FileSelector(storage.experiment_fs_path)):
+    storage = run_storage()
+    filesystem = storage.filesystem
+    for one in filesystem.get_file_info(pafs.FileSelector(storage.folder)):
         if one.type == pafs.FileType.Directory and one.base_name.startswith("checkpoint_") and one.path not in counted:
             filesystem.delete_dir(one.path)
 
@@ -220,14 +223,3 @@ def checksum(path: Path) -> int:
         while chunk := stream.read(8 << 20):
             crc = zlib.crc32(chunk, crc)
     return crc
-
-
-def export(address: str, state: Mapping[str, Tensor], config: Mapping[str, Any], card: str | None = None) -> None:
-    """Write an export folder, local or s3://; there config.json comes last, and without it there is no export."""
-    if not is_remote(address):
-        save_export(resolve(address)[1], state, config, card=card)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        local = save_export(Path(folder) / "export", state, config, card=card)
-        for name in (WEIGHTS_FILE, *((CARD_FILE,) if card else ()), CONFIG_FILE):
-            write_bytes(f"{address}/{name}", (local / name).read_bytes())

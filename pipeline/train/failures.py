@@ -13,14 +13,12 @@ from types import FrameType
 from typing import Any
 
 import ray.train
-from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_put
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.worker_group.poll import _is_preempted_actor
 
-from pipeline.settings import JobFailed, UserError
-from pipeline.train.checkpoint import no_room
-from pipeline.train.loop import Told
-from pipeline.train.run import Run
+from ..errors import JobFailed, UserError
+from ..runtime.ray_internals import cause_of, has_key, is_preemption, is_startup_timeout, put_key
+from .checkpoint import no_room
+from .plan import Run
+from .ranks import Told
 
 log = logging.getLogger("train")
 
@@ -42,7 +40,7 @@ class GoOnOrEnd(ray.train.UserCallback):
                 raise ray.train.ControllerError(error)
         for rank, error in worker_exceptions.items():
             print(f"worker {rank} has ended: {in_short(error)}", flush=True)
-        if any(_is_preempted_actor(error) for error in worker_exceptions.values()):
+        if any(is_preemption(error) for error in worker_exceptions.values()):
             return  # Ray Train may ask several times; that a node was taken away is no failure
         self.failures += 1
         if 0 <= self.max_failures < self.failures:
@@ -63,15 +61,14 @@ def in_short(error: Exception) -> str:
 
 def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
     """The cause of a failed run, for the user: what a worker or the controller raised."""
-    # what the training function raised comes wrapped, with its traceback as text
     failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
-    causes = [getattr(cause, "_base_exc", cause) for cause in failures.values()]
+    causes = [cause_of(cause) for cause in failures.values()]
     for cause in causes:
         if isinstance(cause, UserError | JobFailed):
             return cause
         if isinstance(cause, ValueError):
             return JobFailed(str(cause))
-        if isinstance(cause, WorkerGroupStartupTimeoutError):
+        if is_startup_timeout(cause):
             wanted = run.settings.cluster.train
             return JobFailed(
                 f"no room for cluster.train.workers = {wanted.workers} in {wanted.max_failures + 1} x "
@@ -103,9 +100,9 @@ def stop_through(key: str) -> Iterator[None]:
 
     def tell() -> None:
         nonlocal nobody
-        if _internal_kv_exists(f"{key}-training"):
+        if has_key(f"{key}-training"):
             log.info("told to stop: saving a checkpoint first")
-            _internal_kv_put(key, b"1")
+            put_key(key)
         else:
             nobody = True
             _thread.interrupt_main(signal.SIGTERM)
@@ -122,7 +119,7 @@ def told(key: str, rank: int) -> Told:
     notice, a pod or raylet with SIGTERM, an autoscaler's idle node. Every rank calls it."""
     if ray.train.get_preemption_info() is not None:
         return Told.MOVE
-    return Told.STOP if rank == 0 and _internal_kv_exists(key) else Told.GO_ON
+    return Told.STOP if rank == 0 and has_key(key) else Told.GO_ON
 
 
 def alive(hang_timeout_s: int) -> None:

@@ -1,41 +1,31 @@
 """What training starts from: pre-trained weights (train.init) and the frozen neural prior, checked with the cache."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from pipeline.models.build import load_prior
-from pipeline.models.cogvideox import read_transformer, widened
-from pipeline.models.image_encoder import ImageEncoder, load_image_encoder
-from pipeline.models.latte import Latte
-from pipeline.models.paths import shipped_path
-from pipeline.models.prior import NeuralPrior
-from pipeline.models.vae import load_vae
-from pipeline.models.videocrafter import VideoCrafter, state_from_published
-from pipeline.models.weights import (
-    CLASS_TABLE,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    State,
-    WeightsError,
-    bridge_state_from_diffusion,
-    load_export,
-    load_published,
-    load_strict,
-    remap_classes,
-)
-from pipeline.schema import CacheInfo
-from pipeline.settings import Settings, UserError
-from pipeline.storage import exists, is_remote, read_bytes, read_json, write_bytes
-from pipeline.train.tasks import Job, sections
+from ..data.cache.info import VAE_HASH
+from ..errors import UserError
+from ..models.build import build_image_to_video, build_prior, load_prior
+from ..models.checkpoints.cogvideox import read_transformer, widened
+from ..models.checkpoints.exports import is_diffusers, is_export, load_export, local_copy, read_config
+from ..models.checkpoints.latte import CLASS_TABLE, bridge_state_from_diffusion, remap_classes
+from ..models.checkpoints.published import load_published
+from ..models.checkpoints.videocrafter import state_from_published
+from ..models.checkpoints.weights import State, WeightsError, load_strict
+from ..models.files.paths import shipped_path
+from ..models.image_encoder import ImageEncoder, load_image_encoder
+from ..models.image_to_video import VideoNetwork
+from ..models.latte import Latte
+from ..models.prior import NeuralPrior
+from ..models.vae import load_vae
+from ..models.videocrafter import VideoCrafter
+from ..schema import CacheInfo
+from ..settings import ModelSettings, Settings, TrainSettings, VideoModelSettings
+from .adapters import choose_trained
 
-VAE_HASH = "vae.path (hash of its weights)"
+Job = Literal["finetune", "prior"]
 KINDS = {"finetune": "image_to_video", "prior": "prior"}
 
 
@@ -160,46 +150,42 @@ def frozen_image_encoder(settings: Settings, dtype: torch.dtype, device: torch.d
     return load_image_encoder(settings.model, vae, dtype, device)
 
 
-def is_export(path: str) -> bool:
-    return exists(f"{path}/{CONFIG_FILE}")
-
-
-def is_diffusers(path: str) -> bool:
-    """Whether config.json there is diffusers', not ours."""
-    try:
-        return "_class_name" in read_json(f"{path}/{CONFIG_FILE}")
-    except ValueError:
-        return False
-
-
-def read_config(path: str, key: str) -> dict[str, Any]:
-    """config.json of an export folder. Raises UserError where it is not one of ours."""
-    try:
-        config = read_json(f"{path}/{CONFIG_FILE}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}/{CONFIG_FILE}: not valid JSON ({error}); export again, or set {key}") from error
-    missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
-    if missing:
-        raise UserError(f"{path}: no export of this project (without {', '.join(sorted(missing))}); set {key}")
-    return config
-
-
-@contextmanager
-def local_copy(path: str) -> Iterator[str]:
-    """A local path of an export folder or a weights file; s3:// ones are fetched, and removed afterwards."""
-    if not is_remote(path):
-        yield str(Path(path).expanduser())
-        return
-    with TemporaryDirectory() as folder:
-        if not is_export(path):
-            local = f"{folder}/{path.rsplit('/', 1)[1]}"
-            write_bytes(local, read_bytes(path))
-            yield local
-            return
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            write_bytes(f"{folder}/{name}", read_bytes(f"{path}/{name}"))
-        yield folder
-
-
 def _cross(shape: list[int]) -> str:
     return " x ".join(map(str, shape))
+
+
+def uses_prior(job: Job, settings: Settings) -> bool:
+    """Whether the neural prior takes part in the job's loss."""
+    starts_there = settings.bridge.process == "bridge" and settings.bridge.prior == "neural"
+    return job == "finetune" and (starts_there or settings.model.prior_condition)
+
+
+def sections(job: Job, settings: Settings) -> tuple[ModelSettings, TrainSettings]:
+    """The sections that the job is set by."""
+    return (settings.model, settings.train) if job == "finetune" else (settings.prior.model, settings.prior.train)
+
+
+def untrained(job: Job, settings: Settings, info: CacheInfo) -> nn.Module:
+    """The job's model for the latents and classes of the cache; on the meta device only its shape."""
+    shape, classes = info["latent_shape"], len(info["classes"])
+    if job == "prior":
+        return build_prior(settings.prior.model, shape, classes, settings.prior.train.activation_checkpointing)
+    checkpointing = settings.train.activation_checkpointing
+    return build_image_to_video(settings.model, shape, classes, info["text_shape"], checkpointing)
+
+
+def freeze(job: Job, settings: Settings, backbone: nn.Module) -> None:
+    """Leave of the job's `backbone`, which has its initial weights, only those to be trained. Raises UserError."""
+    model, train = sections(job, settings)
+    name = model.backbone if isinstance(model, VideoModelSettings) else "latte"
+    choose_trained("train" if job == "finetune" else "prior.train", backbone, name, train, settings.run.seed)
+
+
+def initial_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[NeuralPrior | VideoNetwork, str]:
+    """The job's model with its initial weights, those that are not trained frozen; what they start from, in words."""
+    model = untrained(job, settings, info)
+    assert isinstance(model, NeuralPrior | VideoNetwork)
+    model.initialise(settings.run.seed)
+    begins = load_initial(job, settings, info, model.backbone)
+    freeze(job, settings, model.backbone)
+    return model, begins

@@ -1,54 +1,25 @@
 """THE training loop, as one worker sees it: batch -> loss -> backward -> step -> log -> validate -> checkpoint."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed
 
-from pipeline.data.batches import TrainingBatch
-from pipeline.settings import TrainSettings
-from pipeline.train.history import History
-from pipeline.train.optimisation import learning_rate, set_learning_rate
-from pipeline.train.state import Ema
-from pipeline.train.stopwatch import Stopwatch, peak_memory_gb
-from pipeline.train.tasks import Loss, Task
-from pipeline.train.utilisation import peak_flops, utilisation
+from ..data.load.batches import TrainingBatch
+from ..settings import TrainSettings
+from .deepspeed.state import Ema
+from .losses import Loss, Task
+from .optimisation import learning_rate, set_learning_rate
+from .ranks import MoveAsked, Place, StopAsked, Told, agreed
+from .report.history import History
+from .report.meter import Meter
 
 Batches = Iterator[list[TrainingBatch]]
+
+
 Save = Callable[[int, dict[str, float | None]], None]
-ASK_S = 2.0  # seconds, or a step, between two looks for a request to stop
-
-
-class RunStopped(RuntimeError):
-    """All ranks end here, together: going on is of no use, and neither is starting again. The message says why."""
-
-
-class StopAsked(RunStopped):
-    """The job was told to stop: all ranks have saved a checkpoint of this step."""
-
-
-class MoveAsked(StopAsked):
-    """A node of the workers is about to be taken away: the same, and others may go on."""
-
-
-class Told(IntEnum):
-    """What a rank is told from outside. Of several ranks' the greatest counts."""
-
-    GO_ON = 0
-    MOVE = 1
-    STOP = 2
-
-
-class Place(NamedTuple):
-    """Where this worker stands."""
-
-    rank: int
-    workers: int
-    device: torch.device
 
 
 def train_steps(
@@ -128,13 +99,6 @@ def train_steps(
             raise MoveAsked(f"step {done}: a node of the workers is about to be taken away")
 
 
-def agreed(told: Told, place: Place) -> Told:
-    """What all ranks are told together. Every rank calls it."""
-    answer = torch.tensor(int(told), device=place.device)
-    torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX)
-    return Told(int(answer))
-
-
 @torch.no_grad()
 def validate(engine: Any, loss: Loss, held_out: list[TrainingBatch], place: Place) -> float:
     """Mean loss over all workers' held-out clips, each at its fixed time and noise. Every rank calls it."""
@@ -152,55 +116,3 @@ def validate(engine: Any, loss: Loss, held_out: list[TrainingBatch], place: Plac
 def gradient_norm(engine: Any) -> float | None:
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
-
-
-class Meter:
-    """What happened since the last row."""
-
-    def __init__(self, train: TrainSettings, place: Place, damaged: list[str], flops: float) -> None:
-        self.train, self.place = train, place
-        self.flops, self.peak = flops, peak_flops(place.device, train.precision)
-        self.ask_every = 1  # steps that take ASK_S or so; the same on all ranks
-        self.watch = Stopwatch(place.device)
-        self.damaged = damaged  # what is wrong with this rank's clips that could not be read, since the start
-        self.reset()
-
-    def reset(self) -> None:
-        self.loss = torch.zeros((), device=self.place.device)
-        self.steps, self.seconds = 0, 0.0
-
-    def stepped(self, seconds: float) -> None:
-        self.steps += 1
-        self.seconds += seconds
-
-    def row(self, step: int) -> dict[str, float | None]:
-        """Means since the last row; a barrier for all ranks. Raises RunStopped."""
-        begun = time.monotonic()
-        counts = torch.tensor([float(len(self.damaged)), self.seconds], device=self.place.device)
-        sums = torch.cat([(self.loss / self.steps).reshape(1), counts])
-        torch.distributed.all_reduce(sums)
-        mean, damaged = float(sums[0]) / self.place.workers, int(sums[1])
-        self.ask_every = max(1, int(ASK_S * self.steps * self.place.workers / float(sums[2])))
-        self.seconds += time.monotonic() - begun  # a GPU's unfinished work, and waiting for other ranks
-        if not math.isfinite(mean):
-            raise RunStopped(f"step {step}: the loss is {mean}; lower the learning rate or set train.clip_norm")
-        if damaged and self.train.damaged_clips == "stop":
-            raise RunStopped(f"step {step}: {self.problems()[0]}; or set train.damaged_clips skip")
-        rate = self.steps * self.train.global_batch / self.seconds
-        row: dict[str, float | None] = {
-            "loss": mean,
-            "samples_per_s": rate,
-            **(utilisation(rate, self.flops, self.place.workers, self.peak) if self.flops else {}),
-            **self.watch.shares(),
-            "memory_gb": peak_memory_gb(self.place.device),
-        }
-        if damaged:
-            row["damaged"] = damaged
-        self.reset()
-        return row
-
-    def problems(self) -> list[str]:
-        """What is wrong with the clips that any rank could not read. Every rank calls it."""
-        parts: list[list[str]] = [[]] * self.place.workers
-        torch.distributed.all_gather_object(parts, self.damaged)
-        return [problem for part in parts for problem in part]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.settings import TrainSettings
+from ..settings import TrainSettings
 
 MUON_FACTOR = 7.0  # an orthogonal update's entries are smaller than AdamW's, which are about 1
 NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.GroupNorm)

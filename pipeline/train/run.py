@@ -1,304 +1,119 @@
-"""What the driver settles before Ray starts: is everything there, does it fit, has the run been done already."""
+"""Run the training on the cluster: ask Ray Train for workers, and start them again after a failure."""
 
-import hashlib
+import logging
 import math
-import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+import os
+import signal
+import sys
+import uuid
+from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+import ray.train
+import ray.train.torch
 
-from pipeline.config import load, to_yaml
-from pipeline.data.batches import split
-from pipeline.data.manifest import Cache, read_null_text
-from pipeline.data.mix import Mix, hash_of_clips
-from pipeline.data.online import open_training_data
-from pipeline.data.prior_cache import check_outputs
-from pipeline.models.latte import Latte
-from pipeline.models.paths import shipped_path
-from pipeline.models.prior import NeuralPrior
-from pipeline.models.videocrafter import VideoCrafter
-from pipeline.schema import TEST, TRAIN, CacheInfo
-from pipeline.settings import Settings, UserError
-from pipeline.storage import exists, list_files, read_json, resolve, write_bytes, write_json
-from pipeline.train.initial import VAE_HASH, check_prior, is_export, load_initial
-from pipeline.train.tasks import Job, freeze, sections, untrained
-from pipeline.train.trackers import check_trackers
+from ..errors import JobFailed
+from ..runtime.connect import start_ray
+from ..runtime.placement import check_room, check_room_online, needs, selector
+from ..storage.files import read_json, resolve, write_json
+from . import checkpoint
+from .failures import GoOnOrEnd, explained, stop_through
+from .initial import sections
+from .plan import CHECKPOINTS, Run, record, standing, training_flops
+from .report.history import duration
+from .worker import train_worker
 
-MADE_WITH = "made_with.json"
-CHECKPOINTS = "checkpoints"
-CHECKPOINT_BYTES = 4 + 8  # of one parameter in a checkpoint: the float32 weight, AdamW's two moments
-# of `train`: what may change between two starts of one run without changing what is trained
-FREE = {
-    "micro_batch",
-    "activation_checkpointing",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_by",
-    "log_every",
-    "validate_every",
-    "validate_clips",
-    "zero_stage",
-    "offload_optimizer",
-    "damaged_clips",
-    "compile",
-}
+log = logging.getLogger("train")
 
 
-@dataclass(frozen=True)
-class Run:
-    """A job with everything that was found out about it; its folder is STORAGE/NAME/JOB."""
-
-    job: Job
-    settings: Settings
-    cache: Cache
-    model: nn.Module  # on the meta device: a shape, no weights
-    begins: str  # what the weights start from, in words
-    made_with: dict[str, Any]  # what decides the result
-
-    @property
-    def folder(self) -> str:
-        return run_folder(self.job, self.settings)
-
-    @property
-    def export(self) -> str:
-        return f"{self.folder}/export"
+# With a range of workers Ray Train asks for as many as there is room for; where a node was just lost, it does not know yet.
+RANGE_START_S = 30
 
 
-def run_folder(job: Job, settings: Settings) -> str:
-    return f"{settings.run.folder}/{job}"
-
-
-def prepare(job: Job, settings: Settings) -> Run:
-    """Find and check cache, initial weights and prior. Reads only. Raises UserError or WeightsMismatch."""
-    check_trackers(settings)
-    cache = open_training_data(settings)
-    if not cache.select(TRAIN):
-        raise UserError(
-            f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
-        )
-    model, begins = meta_model(job, settings, cache.info)
-    if job == "finetune" and settings.model.backbone != "latte" and settings.train.label_dropout:
-        read_null_text(cache.path)
-    if uses_prior(job, settings):
-        path = check_prior(settings, cache.info)
-        if settings.bridge.cached_prior and isinstance(cache, Mix):
-            raise UserError("bridge.cached_prior = true is of one cache; with cache.mix set it false")
-        if settings.bridge.cached_prior:
-            check_outputs(cache, weights_hash(shipped_path(path)))
-    return Run(job, settings, cache, model, begins, made_with(job, settings, cache))
-
-
-def meta_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[nn.Module, str]:
-    """The job's model without weights, train.init having been tried on it."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
-        model = untrained(job, settings, info)
-        with torch.device("cpu"):
-            backbone = model.backbone
-            assert isinstance(backbone, nn.Module)
-            begins = load_initial(job, settings, info, backbone)
-        freeze(job, settings, backbone)
-        return model, begins
-
-
-def uses_prior(job: Job, settings: Settings) -> bool:
-    """Whether the neural prior takes part in the job's loss."""
-    starts_there = settings.bridge.process == "bridge" and settings.bridge.prior == "neural"
-    return job == "finetune" and (starts_there or settings.model.prior_condition)
-
-
-def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
-    """What decides the result of a run. Workers and ZeRO stage do not: a run may go on with others."""
-    model, train = sections(job, settings)
-    result: dict[str, Any] = {
-        "run.seed": settings.run.seed,
-        "cache.fingerprint": cache.info["fingerprint"],
-        "cache.clips": f"{len(cache.rows)} ({hash_of_clips(cache)})",
-    }
-    if isinstance(cache, Mix):
-        result["cache.mix"] = [
-            f"{p.clips} clips ({p.keys}) of {p.fingerprint}, weight {p.weight:g}" for p in cache.parts
-        ]
-    prefix = "" if job == "finetune" else "prior."
-    result |= {f"{prefix}model.{name}": value for name, value in model.model_dump(mode="json").items()}
-    trained = train.model_dump(mode="json")
-    result |= {f"{prefix}train.{name}": value for name, value in trained.items() if name not in FREE}
-    if train.init is not None:
-        result[f"{prefix}train.init (its weights)"] = weights_hash(shipped_path(train.init))
-    if job == "finetune":
-        bridge = settings.bridge.model_dump(mode="json")
-        result |= {f"bridge.{name}": value for name, value in bridge.items() if name != "prior_path"}
-        if uses_prior(job, settings):
-            result["bridge.prior_path (its weights)"] = weights_hash(shipped_path(settings.prior_export))
-    return result
-
-
-def weights_hash(path: str) -> str:
-    """BLAKE2b of an export's weights, of a weights file, or of all safetensors in a folder of diffusers."""
-    digest = hashlib.blake2b(digest_size=8)
-    folder = next((one for one in (path, f"{path}/transformer") if is_export(one)), None)
-    for file in list_files(folder, ".safetensors") if folder else [path]:
-        filesystem, inner = resolve(file)
-        with filesystem.open_input_stream(inner) as stream:
-            while chunk := stream.read(8 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
-def standing(run: Run) -> Literal["new", "interrupted", "done"]:
-    """How far the run is. Raises UserError if its folder holds a run of other settings."""
-    state: Literal["interrupted", "done"]
-    state = "done" if is_export(run.export) else "interrupted"
-    address = f"{run.folder}/{MADE_WITH}"
-    if not exists(address):
-        if state == "done":
-            raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
-        return "new"
-    before = defaults(run.made_with) | read_json(address)  # what an earlier version could not set was as the default is
-    differences = [
-        f"{key}: was {before.get(key)!r}, now {run.made_with.get(key)!r}"
-        for key in sorted(before.keys() | run.made_with.keys())
-        if before.get(key) != run.made_with.get(key)
-    ]
-    if differences and state == "interrupted" and not exists(f"{run.folder}/{CHECKPOINTS}"):
-        return "new"  # nothing had been trained yet
-    if differences:
-        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
-        raise UserError(
-            f"{run.folder}: holds a {'finished' if state == 'done' else 'half-finished'} run of other settings "
-            f"({'; '.join(differences[:4])}{more}); set them alike, choose another --run.name, or delete that folder"
-        )
-    return state
-
-
-def defaults(keys: Iterable[str]) -> dict[str, Any]:
-    """The values of ray_config.yaml for those of the dotted keys that are settings."""
-    tree = load([])[0].model_dump(mode="json")
-    result = {}
-    for key in keys:
-        section, _, name = key.rpartition(".")
-        settings = tree
-        for part in section.split("."):
-            settings = settings.get(part, {})
-        if name in settings:
-            result[key] = settings[name]
-    return result
-
-
-def record(run: Run) -> None:
-    """Write what the run is made with beside its results."""
-    write_bytes(f"{run.folder}/settings.yaml", to_yaml(run.settings).encode())
-    write_json(f"{run.folder}/{MADE_WITH}", run.made_with)
-
-
-def export_config(job: Job, settings: Settings, info: CacheInfo) -> dict[str, Any]:
-    """config.json of the export."""
-    model, train = sections(job, settings)
-    data = settings.data
-    return {
-        "kind": "image_to_video" if job == "finetune" else "prior",
-        "model": model.model_dump(mode="json"),
-        "bridge": settings.bridge.model_dump(mode="json"),
-        "latent_shape": info["latent_shape"],
-        "text_shape": info["text_shape"],
-        "text": {name: value for name, value in info["settings"].items() if name.startswith("text.")},
-        "classes": info["classes"],
-        "vae": {
-            "path": settings.vae.path,
-            "weights_hash": info["settings"][VAE_HASH],
-            "scaling_factor": info["scaling_factor"],
-        },
-        "cache_fingerprint": info["fingerprint"],
-        "steps": train.steps,
-        "init": train.init,
-        "data": {"height": data.height, "width": data.width, "frames": data.frames, "stride": data.stride},
-        "prior_export": settings.prior_export if uses_prior(job, settings) else None,
-    }
-
-
-def plan_training(run: Run) -> str:
-    """What the run would do, in words and figures."""
-    _, train = sections(run.job, run.settings)
-    clips, held_out = len(run.cache.select(TRAIN)), len(run.cache.select(TEST))
-    parameters = sum(p.numel() for p in run.model.parameters())
-    learned = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    least, workers = run.settings.cluster.train.workers_range
-    piece, pieces = split(train.global_batch, train.micro_batch, workers)
-    flops = training_flops(run.model, run.cache.info)
-    epochs = train.steps * train.global_batch / clips
-    size = learned * CHECKPOINT_BYTES
-    kept = f"the {'last' if train.keep_by == 'time' else 'best'} {train.keep_checkpoints}"
-    return (
-        f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
-        f"  model         {parameters / 1e6:.2f} M parameters{_trained_in_words(run.model)}, {tokens(run.model)}"
-        f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
-        f"  data          {clips} training and {held_out} held-out clips in {_caches_in_words(run.cache, run.settings)}\n"
-        f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
-        f"{'' if least == workers else f'{least} to '}{workers} workers x {pieces} pieces of {piece}, "
-        f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
-        f"  checkpoints   every {train.checkpoint_every} steps, {kept} kept, "
-        f"{_size(size)} each; export {_size(parameters * 4)}\n"
-        f"  to            {run.folder}"
+def run_training(run: Run) -> dict[str, Any]:
+    """Train, or go on where the run stopped, and give its summary.json. Raises UserError or JobFailed."""
+    summary = f"{run.folder}/summary.json"
+    if standing(run) == "done":
+        log.info("nothing to do: %s has been trained already, with these settings", run.export)
+        found: dict[str, Any] = read_json(summary)
+        return found
+    start_ray(run.settings)
+    resources = run.settings.cluster.train
+    check_room(run.settings, "train", resources.workers_range[0], f"cluster.train.workers = {resources.workers}")
+    if run.settings.data.online:
+        check_room_online(run.settings)
+    stop_key = f"framebridge-stop-{uuid.uuid4().hex}"
+    try:
+        with checkpoint.room_needed(run.folder), stop_through(stop_key):
+            record(run)
+            result = make_trainer(run, stop_key).fit()
+            while "moved" in result.return_value:
+                log.info("%s: going on, with a checkpoint of that step", result.return_value["moved"])
+                result = make_trainer(run, stop_key).fit()
+    except ray.train.TrainingFailedError as error:
+        raise explained(run, error) from error
+    if "asked" in result.return_value:
+        log.info("%s, with a checkpoint in %s", result.return_value["asked"], run.folder)
+        sys.exit(signal.SIGTERM)
+    if "stopped" in result.return_value:
+        raise JobFailed(f"{result.return_value['stopped']}; the last checkpoint is in {run.folder}")
+    write_json(summary, result.return_value)
+    log.info(
+        "%s: %d steps in %s",
+        run.export,
+        result.return_value["steps"],
+        duration(result.return_value["seconds"]),
     )
+    return dict(result.return_value)
 
 
-def _standing_in_words(run: Run) -> str:
-    return {
-        "new": "new",
-        "interrupted": "goes on from its last checkpoint",
-        "done": "done already: nothing to do",
-    }[standing(run)]
-
-
-def _trained_in_words(model: nn.Module) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = any(not p.requires_grad for p in model.parameters())
-    return f", {trained / 1e6:.2f} M trained" if frozen else ""
-
-
-def _caches_in_words(cache: Cache, settings: Settings) -> str:
-    if not isinstance(cache, Mix):
-        return f"{cache.path}{', made while training runs' if settings.data.online else ''}"
-    total = sum(drawn for _, drawn in cache.shares)
-    shares = zip(cache.parts, cache.shares, strict=True)
-    return ", ".join(f"{part.path} ({drawn / total:.0%} of the draws)" for part, (_, drawn) in shares)
-
-
-def tokens(model: nn.Module) -> str:
-    """Tokens that a Latte sees of one clip, the image's frame included, in words; "" of another backbone."""
-    backbone = model.backbone
-    if not isinstance(backbone, Latte):
-        return ""
-    return f"{backbone.num_frames * backbone.pos_embed.shape[1]} tokens a clip, "
-
-
-def training_flops(model: nn.Module, info: CacheInfo) -> float:
-    """FLOP of one clip, forward and backward; counted on the meta device, nothing is computed.
-
-    The backward pass is one forward for the gradients of activations, and another for those of weights, less the share of
-    weights that are frozen.
-    """
-    shape = (1, *info["latent_shape"])
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        y, image_latent = torch.empty(1, dtype=torch.int64), torch.empty(1, *shape[2:])
-        if isinstance(model, NeuralPrior):
-            model(image_latent, y)
-        else:
-            given = {"image_latent": image_latent, "prior": torch.empty(shape), "stride": torch.empty(1)}
-            given["text"] = torch.empty(1, *(info["text_shape"] or ()))
-            if isinstance(model.backbone, VideoCrafter) and model.backbone.image_proj_model is not None:
-                given["image_features"] = torch.empty(1, 257, model.backbone.image_proj_model.proj_in.in_features)
-            conditions = {name: given[name] for name in model.conditions}  # type: ignore[union-attr]
-            model(torch.empty(shape), torch.empty(1), y, **conditions)
-    parameters = list(model.parameters())
-    learned = sum(p.numel() for p in parameters if p.requires_grad) / sum(p.numel() for p in parameters)
-    return (2.0 + learned) * counter.get_total_flops()
-
-
-def _size(count: float) -> str:
-    power = min(3, int(math.log(max(count, 1), 1024)))
-    return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
+    """What starts the workers, and starts them again."""
+    resources = run.settings.cluster.train
+    filesystem, inner = resolve(run.folder)
+    _, train = sections(run.job, run.settings)
+    by_score = train.keep_by == "validation_loss"
+    least, most = resources.workers_range
+    wait_s = resources.start_timeout_s if least == most else min(RANGE_START_S, resources.start_timeout_s)
+    # Ray Train hands these on to its controller and workers
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(wait_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(resources.hang_timeout_s)
+    os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "1"
+    os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"  # it prints every line of a worker twice
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "job": run.job,
+            "settings": run.settings.model_dump(mode="json"),
+            "stop": stop_key,
+            "flops": training_flops(run.model, run.cache.info),
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=most if least == most else (least, most),
+            use_gpu=resources.num_gpus > 0,
+            resources_per_worker={"CPU": 0} | needs(run.settings, "train"),
+            label_selector=selector(run.settings, "train"),
+        ),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if resources.num_gpus > 0 else "gloo", timeout_s=resources.hang_timeout_s
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=inner,
+            storage_filesystem=filesystem,
+            # nodes that do not come are no failure of a worker: without a limit of its own Ray would ask for them for ever
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1,
+                controller_failure_limit=math.ceil(
+                    (resources.max_failures + 1) * resources.start_timeout_s / wait_s - 1
+                ),
+            ),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=train.keep_checkpoints,
+                checkpoint_score_attribute="validation_loss" if by_score else None,
+                checkpoint_score_order="min",
+            ),
+            # counts the workers' failures, and tells of them without tracebacks
+            callbacks=[GoOnOrEnd(run.folder, resources.max_failures)],
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from gaussian_bridge import DEVIATION, MEAN, PRIOR, best_clean, flow, impulse_moments, moments, order
+from helpers.gaussian_bridge import DEVIATION, MEAN, PRIOR, best_clean, flow, impulse_moments, moments, order
 from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps
@@ -18,15 +18,7 @@ from pipeline.bridge.samplers import (
     sde_first_order,
     stochastic_heun,
 )
-from pipeline.bridge.schedule import (
-    BridgeTable,
-    ddpm_alphas_cumprod,
-    gmax,
-    gmax_table,
-    sampling_indices,
-    tabulate,
-    vp,
-)
+from pipeline.bridge.schedule import BridgeTable, ddpm_alphas_cumprod, gmax, gmax_table, sampling_indices, tabulate, vp
 from pipeline.bridge.targets import eps_psi
 
 TABLE = gmax_table()

@@ -13,13 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_cache import write_cache
-from tiny_vae import save_tiny_vae
+from helpers.tiny_cache import write_cache
+from helpers.tiny_vae import save_tiny_vae
 
 from pipeline.config import ROOT, load
-from pipeline.data.manifest import open_cache
-from pipeline.data.synthetic import make_dataset
-from pipeline.local_cluster import free_ports
+from pipeline.data.cache.manifest import open_cache
+from pipeline.runtime.local import free_ports
+from pipeline.shipped.synthetic import make_dataset
 
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"

@@ -11,7 +11,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipeline.config import ROOT, load
-from pipeline.placement import fits, needs, places, selector
+from pipeline.runtime.placement import fits, needs, places, selector
 
 FILES = ("aws", "gcp", "on-premises")
 CLOUDS = ("aws", "gcp")

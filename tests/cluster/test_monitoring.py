@@ -7,7 +7,7 @@ import pytest
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from pipeline.config import ROOT
-from pipeline.monitoring import METRICS
+from pipeline.runtime.metrics import METRICS
 
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana.json").read_text())
 TARGETS = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]

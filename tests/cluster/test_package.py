@@ -28,7 +28,7 @@ def test_package_is_small(package: Path) -> None:
 
 def test_package_has_what_jobs_need_and_no_more(package: Path) -> None:
     names = {member.filename.split("/", 1)[0] for member in zipfile.ZipFile(package).infolist()}
-    assert names >= {"jobs", "pipeline", "ray_config.yaml"}
+    assert names >= {"jobs", "pipeline", "experiments", "ray_config.yaml"}
     left_out = {".git", ".venv", "benchmarks", "cluster", "docs", "runs", "tests"}
     assert not names & left_out
     inside = set(zipfile.ZipFile(package).namelist())

@@ -21,11 +21,12 @@ from ray.core.generated import ray_client_pb2, ray_client_pb2_grpc
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from pipeline.config import ROOT
-from pipeline.data.manifest import open_cache
-from pipeline.data.synthetic import CLASSES, make_dataset
-from pipeline.local_cluster import local_cluster
-from pipeline.train.history import HISTORY, read_history
-from pipeline.train.run import CHECKPOINTS
+from pipeline.data.cache.manifest import open_cache
+from pipeline.runtime.local import local_cluster
+from pipeline.shipped.synthetic import CLASSES, make_dataset
+from pipeline.train.plan import CHECKPOINTS
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
 
 TOKEN = "the-token-of-this-test-0123456789abcdef"
 STEPS = 40

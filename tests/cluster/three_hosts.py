@@ -1,6 +1,6 @@
 """cluster/README.md tried on three hosts, and the road on them while one is cut off and one is killed: `make test-cluster`.
 
-Three hosts on this machine (hosts.py), S3 (moto) beside them. The commands are those of the page, in its order, with what a
+Three hosts on this machine (helpers/hosts.py), S3 (moto) beside them. The commands are those of the page, in its order, with what a
 reader fills in: `ray up` over SSH, the whole road as a submitted job, looked at, stopped, submitted again. Then one host is
 cut off while it caches and another one killed while it trains; the result must be, byte for byte, that of the same road
 undisturbed. Wants two cores with little else to do; --until up|undisturbed ends earlier. Exit status 0: all of that holds.
@@ -18,10 +18,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import hosts
-from hosts import HOME, HOSTS, OPERATOR, ROOT, USER, Host, wait_until
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-sys.path.insert(0, str(ROOT))
+from helpers import hosts  # noqa: E402 (as is the next: they lie beside this folder)
+from helpers.hosts import HOME, HOSTS, OPERATOR, ROOT, USER, Host, wait_until  # noqa: E402
 
 ADDRESSES = {"one": "10.77.0.1", "two": "10.77.0.2", "three": "10.77.0.3"}
 ENDPOINT = f"http://{OPERATOR}:5000"
@@ -186,8 +186,8 @@ def furnish(machines: dict[str, Host]) -> None:
 
 def start_s3() -> None:
     """Videos in a bucket: one of them is none."""
-    from pipeline import storage
-    from pipeline.data.synthetic import make_dataset
+    from pipeline.shipped.synthetic import make_dataset
+    from pipeline.storage import files as storage
 
     command = [sys.executable, "-m", "moto.server", "-H", OPERATOR, "-p", "5000"]
     subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -233,7 +233,7 @@ def finished(job: str) -> bool:
 
 
 def count(folder: str) -> int:
-    from pipeline.storage import entries
+    from pipeline.storage.files import entries
 
     return sum(1 for _ in entries(folder))
 
@@ -264,10 +264,10 @@ def titles(host: Host) -> list[str]:
 
 def compare(name: str, reference: str) -> None:
     """Raises AssertionError unless cache, training and samples of both runs are the same, and all of it is there."""
-    from pipeline.data.cache import open_cache
-    from pipeline.data.shards import read_latent
-    from pipeline.storage import list_files, read_bytes, read_json
-    from pipeline.train.history import read_history
+    from pipeline.data.cache.manifest import open_cache
+    from pipeline.data.cache.shards import read_latent
+    from pipeline.storage.files import list_files, read_bytes, read_json
+    from pipeline.train.report.rows import read_history
 
     caches = [open_cache(f"{RUNS}/{run}/cache") for run in (name, reference)]
     for cache in caches:
@@ -298,7 +298,7 @@ def compare(name: str, reference: str) -> None:
 
 def check_secrets(machines: dict[str, Host]) -> None:
     """Raises AssertionError if a log, an export or a settings file holds the token or the key of S3."""
-    from pipeline.storage import entries, read_bytes
+    from pipeline.storage.files import entries, read_bytes
 
     secrets = [KEYS["AWS_SECRET_ACCESS_KEY"].encode(), (HOME / ".ray" / "auth_token").read_bytes().strip()]
     written = {path: path.read_bytes() for host in machines.values() for path in logs_of(host)}

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny_cache import tiny_settings, write_cache
+from helpers.tiny_cache import tiny_settings, write_cache
 
 from pipeline.config import ROOT
 

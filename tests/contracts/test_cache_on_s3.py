@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 import boto3
 import pytest
 import torch
-from faulty_s3 import FaultyS3, Plan, faulty_s3
-from tiny_vae import save_tiny_vae
-from video_files import write_video
+from helpers.faulty_s3 import FaultyS3, Plan, faulty_s3
+from helpers.tiny_vae import save_tiny_vae
+from helpers.video_files import write_video
 
 from pipeline.config import ROOT, load
-from pipeline.data.batches import training_batches, training_source
-from pipeline.data.cache import build_cache, open_cache
-from pipeline.data.kept import keep_locally
-from pipeline.data.shards import read_latent
-from pipeline.storage import entries, read_bytes
+from pipeline.data.cache.manifest import open_cache
+from pipeline.data.cache.run import build_cache
+from pipeline.data.cache.shards import read_latent
+from pipeline.data.load.batches import training_batches
+from pipeline.data.load.node_cache import keep_locally
+from pipeline.data.load.reader import training_source
+from pipeline.storage.files import entries, read_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 VIDEOS = 10
@@ -159,7 +161,7 @@ def test_after_the_first_epoch_nothing_is_asked_of_s3(
     cached: OnS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By other workers of the node either; what was kept and is damaged comes from S3 once more."""
-    monkeypatch.setattr("pipeline.data.batches.IN_MEMORY", 0)
+    monkeypatch.setattr("pipeline.data.load.reader.IN_MEMORY", 0)
     settings = load([*cached.arguments, f"--cache.local_path={tmp_path}"])[0]
     there = open_cache(settings.cache_path)
     clips = len(there.select("train"))

@@ -9,14 +9,12 @@ from typing import Any
 
 import boto3
 import pytest
-from faulty_s3 import FAULTS, IN_A_ROW, FaultyS3, Plan, faulty_s3
+from helpers.faulty_s3 import FAULTS, IN_A_ROW, FaultyS3, Plan, faulty_s3
 
-from pipeline import s3
-from pipeline.cli import run_job
-from pipeline.data.verify import find_orphans, remove_orphans
-from pipeline.storage import (
-    StorageRefused,
-    StorageUnavailable,
+from pipeline.data.cache.verify import find_orphans, remove_orphans
+from pipeline.runtime.job import run_job
+from pipeline.storage import s3
+from pipeline.storage.files import (
     check_reachable,
     download,
     exists,
@@ -27,6 +25,7 @@ from pipeline.storage import (
     walk,
     write_bytes,
 )
+from pipeline.storage.s3 import StorageRefused, StorageUnavailable
 
 SECRET = "not-to-be-seen-4711"
 PART = 5 << 20  # S3's least

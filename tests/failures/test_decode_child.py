@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import treacherous
-from video_files import number, write_video
+from helpers import treacherous
+from helpers.video_files import number, write_video
 
 from pipeline.config import ROOT, load
-from pipeline.data import isolation
-from pipeline.data.decode import DecodeFailure
-from pipeline.data.isolation import IsolatedDecoder
+from pipeline.data.decode import stage
+from pipeline.data.decode.child import IsolatedDecoder
+from pipeline.data.decode.fetch import DecodeFailure
 from pipeline.schema import PLAN_SCHEMA, PlannedClip
 from pipeline.settings import DataSettings
 
@@ -104,13 +104,11 @@ def test_a_child_that_leaks_is_replaced_before_it_costs_a_clip(decoder: Isolated
 def test_clips_come_in_order_with_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
     isolated = IsolatedDecoder(treacherous.decode)
-    monkeypatch.setattr(isolation, "_decoder", isolated)
+    monkeypatch.setattr(stage, "_decoder", isolated)
     names = ["good", "segfault", "killed 2", "exit", "hang", "killed 3", "good again"]
     videos = [planned(write_video(tmp_path / name, 50, container="mp4")) for name in names]
     chosen = data(decode_timeout_s=3, decoder="pyav")
-    rows = pa.concat_tables(
-        isolation.decode_clips(pa.Table.from_pylist(videos, schema=PLAN_SCHEMA), chosen)
-    ).to_pylist()
+    rows = pa.concat_tables(stage.decode_clips(pa.Table.from_pylist(videos, schema=PLAN_SCHEMA), chosen)).to_pylist()
     assert [row["video"] for row in rows] == names
     assert [row["reason"] for row in rows] == [None, "crashed", None, "crashed", "timeout", "killed", None]
     assert [row["attempts"] for row in rows] == [1, 1, 3, 1, 1, 3, 1]
@@ -122,13 +120,13 @@ def test_clips_come_in_order_with_what_was_tried(monkeypatch: pytest.MonkeyPatch
 
 def test_a_batch_that_is_given_up_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolated = IsolatedDecoder()
-    monkeypatch.setattr(isolation, "_decoder", isolated)
+    monkeypatch.setattr(stage, "_decoder", isolated)
     videos = [planned(write_video(tmp_path / f"{length}.mp4", length)) for length in (50, 60, 70)]
     batch = pa.Table.from_pylist(videos, schema=PLAN_SCHEMA)
-    given_up = isolation.decode_clips(batch, data())
+    given_up = stage.decode_clips(batch, data())
     next(given_up)
     given_up.close()
-    rows = pa.concat_tables(isolation.decode_clips(batch, data())).to_pylist()
+    rows = pa.concat_tables(stage.decode_clips(batch, data())).to_pylist()
     assert [row["source_frames"] for row in rows] == [50, 60, 70]
     isolated.close()
 
@@ -136,9 +134,10 @@ def test_a_batch_that_is_given_up_leaves_nothing_for_the_next(monkeypatch: pytes
 @pytest.mark.parametrize("video", ["idle", "hang"])
 def test_a_child_dies_with_its_parent(video: str) -> None:
     script = f"""
-import sys, treacherous
+import sys
+from helpers import treacherous
 from pipeline.config import load
-from pipeline.data.isolation import IsolatedDecoder
+from pipeline.data.decode.child import IsolatedDecoder
 isolated = IsolatedDecoder(treacherous.decode)
 data = load(["--recipe", "demo"])[0].data.model_copy(update={{"decode_timeout_s": 1000.0}})
 isolated._start()

@@ -21,18 +21,18 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from caching_job import start_job
-from tiny_vae import save_tiny_vae
+from helpers.caching_job import start_job
+from helpers.tiny_vae import save_tiny_vae
 
 from pipeline.config import load
-from pipeline.data import isolation
-from pipeline.data.encode import EncodeClips
-from pipeline.data.manifest import open_cache
-from pipeline.data.plan import plan_table
-from pipeline.data.shards import read_latent
-from pipeline.data.synthetic import CLASSES, random_scene, render, write_video
+from pipeline.data.cache.encode import EncodeClips
+from pipeline.data.cache.manifest import open_cache
+from pipeline.data.cache.shards import read_latent
+from pipeline.data.decode import stage
+from pipeline.data.plan.clips import plan_table
 from pipeline.settings import Settings
-from pipeline.storage import read_json
+from pipeline.shipped.synthetic import CLASSES, random_scene, render, write_video
+from pipeline.storage.files import read_json
 
 KILLS = ["decode child"] * 7 + ["decode worker"] * 6 + ["VAE actor"] * 3 + ["raylet"] * 2 + ["driver"] * 2
 CHEAP = ("decode child", "decode worker")
@@ -143,7 +143,7 @@ def find(kind: str) -> list[psutil.Process]:
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             command = process.cmdline()
-            if "pipeline.data.isolation" in command:
+            if "pipeline.data.decode.child" in command:
                 decoders.append(process)
             elif command and command[0].startswith("ray::") and "EncodeClips" in command[0]:
                 actors.append(process)
@@ -188,8 +188,8 @@ def check_exactly_once(settings: Settings, committed: Tars, videos: int) -> None
 
 def checksums(settings: Settings) -> dict[str, str]:
     """What every clip's latent has to be: key and checksum, from the stages' functions without Ray."""
-    decoded = pa.concat_tables(isolation.decode_clips(plan_table(settings.data), settings.data))
-    isolation._decoder.close()
+    decoded = pa.concat_tables(stage.decode_clips(plan_table(settings.data), settings.data))
+    stage._decoder.close()
     encode = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
     rows = encode(decoded.filter(decoded["reason"].is_null())).to_pylist()
     return {row["key"]: f"{zlib.crc32(row['latent']):08x}" for row in rows}

@@ -11,11 +11,11 @@ import av
 import numpy as np
 import psutil
 import pyarrow as pa
-from video_files import write_video
+from helpers.video_files import write_video
 
 from pipeline.config import ROOT, load
-from pipeline.data import isolation
-from pipeline.data.isolation import decode_clips
+from pipeline.data.decode import stage
+from pipeline.data.decode.stage import decode_clips
 from pipeline.schema import PLAN_SCHEMA
 
 REAL = ROOT.parent / "shared" / "clips"
@@ -107,5 +107,5 @@ def test_every_odd_file_becomes_a_clip_or_a_reject_of_its_kind(tmp_path: Path) -
     before = psutil.Process().children(recursive=True)
     assert surprises(made(tmp_path), max_pixels=35_000) == []
     assert surprises(real(), max_pixels=35_389_440) == []
-    isolation._decoder.close()
+    stage._decoder.close()
     assert set(psutil.Process().children(recursive=True)) <= set(before), "no child process is left"

@@ -18,14 +18,15 @@ from typing import Any
 
 import psutil
 import pytest
+from helpers.tiny_cache import tiny_arguments
+from helpers.training_job import TrainingJob, checkpoints, workers
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
-from tiny_cache import tiny_arguments
-from training_job import TrainingJob, checkpoints, workers
 
 from pipeline.config import ROOT
-from pipeline.train.history import HISTORY, Row, read_history
-from pipeline.train.run import CHECKPOINTS
+from pipeline.train.plan import CHECKPOINTS
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import Row, read_history
 
 # a dozen starts of a worker group; a busy machine is slow
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(1800)]

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.models.checkpoints.weights import load_strict
 from pipeline.models.conditioning import guided
 from pipeline.models.image_to_video import ImageToVideo
 from pipeline.models.latte import LATTE_SIZES, Latte
 from pipeline.models.prior import NeuralPrior
-from pipeline.models.weights import load_strict
 
 HERE = Path(__file__).parent
 KEYS = json.loads((HERE / "latte_state_dict_keys.json").read_text())

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from process_group import run_ranks
+from helpers.process_group import run_ranks
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 
@@ -18,14 +18,17 @@ PROGRAM = """
     from pathlib import Path
 
     import torch
-    from process_group import join
-    from tiny_cache import tiny_settings, write_cache
+    from helpers.process_group import join
+    from helpers.tiny_cache import tiny_settings, write_cache
 
-    from pipeline.data.batches import training_batches, training_source, validation_batches, validation_source
-    from pipeline.train.engine import start_engine
-    from pipeline.train.history import History
-    from pipeline.train.loop import Place, train_steps
-    from pipeline.train.tasks import finetune_task, untrained
+    from pipeline.data.load.batches import training_batches, validation_batches
+    from pipeline.data.load.reader import training_source, validation_source
+    from pipeline.train.deepspeed.engine import start_engine
+    from pipeline.train.report.history import History
+    from pipeline.train.ranks import Place
+    from pipeline.train.loop import train_steps
+    from pipeline.train.losses import finetune_task
+    from pipeline.train.initial import untrained
 
     storage = Path(sys.argv[1])
     changes = ["train.steps=50", "train.log_every=5", "train.validate_every=25", "train.learning_rate=0.003", "train.checkpoint_every=50"]

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.models.checkpoints.weights import load_strict
 from pipeline.models.resampler import Resampler
 from pipeline.models.unet3d import UNet3D
-from pipeline.models.weights import load_strict
 
 HERE = Path(__file__).parent
 

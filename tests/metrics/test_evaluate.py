@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.config import ROOT, build, read_yaml
+from pipeline.errors import JobFailed, UserError
 from pipeline.media import encode_mp4
 from pipeline.metrics.evaluate import (
     PROTOCOLS,
@@ -20,8 +21,8 @@ from pipeline.metrics.evaluate import (
     plan_evaluation,
     run_evaluation,
 )
-from pipeline.models.detector import Detector
-from pipeline.settings import JobFailed, Settings, UserError
+from pipeline.settings import Settings
+from pipeline.shipped.detector import Detector
 
 CLIPS = 6
 

@@ -6,23 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_text import TOKENS, save_tiny_clip
 from safetensors.torch import save_file
-from tiny_text import TOKENS, save_tiny_clip
 from torch import nn
 
 from pipeline.config import ROOT, build, read_yaml
-from pipeline.data.synthetic import CLASSES, FPS, random_scene, render
+from pipeline.errors import UserError
 from pipeline.metrics.frechet import FeatureMoments, feature_moments, frechet_distance
-from pipeline.metrics.networks import (
-    clip_pixels,
-    detector_consistency,
-    frame_consistency,
-    load_network,
-    weights_sha256,
-)
-from pipeline.models.detector import FEATURES, Detector
+from pipeline.metrics.networks import clip_pixels, detector_consistency, frame_consistency, load_network, weights_sha256
 from pipeline.models.image_encoder import DEVIATION, MEAN
-from pipeline.settings import EvaluateSettings, UserError
+from pipeline.settings import EvaluateSettings
+from pipeline.shipped.detector import FEATURES, Detector
+from pipeline.shipped.synthetic import CLASSES, FPS, random_scene, render
 
 
 class I3D(nn.Module):

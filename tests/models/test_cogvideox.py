@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_networks import randomise
-from tiny_published import COGVIDEOX
+from helpers.tiny_networks import randomise
+from helpers.tiny_published import COGVIDEOX
 
-from pipeline.models.cogvideox import build_transformer, initialise_transformer, read_transformer, widened
+from pipeline.models.checkpoints.cogvideox import read_transformer, widened
+from pipeline.models.checkpoints.weights import WeightsError, WeightsMismatch, load_strict
+from pipeline.models.cogvideox import build_transformer, initialise_transformer
 from pipeline.models.image_to_video import CogVideoXImageToVideo
-from pipeline.models.weights import WeightsError, WeightsMismatch, load_strict
 
 TEXT = {"text_embed_dim": 16, "max_text_seq_length": 5, "out_channels": 4}
 RANDOM = torch.Generator().manual_seed(0)

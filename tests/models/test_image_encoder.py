@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_published import save_text_to_video
-from tiny_vae import save_tiny_vae
+from helpers.tiny_published import save_text_to_video
+from helpers.tiny_vae import save_tiny_vae
 
 from pipeline.config import load
+from pipeline.errors import UserError
+from pipeline.models.files.open_clip import IMAGE
 from pipeline.models.image_encoder import DEVIATION, MEAN, load_image_encoder
-from pipeline.models.open_clip import IMAGE
 from pipeline.models.vae import Vae, load_vae
-from pipeline.settings import UserError, VideoModelSettings
+from pipeline.settings import VideoModelSettings
 
 BASE = load([])[0].model
 

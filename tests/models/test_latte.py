@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_networks import LATTE, randomise
+from helpers.tiny_networks import LATTE, randomise
 from torch import Tensor
 
 from pipeline.models.conditioning import dropped, guided

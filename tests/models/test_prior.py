@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_networks import LATTE
+from helpers.tiny_networks import LATTE
 
 from pipeline.models.latte import Latte
 from pipeline.models.prior import NeuralPrior, replicate

@@ -7,11 +7,12 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from tiny_text import TOKENS, save_tiny_clip, save_tiny_t5
+from helpers.tiny_text import TOKENS, save_tiny_clip, save_tiny_t5
 
+from pipeline.errors import UserError
+from pipeline.models.files.text import find_text_encoder, text_identity
 from pipeline.models.text import load_text_encoder
-from pipeline.models.text_files import find_text_encoder, text_identity
-from pipeline.settings import TextSettings, UserError
+from pipeline.settings import TextSettings
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from tiny_vae import save_tiny_vae
-from tiny_video_vae import save_tiny_video_vae
+from helpers.tiny_vae import save_tiny_vae
+from helpers.tiny_video_vae import save_tiny_video_vae
 
+from pipeline.errors import UserError
 from pipeline.models.vae import load_vae, sample_posterior
-from pipeline.settings import UserError
 
 
 def tiny(folder: Path, levels: int = 4, channels: int = 4) -> str:
@@ -71,9 +71,9 @@ def test_a_folder_without_a_vae_is_one_line_with_the_remedy(tmp_path: Path) -> N
 def test_the_shipped_vae_is_small_and_reconstructs_synthetic_frames() -> None:
     import numpy as np
 
-    from pipeline.data.synthetic import CLASSES, random_scene, render
     from pipeline.metrics.psnr import psnr
-    from pipeline.models.paths import shipped_path
+    from pipeline.models.files.paths import shipped_path
+    from pipeline.shipped.synthetic import CLASSES, random_scene, render
 
     folder = Path(shipped_path("shipped:vae"))
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8e6

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_networks import randomise
+from helpers.tiny_networks import randomise
 from torch import Tensor
 
+from pipeline.models.checkpoints.videocrafter import state_from_published
+from pipeline.models.checkpoints.weights import WeightsMismatch, load_strict
 from pipeline.models.resampler import Resampler
 from pipeline.models.unet3d import UNet3D
-from pipeline.models.videocrafter import VideoCrafter, state_from_published
-from pipeline.models.weights import WeightsMismatch, load_strict
+from pipeline.models.videocrafter import VideoCrafter
 
 SMALL: dict[str, Any] = dict(
     model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(0,), head_size=16

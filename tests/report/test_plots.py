@@ -1,7 +1,7 @@
 import xml.etree.ElementTree as ElementTree
 
 from pipeline.report.plots import loss_curve
-from pipeline.train.history import Row
+from pipeline.train.report.rows import Row
 
 ROWS: list[Row] = [{"step": float(step), "loss": 1 / step, "validation_loss": None} for step in range(1, 40)]
 

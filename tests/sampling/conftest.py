@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from tiny_models import save_model, tiny_model, tiny_settings, write_cache
-from tiny_vae import save_tiny_vae
+from helpers.tiny_models import save_model, tiny_model, tiny_settings, write_cache
+from helpers.tiny_vae import save_tiny_vae
 
-from pipeline.data.synthetic import make_dataset
 from pipeline.settings import Settings
+from pipeline.shipped.synthetic import make_dataset
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.tiny_models import FRAMES, SIDE
 from PIL import Image
-from tiny_models import FRAMES, SIDE
 
 from pipeline.config import ROOT
+from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.animate import animate
 from pipeline.sampling.generate import Sampler, load_sampler
-from pipeline.settings import Settings, UserError
+from pipeline.settings import Settings
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import SHAPE, save_model, tiny_model, tiny_settings
+from helpers.tiny_models import SHAPE, save_model, tiny_model, tiny_settings
 
-from pipeline.data.moments import Moments, save_moments
+from pipeline.data.cache.moments import Moments, save_moments
+from pipeline.errors import UserError
 from pipeline.models.build import load_model
-from pipeline.models.weights import WeightsMismatch, load_published, save_checkpoint, save_export
-from pipeline.sampling.generate import Sampler, find_exports, generate, load_networks, load_sampler, make_priors
-from pipeline.settings import Settings, UserError
+from pipeline.models.checkpoints.exports import save_checkpoint, save_export
+from pipeline.models.checkpoints.published import load_published
+from pipeline.models.checkpoints.weights import WeightsMismatch
+from pipeline.sampling.exports import find_exports, load_networks
+from pipeline.sampling.generate import Sampler, generate, load_sampler, make_priors
+from pipeline.settings import Settings
 
 KEYS = ["a", "b", "c", "d"]
 LABELS = ["bounce", "", "slide left", "never heard of"]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.manifest import open_cache
+from pipeline.data.cache.manifest import open_cache
+from pipeline.errors import UserError
 from pipeline.sampling.items import BadImage, held_out_items, image_class, image_items, image_key, open_image
-from pipeline.settings import Settings, UserError
+from pipeline.settings import Settings
 
 CLASSES = ["Apply", "ApplyLipstick", "Slide Left"]
 BIG = 10**8

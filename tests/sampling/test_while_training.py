@@ -5,17 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny_cache import tiny_settings, write_cache
 from safetensors.torch import load_file
-from tiny_cache import tiny_settings, write_cache
 
+from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.while_training import sampled_while_training
-from pipeline.settings import Settings, UserError
-from pipeline.storage import read_json
-from pipeline.train.checkpoint_export import choose_checkpoint, export_of_checkpoint
-from pipeline.train.history import HISTORY, read_history
-from pipeline.train.run import prepare
-from pipeline.train.worker import run_training
+from pipeline.settings import Settings
+from pipeline.storage.files import read_json
+from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint
+from pipeline.train.plan import prepare
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
+from pipeline.train.run import run_training
 
 pytestmark = pytest.mark.ray
 SAMPLED = ("--sample.while_training=2", "--sample.while_training_count=2", "--sample.steps=2", "--train.steps=4")

@@ -4,19 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from process_group import run_ranks
+from helpers.process_group import run_ranks
+from helpers.tiny_cache import tiny_settings, write_cache
+from helpers.tiny_networks import randomise
 from test_backbone_recipes import published, shrunken
-from tiny_cache import tiny_settings, write_cache
-from tiny_networks import randomise
 
 from pipeline.config import to_yaml
-from pipeline.data.manifest import open_cache
+from pipeline.data.cache.manifest import open_cache
+from pipeline.errors import UserError
 from pipeline.models.build import build_image_to_video
-from pipeline.models.weights import save_export
-from pipeline.settings import Settings, UserError
+from pipeline.models.checkpoints.exports import save_export
+from pipeline.settings import Settings
 from pipeline.train.adapters import merged
-from pipeline.train.run import export_config, made_with, plan_training, prepare
-from pipeline.train.tasks import untrained
+from pipeline.train.export.write import export_config
+from pipeline.train.initial import untrained
+from pipeline.train.plan import made_with, plan_training, prepare
 
 LORA = ("--train.lora.rank=2", "--train.lora.alpha=4")
 
@@ -46,15 +48,17 @@ PROGRAM = """
 
     import torch
     import yaml
-    from process_group import join
+    from helpers.process_group import join
 
     from pipeline.config import build
-    from pipeline.data.batches import training_batches, training_source, with_text
-    from pipeline.data.mix import open_training_cache
-    from pipeline.train.engine import start_engine
-    from pipeline.train.loop import Place
-    from pipeline.train.state import count_updates, full_state, gather, optimizer_keys, put_back, weights
-    from pipeline.train.worker import build_task, whole_state
+    from pipeline.data.load.batches import training_batches
+    from pipeline.data.load.reader import training_source, with_text
+    from pipeline.data.load.mix import open_training_cache
+    from pipeline.train.deepspeed.engine import start_engine
+    from pipeline.train.ranks import Place
+    from pipeline.train.deepspeed.state import count_updates, full_state, gather, optimizer_keys, put_back, weights
+    from pipeline.train.worker import build_task
+    from pipeline.train.export.write import whole_state
 
     join()
     place = Place(0, 1, torch.device("cpu"))
@@ -124,7 +128,7 @@ def test_resumed_is_bit_equal_and_the_export_holds_the_sum(
     state, trained = exports[backbone]
     settings = settings_of(backbone, folder, "--train.lora.rank=null")
     info = open_cache(settings.cache_path).info
-    from pipeline.train.worker import initial_model
+    from pipeline.train.initial import initial_model
 
     model = initial_model("finetune", settings, info)[0]
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
@@ -140,7 +144,7 @@ def test_resumed_is_bit_equal_and_the_export_holds_the_sum(
 def test_an_adapted_network_and_its_merged_state_give_the_same(folder: Path) -> None:
     settings = settings_of("latte", folder)
     info = open_cache(settings.cache_path).info
-    from pipeline.train.worker import initial_model
+    from pipeline.train.initial import initial_model
 
     adapted = initial_model("finetune", settings, info)[0]
     randomise(adapted, seed=3)

@@ -1,22 +1,25 @@
 """Dropout's masks are of the step and its clips, so that a restart does not change what is learned."""
 
-from process_group import run_ranks
+from helpers.process_group import run_ranks
 
 # A tiny U-Net with dropout, trained by the loop: four steps at once, then the last two again from a checkpoint of two.
 PROGRAM = """
 
     import numpy as np
     import torch
-    from process_group import join
-    from tiny_networks import randomise
-    from tiny_published import UNET3D
+    from helpers.process_group import join
+    from helpers.tiny_networks import randomise
+    from helpers.tiny_published import UNET3D
 
     from pipeline.config import load
-    from pipeline.data.batches import Source, training_batches
-    from pipeline.train.engine import start_engine
-    from pipeline.train.loop import Place, train_steps
-    from pipeline.train.state import count_updates, gather, put_back, weights
-    from pipeline.train.tasks import finetune_task, untrained
+    from pipeline.data.load.reader import Source
+    from pipeline.data.load.batches import training_batches
+    from pipeline.train.deepspeed.engine import start_engine
+    from pipeline.train.ranks import Place
+    from pipeline.train.loop import train_steps
+    from pipeline.train.deepspeed.state import count_updates, gather, put_back, weights
+    from pipeline.train.losses import finetune_task
+    from pipeline.train.initial import untrained
 
     rank, workers = join()
     lines = {f"model.unet3d.{name}": value for name, value in UNET3D.items()} | {
@@ -58,4 +61,6 @@ PROGRAM = """
 
 
 def test_a_restart_drops_something_else() -> None:
-    run_ranks(PROGRAM, [(1, [])])  # that neither seeds nor batches depend on workers is tests/data/test_batches.py's
+    run_ranks(
+        PROGRAM, [(1, [])]
+    )  # that neither seeds nor batches depend on workers is tests/data/load/test_batches.py's

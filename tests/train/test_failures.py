@@ -3,7 +3,7 @@
 import pytest
 import ray.train
 
-from pipeline.settings import JobFailed
+from pipeline.errors import JobFailed
 from pipeline.train.failures import GoOnOrEnd
 
 

@@ -5,16 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_cache import CLASSES, tiny_settings
 from safetensors.torch import save_file
-from tiny_cache import CLASSES, tiny_settings
 
+from pipeline.errors import UserError
 from pipeline.models.build import build_image_to_video, build_prior
-from pipeline.models.weights import WeightsMismatch, save_export
+from pipeline.models.checkpoints.exports import save_export
+from pipeline.models.checkpoints.weights import WeightsMismatch
 from pipeline.schema import CacheInfo
-from pipeline.settings import Settings, UserError
-from pipeline.train.initial import check_prior, load_initial
-from pipeline.train.run import export_config, prepare
-from pipeline.train.tasks import untrained
+from pipeline.settings import Settings
+from pipeline.train.export.write import export_config
+from pipeline.train.initial import check_prior, load_initial, untrained
+from pipeline.train.plan import prepare
 
 TEACHER = ("--bridge.process=diffusion", "--model.image_condition=none")
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny_cache import tiny_settings
+from helpers.tiny_cache import tiny_settings
 
 from pipeline.models.build import build_image_to_video
 from pipeline.settings import TrainSettings

@@ -5,18 +5,20 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_cache import tiny_settings, write_cache
 from safetensors.torch import load_file
-from tiny_cache import tiny_settings, write_cache
 
-from pipeline.data.batches import make_batch, training_source
+from pipeline.data.load.batches import make_batch
+from pipeline.data.load.reader import training_source
+from pipeline.errors import JobFailed, UserError
 from pipeline.models.build import load_model, load_prior
-from pipeline.settings import JobFailed, UserError
-from pipeline.storage import read_json
-from pipeline.train.history import CURVE, HISTORY, read_history
-from pipeline.train.learning_curve import PARTS
-from pipeline.train.run import CHECKPOINTS, Run, prepare
-from pipeline.train.tasks import replicated_error
-from pipeline.train.worker import run_training
+from pipeline.storage.files import read_json
+from pipeline.train.losses import replicated_error
+from pipeline.train.plan import CHECKPOINTS, Run, prepare
+from pipeline.train.report.history import CURVE, HISTORY
+from pipeline.train.report.learning_curve import PARTS
+from pipeline.train.report.rows import read_history
+from pipeline.train.run import run_training
 
 pytestmark = pytest.mark.ray
 PRIOR = [f"--prior.train.{line}" for line in ("steps=40", "learning_rate=0.02", "checkpoint_every=40")]
@@ -75,7 +77,7 @@ def test_a_run_leaves_export_history_and_summary(bridge: tuple[Run, dict[str, An
 
 def test_a_second_start_finds_it_done(bridge: tuple[Run, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     run, summary = bridge
-    monkeypatch.setattr("pipeline.train.worker.start_ray", None)  # would fail if it were called
+    monkeypatch.setattr("pipeline.runtime.connect.start_ray", None)  # would fail if it were called
     assert run_training(run) == summary
 
 

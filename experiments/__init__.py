@@ -1,0 +1,1 @@
+"""Hold studies that use the library and are no part of it."""

@@ -1,0 +1,1 @@
+"""Repeat the paper's comparisons on synthetic videos: SAF, priors, samplers, leakage, with intervals."""

@@ -1,0 +1,113 @@
+"""Measurements -> results.json, results.md and pictures: tables with intervals, and what became of each claim."""
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipeline.report.page import commit, versions
+from pipeline.settings import Settings
+from pipeline.storage.files import write_bytes, write_json
+
+from .plots import figure6, figure_samplers, figure_tables
+from .protocol import Key, Measurement, folder_of
+from .tables import Measured, claims_of, read_measured, tables_of
+
+HEAD = (
+    "| {first} | FD (lower is better) | by seed | latent error | motion, generated / true | first frame | inception score |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+WHOLE = ("saf", "priors", "leakage")  # experiments whose tables are drawn as they are
+
+
+def write_page(settings: Settings, planned: list[Measurement], there: list[Measurement]) -> dict[str, Any]:
+    """Write measurements.csv, results.json, results.md and its pictures; gives what results.json holds.
+
+    What is `planned` and not `there` with every seed is left out, and named.
+    """
+    found, folder = read_measured(settings, there), folder_of(settings)
+    lacking = sorted(
+        {one.model.name + f" {one.sampler}" * bool(one.sampler) for one in planned if one.cell not in found.cells}
+    )
+    tables, claims, still = tables_of(settings, found), claims_of(settings, found), found.still.interval()
+    pictures: dict[str, Figure] = {}
+    if whole := [table for table in tables if table.experiment in WHOLE]:
+        pictures["tables"] = figure_tables(whole, found)
+    if any(table.experiment == "steps" for table in tables):
+        pictures["figure6"] = figure6(settings, found)
+    if any(table.experiment == "samplers" for table in tables):
+        pictures["samplers"] = figure_samplers(settings, found)
+    parts = [
+        f"Commit {commit()}, {settings.ablate.seeds} seeds, {settings.ablate.clips} held-out clips; FD of the image itself, "
+        f"standing still: {said(still)}. In brackets 95 % intervals."
+        + (f" Not measured with every seed: {', '.join(lacking)}." if lacking else ""),
+        f"### Claims\n\n{claim_rows(claims)}",
+    ]
+    parts += [f"### {table.title}\n\n{HEAD.format(first=table.first)}{rows(table.rows, found)}" for table in tables]
+    for name, figure in pictures.items():
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=90)
+        write_bytes(f"{folder}/{name}.png", stream.getvalue())
+        parts.append(f"![{name}](ablation/{name}.png)")
+    write_bytes(f"{folder}/results.md", ("\n\n".join(parts) + "\n").encode())
+    write_bytes(f"{folder}/measurements.csv", measurements_csv(found).encode())
+    result = {
+        "commit": commit(),
+        "versions": versions(),
+        "ablate": settings.ablate.model_dump(mode="json"),
+        "claims": claims,
+        "still": still,
+        "cells": cells_of(found),
+    }
+    write_json(f"{folder}/results.json", result)
+    return result
+
+
+def measurements_csv(found: Measured) -> str:
+    """One row a measurement: each model with each seed, sampled one way."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    numbers = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")
+    writer.writerow(["model", "step", "sampler", "evaluations", "clips", "seed", "fd", *numbers, "seconds_a_clip"])
+    for key, one in found.cells.items():
+        for seed, distance in enumerate(found.distances[key].seeds):
+            row = [distance, *(np.nanmedian(one.numbers[name][seed]) for name in numbers), found.seconds[key]]
+            writer.writerow([*key, seed, *(f"{value:.5g}" for value in row)])
+    return stream.getvalue()
+
+
+def cells_of(found: Measured) -> list[dict[str, Any]]:
+    names = ("model", "step", "sampler", "evaluations", "clips")
+    return [
+        dict(zip(names, key, strict=True))
+        | {"fd": drawn.interval(), "fd_by_seed": drawn.seeds.tolist(), "seconds_a_clip": found.seconds[key]}
+        for key, drawn in found.distances.items()
+    ]
+
+
+def rows(keys: list[tuple[str, Key]], found: Measured) -> str:
+    lines = []
+    for name, key in keys:
+        drawn, one = found.distances[key], found.cells[key]
+        lines.append(
+            f"| {name} | {said(drawn.interval())} | {', '.join(f'{value:.2f}' for value in drawn.seeds)} | "
+            f"{one.mean('latent_error'):.3f} | {one.median('motion_ratio'):.2f} | {one.median('psnr_first_frame'):.1f} dB | "
+            f"{found.scores[key]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def claim_rows(claims: list[dict[str, Any]]) -> str:
+    lines = ["| claim | difference | by seed | | beside: latent error |", "|---|---|---|---|---|"]
+    for one in claims:
+        seeds = ", ".join(f"{value:+.2f}" for value in one["by_seed"])
+        beside = said(one["latent_error"], "+", 3)
+        lines.append(f"| {one['claim']} | {said(one['difference'], '+')} | {seeds} | {one['verdict']} | {beside} |")
+    return "\n".join(lines)
+
+
+def said(found: Any, sign: str = "", digits: int = 2) -> str:
+    value, low, high = (f"{found[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

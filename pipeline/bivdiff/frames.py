@@ -1,0 +1,127 @@
+"""FILES -> FRAMES: the source video, control maps and masks of a clip, cut and cropped alike."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..data.decode.child import IsolatedDecoder
+from ..data.decode.fetch import DecodeFailure
+from ..data.plan.windows import TooShort, place_window, window_indices
+from ..errors import UserError
+from ..sampling.items import BadImage, check_image, open_image
+from ..schema import PlannedClip
+from ..settings import DataSettings
+from ..settings_bivdiff import CONTROLLED, BivdiffSettings
+from ..storage.files import read_bytes
+from .items import BadItem, Clip, pictures
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class Sources(NamedTuple):
+    """What a clip is made from, each uint8 and None where there is none."""
+
+    video: np.ndarray | None  # (F, H, W, 3)
+    control: np.ndarray | None  # (F, H, W, 3)
+    mask: np.ndarray | None  # (F, H, W): 255 where the picture is to be made
+
+
+class Read(NamedTuple):
+    frames: np.ndarray  # uint8 (F, H, W, 3)
+    total: int  # frames in the file
+    height: int  # of the file's frames
+    width: int
+
+
+def read_sources(clip: Clip, bivdiff: BivdiffSettings, data: DataSettings, decoder: IsolatedDecoder) -> Sources:
+    """The frames of a clip's files. Raises BadItem where they cannot be read, or do not belong together."""
+    found = {name: read_frames(clip[name], name, data, decoder) for name in ("video", "control", "mask") if clip[name]}
+    check_alike(found)
+    video = found["video"].frames if "video" in found else None
+    control = found["control"].frames if "control" in found else None
+    mask = binary(found["mask"].frames) if "mask" in found else None
+    if bivdiff.task in CONTROLLED and bivdiff.control == "canny" and video is not None:
+        control = canny(video, *bivdiff.canny)
+    if bivdiff.task == "outpainting":
+        mask = outpainting_mask(data, bivdiff.outpaint)
+    return Sources(video, control, mask)
+
+
+def check_alike(found: dict[str, Read]) -> None:
+    """Raise BadItem unless control maps and masks are of the video's size, and one for each of its frames, or one for all."""
+    if "video" not in found:
+        return
+    video = found["video"]
+    for name, read in found.items():
+        if (read.height, read.width) != (video.height, video.width):
+            raise BadItem(
+                f"{name} is {read.width} x {read.height}, the video {video.width} x {video.height}; make it as large"
+            )
+        if read.total not in (1, video.total):
+            raise BadItem(f"{name} has {read.total} frames, the video {video.total}; give as many, or one for all")
+
+
+def read_frames(address: str, column: str, data: DataSettings, decoder: IsolatedDecoder) -> Read:
+    """The clip in a video or folder of pictures; a single picture is every frame. Raises BadItem."""
+    try:
+        if found := pictures(address):
+            return read_pictures(found, data)
+        if address.lower().endswith(PICTURES):
+            return read_pictures([address], data)
+        planned = PlannedClip(
+            uri=address, video=column, size=-1, split="test", label="", caption="", ordinal=0, clips=1, flip=False
+        )
+        frames, span = decoder.decode(planned, data)
+    except (DecodeFailure, BadImage, TooShort) as problem:
+        raise BadItem(f"{column} {address}: {problem}") from problem
+    return Read(frames, span["source_frames"], span["source_height"], span["source_width"])
+
+
+def read_pictures(addresses: list[str], data: DataSettings) -> Read:
+    """Frames of pictures, those that a video of as many frames would give. Raises BadImage, TooShort."""
+    indices = [0] * data.frames
+    if len(addresses) > 1:
+        window = place_window(len(addresses), 0, 1, "", "", data)
+        indices = window_indices(window.start, window.span, data.frames)
+    opened = {index: read_bytes(addresses[index]) for index in set(indices)}
+    sizes = {check_image(content, data.max_pixels) for content in opened.values()}
+    if len(sizes) > 1:
+        raise BadImage(f"pictures of different sizes: {', '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
+    height, width = sizes.pop()
+    made = {index: open_image(content, data.height, data.width) for index, content in opened.items()}
+    return Read(np.stack([made[index] for index in indices]), len(addresses), height, width)
+
+
+def binary(frames: np.ndarray) -> np.ndarray:
+    """Masks uint8 (F, H, W), 0 or 255, of pictures (F, H, W, 3): white is to be made."""
+    return np.where(frames.mean(-1) >= 128, 255, 0).astype(np.uint8)
+
+
+def outpainting_mask(data: DataSettings, outpaint: str) -> np.ndarray:
+    """(F, H, W): the outer quarters, at the sides or at top and bottom, are to be made."""
+    mask = np.full((data.frames, data.height, data.width), 255, np.uint8)
+    if outpaint == "sides":
+        mask[:, :, data.width // 4 : data.width - data.width // 4] = 0
+    else:
+        mask[:, data.height // 4 : data.height - data.height // 4] = 0
+    return mask
+
+
+def check_canny(bivdiff: BivdiffSettings) -> None:
+    """Raise UserError if edges are asked for and OpenCV is not installed."""
+    if bivdiff.control != "canny":
+        return
+    try:
+        import cv2  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"bivdiff.control = canny: OpenCV cannot be imported ({error}); pip install opencv-python-headless on every node "
+            "(extra canny), or give the maps as files"
+        ) from error
+
+
+def canny(frames: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Canny's edges, white on black, of uint8 (F, H, W, 3), as ControlNet's canny model was trained on."""
+    import cv2
+
+    return np.stack([cv2.Canny(frame, low, high) for frame in frames])[..., None].repeat(3, -1)

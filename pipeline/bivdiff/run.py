@@ -1,0 +1,199 @@
+"""LIST -> CLIPS: plan what jobs/bivdiff.py is to make, leave out what is done, make it over actors, summarise."""
+
+import hashlib
+import json
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UserError
+from ..metrics.networks import Network, detector_consistency, load_network
+from ..metrics.networks import weights_sha256 as network_sha256
+from ..metrics.statistics import summarise, summarise_columns
+from ..sampling.batches import Record, Work, find_done, run_batches, unfinished, write_grid
+from ..sampling.exports import find_exports, weights_sha256
+from ..sampling.items import Refused, class_of
+from ..settings import Settings
+from ..storage.files import exists, read_json, write_json
+from .frames import check_canny
+from .items import Clip, read_clips
+from .models import as_sampled, check_models, is_export, load_models, parts_of, used_models
+from .work import make_clips
+
+log = logging.getLogger("bivdiff")
+
+VERSION = 1  # of what decides a clip besides settings and weights; raise it when the mathematics changes
+NOT_DECIDING = {"items", "alpha", "image_model", "adapter", "inversion_model", "video_model"}  # or decided by weights
+GEOMETRY = {"frames", "stride", "window", "clip_starts", "clip_seed", "short_video", "height", "width", "decoder"}
+
+
+class Plan(NamedTuple):
+    """Everything known before Ray starts."""
+
+    folder: str
+    rows: list[list[Clip]]  # of the list; the clips of a row differ in alpha
+    refused: list[Refused]
+    settings: dict[str, Any]  # what decides the clips
+    done: dict[str, Record]  # records of clips that are there, by key
+    other: int  # clips that are there, made with other settings or weights
+
+    @property
+    def clips(self) -> list[Clip]:
+        return [clip for row in self.rows for clip in row]
+
+    def fingerprint_of(self, clip: Clip) -> str:
+        return fingerprint(self.settings, clip["key"], clip["alpha"])  # the key is of words and files
+
+
+def fingerprint(*deciding: Any) -> str:
+    return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def bivdiff_work(settings: Settings, device: str, folder: str) -> Work:
+    """What an actor does with a row of the list."""
+    models, networks = load_models(settings, device), load_networks(settings, device)
+
+    def work(clips: list[Clip], fingerprints: list[str]) -> tuple[list[Record], list[Refused]]:
+        return make_clips(models, networks, clips, settings, fingerprints, folder)
+
+    return work
+
+
+def load_networks(settings: Settings, device: str) -> dict[str, Network]:
+    """Those that the clips are measured by, as far as evaluate.clip and evaluate.detector name them. Raises UserError."""
+    networks: dict[str, Network] = {}
+    if settings.evaluate.clip is not None:
+        networks["clip"] = load_network("clip", settings.evaluate, device)
+    if settings.evaluate.detector is not None:
+        networks["detector"] = detector_consistency(settings.evaluate.detector, device)
+    return networks
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Read the list, look at the models and at what was made before. Writes nothing. Raises UserError."""
+    rows, refused = read_clips(settings.bivdiff)
+    check_models(settings)
+    check_canny(settings.bivdiff)
+    measured_by = {
+        name: network_sha256(name, settings.evaluate)
+        for name in ("clip", "detector")
+        if getattr(settings.evaluate, name) is not None
+    }
+    rows, unknown = check_prompts(rows, settings)
+    deciding = {
+        "version": VERSION,
+        "bivdiff": settings.bivdiff.model_dump(mode="json", exclude=NOT_DECIDING),
+        "data": settings.data.model_dump(mode="json", include=GEOMETRY),
+        "models": {key: identity(key, path) for key, path in used_models(settings.bivdiff).items()},
+        "measured_by": measured_by,
+        "seed": settings.run.seed,
+    }
+    plan = Plan(f"{settings.run.folder}/bivdiff", rows, refused + unknown, deciding, {}, 0)
+    found = find_done(plan.folder, plan.clips, plan.fingerprint_of)
+    return plan._replace(done=found.records, other=found.other)
+
+
+def check_prompts(rows: list[list[Clip]], settings: Settings) -> tuple[list[list[Clip]], list[Refused]]:
+    """The rows whose prompt the video model understands: one of this project without text knows its classes only."""
+    bivdiff = settings.bivdiff
+    if bivdiff.framework == "idm_only" or not is_export(str(bivdiff.video_model)):
+        return rows, []
+    config = find_exports(as_sampled(settings)).config
+    if config["model"].get("backbone", "latte") != "latte":
+        return rows, []
+    known: list[list[Clip]] = []
+    unknown: list[list[Clip]] = []
+    for row in rows:
+        (known if class_of(row[0]["video_prompt"], config["classes"]) else unknown).append(row)
+    classes = ", ".join(config["classes"]) or "no classes"
+    reason = f"bivdiff.video_model takes no text, but {classes}; name one in video_prompt"
+    refused = [Refused(row[0]["name"], reason) for row in unknown]
+    if not known:
+        raise UserError(f"bivdiff.items = {bivdiff.items}: none of its {len(rows)} prompts is a class: {reason}")
+    return known, refused
+
+
+def identity(key: str, path: str) -> str:
+    """Hash of a model's weights and configurations."""
+    if key == "video_model" and is_export(path):
+        return weights_sha256(path)
+    digest = hashlib.blake2b(digest_size=16)
+    folder = Path(path).expanduser()
+    for file in parts_of(folder):
+        with file.open("rb") as stream:
+            digest.update(f"{file.relative_to(folder)}\0".encode())
+            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def plan_bivdiff(settings: Settings) -> str:
+    """What run_bivdiff would do, in words. Raises UserError."""
+    plan, bivdiff = make_plan(settings), settings.bivdiff
+    lines = [
+        f"Plan: {len(plan.clips)} clips of {len(plan.rows)} rows, {len(plan.done)} of them made before; "
+        f"{len(plan.refused)} rows left out",
+        f"  task {bivdiff.task}, framework {bivdiff.framework}, alpha {', '.join(f'{alpha:g}' for alpha in bivdiff.alphas)}, "
+        f"{settings.data.frames} frames of {settings.data.width} x {settings.data.height}, {bivdiff.steps} steps, guidance {bivdiff.guidance:g}",
+        *(f"  {key}: {path}" for key, path in used_models(bivdiff).items()),
+        f"  {len(unfinished(plan.rows, plan.done))} rows to do, on up to {settings.cluster.sample.actors} actors",
+        f"  to {plan.folder}" + _other(plan),
+        *(f"  left out: {one.name}: {one.reason}" for one in plan.refused),
+    ]
+    return "\n".join(lines)
+
+
+def run_bivdiff(settings: Settings) -> dict[str, Any]:
+    """Make every clip that is not there yet. Returns what it writes to RUN/bivdiff/summary.json.
+
+    Raises UserError, before anything is written, for models, a list or settings with which nothing could be made.
+    """
+    started = time.monotonic()
+    plan = make_plan(settings)
+    for name, reason in plan.refused:
+        log.warning("%s: %s; left out", name, reason)
+    address = f"{plan.folder}/summary.json"
+    earlier = read_json(address) if exists(address) else {}
+    whole = fingerprint([plan.fingerprint_of(clip) for clip in plan.clips])
+    if earlier.get("fingerprint") == whole and len(plan.done) == earlier["count"]:
+        log.info("nothing to do: %d clips are already made in %s", earlier["count"], plan.folder)
+        return earlier | {"made_this_run": 0}
+    if plan.other:
+        log.info(_other(plan).strip())
+    records, refused = dict(plan.done), list(plan.refused)
+    if unfinished(plan.rows, plan.done):
+        build = partial(bivdiff_work, folder=plan.folder)
+        made, unusable = run_batches(build, plan.rows, plan.done, plan.fingerprint_of, settings)
+        records |= made
+        refused += unusable
+    if not records:
+        raise UserError(
+            f"bivdiff.items = {settings.bivdiff.items}: none of its {len(refused)} rows could be made, as is said above"
+        )
+    ordered = [records[clip["key"]] for clip in plan.clips if clip["key"] in records]
+    write_grid(plan.folder, [record["key"] for record in ordered], settings.bivdiff.fps)
+    seconds = time.monotonic() - started + earlier.get("seconds", 0.0)
+    summary = {"fingerprint": whole, "settings": plan.settings, "seconds": seconds}
+    summary |= summarise_clips(ordered, refused, settings.bivdiff.alphas)
+    write_json(address, summary)
+    log.info("%d clips in %s, %d rows left out, %.0f s", len(ordered), plan.folder, len(refused), summary["seconds"])
+    return summary | {"made_this_run": len(ordered) - len(plan.done)}
+
+
+def summarise_clips(records: list[Record], refused: list[Refused], alphas: list[float]) -> dict[str, Any]:
+    """What summary.json says of the clips: counts, seconds, and statistics of every metric for each alpha."""
+    return {
+        "count": len(records),
+        "refused": [one._asdict() for one in refused],
+        "seconds_per_clip": summarise([record["seconds"] for record in records]),
+        "metrics": {
+            f"{alpha:g}": summarise_columns(record["metrics"] for record in records if record["alpha"] == alpha)
+            for alpha in alphas
+        },
+        "items": [record["key"] for record in records],
+    }
+
+
+def _other(plan: Plan) -> str:
+    return f"\n{plan.other} of them were made with other weights or settings and are made again" if plan.other else ""

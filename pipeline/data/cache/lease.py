@@ -1,0 +1,160 @@
+"""One job at a time writes to a cache: a lease in CACHE/lock.json, which its owner renews every few seconds.
+
+A killed owner's lease ends by itself: at once where its process can be seen to be gone, elsewhere when it was
+not renewed for a while. No clock is compared with another machine's: whoever finds a lease watches it change.
+
+The lock spares two jobs the work of making the same clips. It is not what keeps a cache whole: folders on a
+network and object stores give no lock that an owner who was only paused could not outlive, so commits are
+safe whoever makes them (manifest.commit).
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypedDict
+
+from ...errors import JobFailed, UserError
+from ...storage.files import read_json, remove, write_json
+
+log = logging.getLogger("cache")
+
+LOCK = "lock.json"
+RENEW_S = 5.0
+EXPIRY_S = 30.0  # a lease that nobody renews for so long is nobody's
+SETTLE_S = 1.0  # after which the later of two jobs that took the lease at once has written it
+
+
+class Lease(TypedDict):
+    owner: str  # a random name of one job
+    host: str
+    pid: int
+    process: str  # machine, process table, number and start of the owner, "" where that is not known
+    since: str  # UTC, for people
+    renewed: int  # times
+
+
+class Held:
+    """The lease of this job on the cache at `path`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lease = Lease(
+            owner=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            process=_process(os.getpid()),
+            since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+            renewed=0,
+        )
+        self._ended = threading.Event()
+        self._taken: Lease | None = None
+
+    def check(self) -> None:
+        """Raise JobFailed if another job took the cache over, because this one was not heard of."""
+        if self._taken is not None:
+            raise JobFailed(
+                f"{self._path}: {_who(self._taken)} took this cache over, for this job did not renew its lock for "
+                f"{EXPIRY_S:g} s; what was committed stays; when the other job has ended, run again for the rest"
+            )
+
+    def take(self) -> None:
+        """Raises UserError if another job has it."""
+        found = _read(self._path)
+        if found is not None and not _gone(found):
+            _watch(self._path, found)
+        write_json(f"{self._path}/{LOCK}", self._lease)
+        time.sleep(SETTLE_S)
+        found = _read(self._path)
+        if found is not None and found["owner"] != self._lease["owner"]:
+            raise _refusal(self._path, found)
+
+    def keep(self) -> None:
+        """Renew the lease until `release`, in a thread of its own."""
+        while not self._ended.wait(RENEW_S):
+            try:
+                found = _read(self._path)
+                if found is not None and found["owner"] != self._lease["owner"]:
+                    self._taken = found
+                    return
+                self._lease["renewed"] += 1
+                write_json(f"{self._path}/{LOCK}", self._lease)
+            except OSError as error:
+                log.warning("%s: the lock could not be renewed (%s); trying again", self._path, error)
+
+    def release(self, keeper: threading.Thread) -> None:
+        self._ended.set()
+        keeper.join()
+        found = _read(self._path)
+        if found is not None and found["owner"] == self._lease["owner"]:
+            remove(f"{self._path}/{LOCK}")
+
+
+@contextlib.contextmanager
+def only_writer(path: str) -> Iterator[Held]:
+    """Hold the cache at `path` for the while. Raises UserError if another job holds it."""
+    held = Held(path)
+    held.take()
+    keeper = threading.Thread(target=held.keep, name="cache lock", daemon=True)
+    keeper.start()
+    try:
+        yield held
+    finally:
+        held.release(keeper)
+
+
+def _watch(path: str, found: Lease) -> None:
+    """Return when the lease `found` turns out to be nobody's. Raises UserError when its owner renews it."""
+    log.info("%s: %s may be writing there; watching its lock for up to %.0f s", path, _who(found), EXPIRY_S)
+    deadline = time.monotonic() + EXPIRY_S
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, RENEW_S))
+        now = _read(path)
+        if now is None or _gone(now):
+            return
+        if now != found:
+            raise _refusal(path, now)
+
+
+def _refusal(path: str, lease: Lease) -> UserError:
+    return UserError(
+        f"{path}: {_who(lease)} is writing to this cache; wait until that job ends, or give another --cache.path"
+    )
+
+
+def _who(lease: Lease) -> str:
+    return f"process {lease['pid']} on {lease['host']}, since {lease['since']},"
+
+
+def _read(path: str) -> Lease | None:
+    try:
+        return read_json(f"{path}/{LOCK}")
+    except (FileNotFoundError, ValueError):  # none, or not a lock
+        return None
+
+
+def _gone(lease: Lease) -> bool:
+    """Whether the owner ran in this process table and runs no more."""
+    ours = _process(os.getpid()).split("/")[:2]
+    return (
+        bool(lease["process"])
+        and lease["process"].split("/")[:2] == ours != [""]
+        and (_process(lease["pid"]) != lease["process"])
+    )
+
+
+def _process(pid: int) -> str:
+    """MACHINE'S BOOT/PROCESS TABLE/PID/START of a process; "" where /proc does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        table = os.readlink("/proc/self/ns/pid")
+        start = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return ""
+    return f"{boot}/{table}/{pid}/{start}"

@@ -1,0 +1,136 @@
+"""What a cache says of itself: cache.json, the manifest parts that commit shards, and the rejects.
+
+CACHE/cache.json             settings that decide a latent's value, their hash, classes (schema.CacheInfo)
+CACHE/shards/CLIPS-BYTES.tar        latents; CLIPS and BYTES: hashes of the set of clips and of the tar
+CACHE/manifest/CLIPS.parquet        one row a clip of that shard; written last, its presence commits the shard
+CACHE/rejects/rROUND-CLIPS.parquet  clips that could not be used; a later round counts where one was tried again
+CACHE/lock.json                     who writes here, while somebody does (lease.py)
+
+Commits are safe whoever makes them, however often, at the same time or half: a tar's name holds its hash, so no
+file that a manifest part points to is ever overwritten by another, and a reader takes every clip once.
+"""
+
+import io
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ...errors import UserError
+from ...schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECT_SCHEMA, CacheInfo
+from ...storage.files import list_files, read_all, read_bytes
+from .info import VAE_HASH, require_info
+from .rows import Rows
+
+MANIFEST, REJECTS = "manifest", "rejects"
+
+
+BY_IDENTITY = [(name, "ascending") for name in IDENTITY]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A committed cache: MANIFEST_SCHEMA and REJECT_SCHEMA tables, each sorted, no clip twice."""
+
+    path: str
+    info: CacheInfo
+    table: pa.Table
+    rejects: pa.Table
+
+    @cached_property
+    def rows(self) -> Rows:
+        """All clips, sorted by key."""
+        return Rows(self.table)
+
+    @property
+    def vae_weights_hash(self) -> str:
+        return self.info["settings"][VAE_HASH]
+
+    def select(self, split: str) -> Rows:
+        """The clips of one split, sorted by key."""
+        return Rows(self.table.filter(pc.equal(self.table["split"], split)))
+
+
+def open_cache(path: str) -> Cache:
+    """Raises UserError if there is no cache at `path`, or nothing in it."""
+    info = require_info(path)
+    table = read_manifest(path)
+    rejects = read_rejects(path).join(table.select(IDENTITY), IDENTITY, join_type="left anti")  # some came right later
+    cache = Cache(path, info, table, rejects.sort_by(BY_IDENTITY))
+    if not cache.table.num_rows:
+        raise UserError(f"{path}: the cache holds no clips yet; run jobs/cache_latents.py to its end")
+    return cache
+
+
+def read_null_text(path: str) -> np.ndarray:
+    """float16 (tokens, width): the embedding of the empty caption. Raises UserError where the cache has none."""
+    address = f"{path}/{NULL_TEXT}"
+    try:
+        return np.load(io.BytesIO(read_bytes(address)), allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{address}: missing, the cache was made without it; cache again, or set train.label_dropout 0"
+        ) from error
+
+
+def read_manifest(path: str) -> pa.Table:
+    """Every committed clip once, sorted by key. A task that Ray ran again may have committed one twice."""
+    parts = list_files(f"{path}/{MANIFEST}", ".parquet")
+    table = _read_parts(parts, MANIFEST_SCHEMA).sort_by([("key", "ascending"), ("shard", "ascending")])
+    return _first_of_each(table, ["key"])
+
+
+def read_columns(path: str, columns: dict[str, pa.DataType]) -> pa.Table:
+    """These columns of the manifest, of these types, as it was committed: in no order, and a clip that was committed
+    twice is there twice. At millions of clips a fraction of what read_manifest takes.
+    """
+    return _read_parts(list_files(f"{path}/{MANIFEST}", ".parquet"), pa.schema(list(columns.items())))
+
+
+def read_rejects(path: str) -> pa.Table:
+    """Every reject once, as it was found in the latest round that tried it, sorted by identity."""
+    parts = list_files(f"{path}/{REJECTS}", ".parquet")
+    table = _read_parts(parts, REJECT_SCHEMA, number="part").sort_by([*BY_IDENTITY, ("part", "descending")])
+    return _first_of_each(table, IDENTITY).drop_columns(["part"])
+
+
+def committed_parts(path: str) -> list[str]:
+    """What commits left so far: a fingerprint of the cache's contents that is read without opening a file."""
+    return [part for folder in (MANIFEST, REJECTS) for part in list_files(f"{path}/{folder}", ".parquet")]
+
+
+def next_round(path: str) -> int:
+    """The number of the next run that may add rejects, from 1."""
+    names = (part.rsplit("/", 1)[-1] for part in list_files(f"{path}/{REJECTS}", ".parquet"))
+    return 1 + max((int(found[1]) for name in names if (found := re.match(r"r(\d+)-", name))), default=0)
+
+
+def _first_of_each(table: pa.Table, columns: list[str]) -> pa.Table:
+    """Rows of a table sorted by `columns` that differ there from the row before."""
+    if table.num_rows < 2:
+        return table
+    differs = pa.array([False] * (table.num_rows - 1))
+    for column in columns:
+        values = table[column].combine_chunks()
+        differs = pc.or_(differs, pc.not_equal(values[1:], values[:-1]))
+    return table.filter(pa.concat_arrays([pa.array([True]), differs]))
+
+
+def _read_parts(parts: list[str], schema: pa.Schema, number: str | None = None) -> pa.Table:
+    """The rows of the files `parts`, as `schema`; `number`: a further column for the index of the file."""
+    tables = []
+    for index, content in enumerate(read_all(parts)):
+        try:
+            file = pq.ParquetFile(pa.BufferReader(content))
+            table = file.read(schema.names, use_threads=False).cast(schema)
+        except (pa.ArrowException, ValueError) as error:
+            raise UserError(f"{parts[index]}: unreadable; jobs/verify_cache.py --repair takes it back") from error
+        if number is not None:
+            table = table.append_column(number, pa.repeat(pa.scalar(index, pa.int32()), table.num_rows))
+        tables.append(table)
+    wanted = schema if number is None else schema.append(pa.field(number, pa.int32()))
+    return pa.concat_tables([wanted.empty_table(), *tables]).unify_dictionaries().combine_chunks()

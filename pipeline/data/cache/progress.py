@@ -1,0 +1,78 @@
+"""PLAN + CACHE -> WHAT IS LEFT: each planned clip is cached, rejected or pending. In Arrow: there may be millions."""
+
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...schema import IDENTITY, MANIFEST_SCHEMA
+from ..plan.clips import first_places
+from .manifest import read_columns, read_rejects
+
+NAME = pa.dictionary(pa.int32(), pa.string())  # what few values of are: a number a row
+COMMITTED = {name: MANIFEST_SCHEMA.field(name).type for name in [*IDENTITY, "length"]} | {
+    "shard": NAME,
+    "decoder": NAME,
+}
+
+
+class Standing(NamedTuple):
+    """Where the clips of a plan stand; each is in exactly one of the first three tables, in the plan's order."""
+
+    cached: pa.Table  # their "split"
+    rejected: pa.Table  # the plan's columns and "reason"
+    pending: pa.Table  # the plan's columns
+    committed: pa.Table  # "shard", "length" and "decoder" of every clip in the cache, planned or not
+
+    @property
+    def planned(self) -> int:
+        return self.cached.num_rows + self.rejected.num_rows + self.pending.num_rows
+
+
+def standing_of(plan: pa.Table, path: str) -> Standing:
+    """Match the plan with the committed manifest and rejects of the cache at `path`, on IDENTITY."""
+    wanted = _identity(plan)
+    committed = read_columns(path, COMMITTED)
+    names = _identity(committed)
+    committed = committed.drop_columns(IDENTITY)
+    if pc.count_distinct(names).as_py() < len(names):  # a task that Ray ran again committed some twice
+        committed = committed.take(first_places(names))
+    made = pc.is_in(wanted, value_set=names)
+    rejects = read_rejects(path).select([*IDENTITY, "reason"])
+    place = pc.index_in(wanted, value_set=_identity(rejects))
+    rejected = pc.and_not(pc.is_valid(place), made)
+    known = pc.or_(made, rejected)
+    return Standing(
+        cached=plan.select(["split"]).filter(made),
+        rejected=plan.filter(rejected).append_column("reason", rejects["reason"].take(place.filter(rejected))),
+        pending=plan.filter(pc.invert(known)) if pc.any(known).as_py() else plan,
+        committed=committed,
+    )
+
+
+def _identity(table: pa.Table) -> pa.ChunkedArray:
+    """IDENTITY of each row as one string."""
+    assert IDENTITY == ["video", "size", "ordinal", "flip"]
+    numbers = (table["size"], table["ordinal"], table["flip"].cast(pa.int8()))
+    return pc.binary_join_element_wise(table["video"], *(number.cast(pa.string()) for number in numbers), "\0")
+
+
+def counts_of(path: str, standing: Standing) -> dict[str, Any]:
+    """What summary.json says of the cache at `path` as it stands."""
+    return {
+        "cache": path,
+        "planned": standing.planned,
+        "cached": standing.cached.num_rows,
+        "rejected": standing.rejected.num_rows,
+        "rejects": tally(standing.rejected["reason"]),
+        "splits": tally(standing.cached["split"]),
+        "decoders": tally(standing.committed["decoder"]),
+        "shards": len(standing.committed["shard"].unique()),
+        "bytes": pc.sum(standing.committed["length"]).as_py() or 0,
+    }
+
+
+def tally(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs, the most frequent first."""
+    counts = ((each["values"], each["counts"]) for each in column.value_counts().to_pylist())
+    return dict(sorted(counts, key=lambda each: -each[1]))

@@ -1,0 +1,219 @@
+"""Run the caching job: find what is missing, send it through the stages of pipeline.py, say how far it is, judge the rejects."""
+
+import logging
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from ...errors import JobFailed
+from ...runtime.connect import start_ray
+from ...runtime.metrics import count_cached
+from ...runtime.placement import check_room
+from ...schema import IDENTITY, TRAIN
+from ...settings import Settings
+from ...storage.files import exists, read_json, write_json
+from ..decode.decoders import check_decoder
+from ..plan.clips import plan_table
+from .estimate import estimate, in_words, online_in_words
+from .info import check_same, clip_bytes, describe, read_info, write_info
+from .lease import Held, only_writer
+from .manifest import Cache, committed_parts, open_cache
+from .pipeline import chain
+from .progress import Standing, counts_of, standing_of, tally
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+__all__ = ["Cache", "build_cache", "open_cache", "plan_cache", "tally"]
+
+
+log = logging.getLogger("cache")
+
+
+PROGRESS_S = 5.0
+
+
+MIB = 2**20
+
+
+def build_cache(settings: Settings) -> dict[str, Any]:
+    """Cache every planned clip that is not cached or rejected yet. Returns what it writes to
+    CACHE/summary.json.
+
+    Raises UserError, before anything is written, for a wrong source or VAE and for a cache that was made with
+    other settings; JobFailed, when all is committed, if more than cache.max_reject_fraction of the clips were
+    rejected.
+    """
+    path = settings.cache_path
+    plan, before = _survey(settings)
+    before = _with_retries(before, settings)
+    if before.pending.num_rows:
+        parts = committed_parts(path)
+        with only_writer(path) as lock:
+            if committed_parts(path) != parts:  # by a job that ended since
+                plan, before = _survey(settings)
+                before = _with_retries(before, settings)
+            summary = _make(plan, before, settings, lock)
+    else:
+        log.info("nothing to do: %d clips already cached in %s", before.cached.num_rows, path)
+        summary_path = f"{path}/summary.json"
+        summary = read_json(summary_path) if exists(summary_path) else {}
+        counts = counts_of(path, before)
+        if any(summary.get(name) != value for name, value in counts.items()):
+            summary |= counts
+            write_json(summary_path, summary)
+    _judge(summary, settings)
+    return {**summary, "clips_this_run": before.pending.num_rows}
+
+
+def _make(plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> dict[str, Any]:
+    """Cache the pending clips; returns the summary, which is also written."""
+    started = time.monotonic()
+    path, made = settings.cache_path, before.pending.num_rows
+    write_info(path, describe(settings, _classes(plan)))
+    log.info("%d clips to cache into %s (%s)", made, path, _known(before))
+    start_ray(settings)
+    check_room(settings, "decode", 1, "the decoding tasks")
+    check_room(settings, "encode", 1, "the encoding actors")
+    _consume(chain(before.pending, settings), made, settings, lock)
+    after = standing_of(plan, path)
+    assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"
+    seconds = time.monotonic() - started
+    summary = {
+        **counts_of(path, after),
+        "clips_this_run": made,
+        "seconds": seconds,
+        "clips_per_second": made / seconds,
+        "frames_per_second": made * settings.data.frames / seconds,
+    }
+    write_json(f"{path}/summary.json", summary)
+    cached, rejected = after.cached.num_rows, after.rejected.num_rows
+    log.info("%d clips cached in %s, %d rejected, %.0f s", cached, path, rejected, seconds)
+    return summary
+
+
+def _with_retries(standing: Standing, settings: Settings) -> Standing:
+    """Clips whose reject cache.retry_rejects asks to try again count as pending."""
+    wanted = settings.cache.retry_rejects
+    reasons = standing.rejected["reason"]
+    if not wanted:
+        return standing
+    if wanted == "all":
+        again = pc.is_valid(reasons)
+    else:
+        again = pc.is_in(reasons, value_set=pa.array(wanted, pa.string()))
+        if unknown := set(wanted) - set(reasons.unique().to_pylist()):
+            log.warning("cache.retry_rejects: no clip was rejected as %s", " or ".join(sorted(unknown)))
+    rejected, retried = standing.rejected.filter(pc.invert(again)), standing.rejected.filter(again)
+    pending = pa.concat_tables([standing.pending, retried.select(standing.pending.column_names)])
+    return standing._replace(rejected=rejected, pending=pending)
+
+
+def _consume(commits: "ray.data.Dataset", clips: int, settings: Settings, lock: Held) -> None:
+    """Run the chain, and say every few seconds how far it is."""
+    started = said = time.monotonic()
+    done = size = 0
+    reasons: Counter[str] = Counter()
+    for row in commits.iter_rows():
+        lock.check()
+        done += row["clips"] + len(row["reasons"])
+        reasons.update(row["reasons"])
+        count_cached(settings.run.name, row["clips"], row["reasons"])
+        size += row["bytes"]
+        now = time.monotonic()
+        if now - said >= PROGRESS_S or done == clips:
+            rate = done / (now - started)
+            log.info(
+                "%d of %d clips, %.1f clips/s, %.0f frames/s, %.1f MiB, %s, %.0f s to go",
+                done,
+                clips,
+                rate,
+                rate * settings.data.frames,
+                size / MIB,
+                _named(reasons),
+                (clips - done) / rate,
+            )
+            said = now
+
+
+def _named(reasons: Counter[str]) -> str:
+    """ "3 rejected (2 timeout, 1 crashed)"."""
+    each = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return f"{reasons.total()} rejected ({each})" if each else "0 rejected"
+
+
+def plan_cache(settings: Settings) -> str:
+    """What build_cache would do, and what it would take, in words: a few clips are made to tell. Writes nothing.
+
+    Raises UserError.
+    """
+    plan, standing = _survey(settings)
+    standing = _with_retries(standing, settings)
+    splits = ", ".join(f"{count} {split}" for split, count in tally(plan["split"]).items())
+    shape = describe(settings, [])["latent_shape"]
+    size = clip_bytes(settings) * standing.pending.num_rows / MIB
+    text = (
+        f"Plan: {standing.planned} clips ({splits}) in {len(_classes(plan))} classes "
+        f"from {settings.data.path}\n"
+        f"  {_known(standing)}, {standing.pending.num_rows} to do: {size:.1f} MiB of latents {shape} in "
+        f"{-(-standing.pending.num_rows // settings.cache.shard_clips)} shards\n"
+        f"  to {settings.cache_path}"
+    )
+    if not standing.pending.num_rows:
+        return text
+    found, train = estimate(standing.pending, settings), settings.train
+    epochs = train.steps * train.global_batch / max(1, pc.sum(pc.equal(plan["split"], TRAIN)).as_py())
+    return f"{text}\n{in_words(found)}\n{online_in_words(found, epochs)}"
+
+
+def _survey(settings: Settings) -> tuple[pa.Table, Standing]:
+    """The plan, without what only pending clips need, and what a cache of the same settings already has of it.
+
+    Raises UserError.
+    """
+    path = settings.cache_path
+    check_decoder(settings.data)
+    plan = plan_table(settings.data)
+    found = read_info(path)
+    wanted = describe(settings, [])
+    if found is not None:
+        check_same(path, found, wanted)
+    standing = standing_of(plan, path)
+    return plan.select([*IDENTITY, "split", "label"]), standing
+
+
+def _judge(summary: dict[str, Any], settings: Settings) -> None:
+    """Show the rejects; raise JobFailed if there are too many."""
+    if not summary["rejected"]:
+        return
+    print_rejects(summary["rejects"], f"{summary['rejected']} of {summary['planned']} clips rejected")
+    share = summary["rejected"] / summary["planned"]
+    if share > settings.cache.max_reject_fraction:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items())
+        raise JobFailed(
+            f"{share:.1%} of the clips were rejected, more than cache.max_reject_fraction = "
+            f"{settings.cache.max_reject_fraction:g} ({reasons}); the {summary['cached']} good ones are in "
+            f"{summary['cache']}, rejects/ there names the others; raise the limit to accept that"
+        )
+
+
+def print_rejects(reasons: dict[str, int], title: str) -> None:
+    """The table of reasons."""
+    table = Table("reason", "clips", title=title, title_justify="left")
+    for reason, count in reasons.items():
+        table.add_row(reason, str(count))
+    Console().print(table)
+
+
+def _known(standing: Standing) -> str:
+    return f"{standing.cached.num_rows} cached, {standing.rejected.num_rows} rejected before"
+
+
+def _classes(plan: pa.Table) -> list[str]:
+    return sorted(set(plan["label"].unique().to_pylist()) - {""})

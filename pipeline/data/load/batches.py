@@ -1,0 +1,153 @@
+"""LATENT CACHE -> TRAINING BATCHES, in an order that is a function of (seed, epoch, cache) alone.
+
+The clips of every epoch, shuffled, follow one another in one long stream; global batch k is entries k*G to
+(k+1)*G - 1 of it, so every clip comes once an epoch and nothing is dropped. A worker takes its contiguous share of a
+batch. (Of several caches, mix.py says what an epoch is.) All that is random in a sample comes from a generator seeded by (seed, stream, step, index in the global batch).
+Hence the k-th global batch is the same on any number of workers, and before and after a restart.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...models.build import class_indices
+from ...models.conditioning import dropped
+from ...models.vae import sample_posterior
+from ...schema import LatentBatch, ManifestRow
+from .order import global_batch, share, split
+from .prefetch import prefetch
+from .randomness import TIMESTEPS, Drawn, draw, generator
+from .reader import Clip, Source, read_clips
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A worker's part of a global batch, and everything random that its loss needs."""
+
+    latents: LatentBatch
+    noise: Tensor  # (B, F, C, h, w) float32
+    image_noise: Tensor  # (B, C, h, w) float32, and
+    image_level: Tensor  # (B,) float32, both standard normal: what TimeNoise disturbs the image condition with
+    seeds: Tensor  # (B,) int64 on the CPU, of what is drawn later: noise on image tokens; the first, of dropout
+    index: Tensor  # (B,) int64 time index in 0..999, always on the CPU, where the schedules are
+    weight: Tensor  # (B,) float32: 1, or 0 for what does not count: a repeat that fills a share up, a damaged clip
+    damaged: tuple[str, ...] = ()  # what is wrong with the clips of this batch that could not be read
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        return replace(
+            self,
+            latents=self.latents.to(device),
+            noise=self.noise.to(device),
+            image_noise=self.image_noise.to(device),
+            image_level=self.image_level.to(device),
+            weight=self.weight.to(device),
+        )
+
+
+def make_batch(
+    source: Source,
+    picks: Sequence[tuple[int, int]],
+    stream: str,
+    step: int,
+    counted: int | None = None,
+    clips: Iterable[tuple[ManifestRow, Clip]] | None = None,
+) -> TrainingBatch:
+    """A batch of (row, index in the global batch) pairs, of which the first `counted` count, or all; see the module's
+    docstring for its randomness. A clip that is not what was written is zeros of no weight. `clips`: those of the picks,
+    where they are not to be read.
+    """
+    rows, read = zip(*(read_clips(source, picks) if clips is None else clips), strict=True)
+    means, logvars, texts, problems = zip(*read, strict=True)
+    samples = [draw(source.latent_shape, generator(source.seed, stream, step, index)) for _, index in picks]
+    drawn = Drawn(*map(torch.stack, zip(*samples, strict=True)))
+    without, without_image = dropped(drawn.left_out, source.label_dropout)
+    # clip by clip: exp() of a larger tensor may be rounded another way
+    z0 = [
+        sample_posterior(mean, logvar, noise, source.scaling_factor)
+        for mean, logvar, noise in zip(means, logvars, drawn.posterior_noise, strict=True)
+    ]
+    labels = ["" if left_out else row["label"] for row, left_out in zip(rows, without, strict=True)]
+    captions = prior = None
+    if texts[0] is not None:
+        shown = zip(texts, without, strict=True)
+        captions = torch.stack(
+            [torch.from_numpy(source.null_text).float() if left_out else text for text, left_out in shown]
+        )
+    if source.read_prior is not None:
+        outputs = np.stack([source.read_prior(source.rows[position]) for position, _ in picks])
+        prior = torch.from_numpy(outputs.astype(np.float32))
+    counts = torch.arange(len(picks)) < (len(picks) if counted is None else counted)
+    return TrainingBatch(
+        latents=LatentBatch(
+            keys=[row["key"] for row in rows],
+            z0=torch.stack(z0),
+            label=class_indices(labels, source.classes),
+            stride=torch.tensor([float(row["stride"]) for row in rows]),
+            image_shown=~without_image,
+            text=captions,
+            prior=prior,
+        ),
+        noise=drawn.noise,
+        image_noise=drawn.image_noise,
+        image_level=drawn.image_level,
+        seeds=drawn.seed,
+        index=drawn.time,
+        weight=(counts & torch.tensor([not problem for problem in problems])).float(),
+        damaged=tuple(problem for problem in problems if problem),
+    )
+
+
+def training_batches(
+    source: Source,
+    size: int,
+    micro: int,
+    rank: int,
+    workers: int,
+    start: int,
+    stop: int,
+    clips: Iterator[tuple[ManifestRow, Clip]] | None = None,
+) -> Iterator[list[TrainingBatch]]:
+    """For each step from `start` to `stop` - 1 this worker's share of the global batch, in pieces as `split` says.
+
+    `clips`: this worker's clips of those steps in order, where they are not to be read (online.py).
+    """
+    mine = share(size, rank, workers)
+    piece, pieces = split(size, micro, workers)
+
+    def make(step: int) -> list[TrainingBatch]:
+        rows = global_batch(source.seed, step, size, source.shares)
+        picks = [(rows[index], index) for index in mine]
+        places = picks + [(rows[0], 0)] * (piece * pieces - len(picks))
+        given = None if clips is None else list(itertools.islice(clips, len(picks)))
+        if given is not None:
+            given += [given[0]] * (len(places) - len(picks))
+        return [
+            make_batch(source, places[i : i + piece], "train", step, len(picks) - i, given and given[i : i + piece])
+            for i in range(0, len(places), piece)
+        ]
+
+    return prefetch(make, range(start, stop))
+
+
+def validation_batches(source: Source, micro: int, rank: int, workers: int) -> list[TrainingBatch]:
+    """This worker's share of the held-out clips, at fixed noises and at times spread evenly over 0..999.
+
+    Every worker gets equally many pieces of equal size; repeats that fill them up have weight 0.
+    """
+    count = len(source.rows)
+    if not count:
+        return []
+    padded = -(-count // (micro * workers)) * micro * workers
+    pieces = []
+    mine = share(padded, rank, workers)
+    for start in range(mine.start, mine.stop, micro):
+        places = range(start, start + micro)
+        batch = make_batch(source, [(place % count, place) for place in places], "validation", 0)
+        index = torch.tensor([(2 * (place % count) + 1) * TIMESTEPS // (2 * count) for place in places])
+        weight = torch.tensor([float(place < count) for place in places])
+        pieces.append(replace(batch, index=index, weight=weight * batch.weight))
+    return pieces

@@ -1,0 +1,122 @@
+"""SEVERAL CACHES -> ONE: training draws from each in proportion to its weight (cache.mix).
+
+An epoch of a mix is as many draws as its caches hold training clips together. Cache i is drawn from n_i times an epoch,
+its weight's share of them (to a whole number, by largest remainder), at places that (seed, epoch) shuffle. Its own
+clips come in passes, each in an order of (seed, pass, i): no clip comes again before all of its cache have come, and a pass
+goes on in the next epoch where the epoch ends. So order is a function of (seed, epoch, caches and weights) alone.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from ...errors import UserError
+from ...schema import TRAIN, CacheInfo, ManifestRow
+from ...settings import Settings
+from ..cache.info import check_same, describe
+from ..cache.manifest import Cache, open_cache
+from ..cache.rows import Rows
+from .order import draws
+
+CACHE_COLUMN = "cache"  # of a mix's table: the path of the cache that a clip is of
+
+
+class Part(NamedTuple):
+    """One cache of a mix."""
+
+    path: str
+    weight: float
+    fingerprint: str
+    clips: int  # training clips
+    keys: str  # hash of its clips
+
+
+@dataclass(frozen=True)
+class Mix(Cache):
+    """Caches as one: the clips of the first, then those of the second, ..., with CACHE_COLUMN; all of their classes."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def shares(self) -> tuple[tuple[int, int], ...]:
+        """(training clips, draws an epoch) of each cache."""
+        clips = [part.clips for part in self.parts]
+        return tuple(zip(clips, draws(clips, [part.weight for part in self.parts]), strict=True))
+
+
+def open_training_cache(settings: Settings) -> Cache:
+    """What training reads: the cache of cache.path, or the Mix of cache.mix.
+
+    Raises UserError where there is none, or one was not made as the settings say.
+    """
+    wanted = describe(settings, [])
+    if not settings.cache.mix:
+        cache = open_cache(settings.cache_path)
+        check_same(cache.path, cache.info, wanted)
+        return cache
+    caches = [open_cache(one.path.rstrip("/")) for one in settings.cache.mix]
+    for cache in caches:
+        check_alike(cache, wanted)
+    parts = tuple(
+        Part(cache.path, one.weight, cache.info["fingerprint"], len(cache.select(TRAIN)), hash_of_clips(cache))
+        for cache, one in zip(caches, settings.cache.mix, strict=True)
+    )
+    if empty := [part.path for part in parts if not part.clips]:
+        raise UserError(f"{empty[0]}: holds no training clips; take it out of cache.mix, or cache more videos there")
+    if sum(part.clips for part in parts) and 0 in draws([p.clips for p in parts], [p.weight for p in parts]):
+        raise UserError(
+            f"cache.mix: the weights {[part.weight for part in parts]} leave a cache without one clip an epoch; raise the least"
+        )
+    tables = [
+        one.table.append_column(CACHE_COLUMN, pa.repeat(pa.scalar(one.path), one.table.num_rows)) for one in caches
+    ]
+    info: CacheInfo = {
+        **caches[0].info,
+        "classes": sorted({name for one in caches for name in one.info["classes"]}),
+        "fingerprint": hashlib.blake2b(
+            "+".join(part.fingerprint for part in parts).encode(), digest_size=16
+        ).hexdigest(),
+    }
+    return Mix(caches[0].path, info, pa.concat_tables(tables), caches[0].rejects.slice(0, 0), parts)
+
+
+def check_alike(cache: Cache, wanted: CacheInfo) -> None:
+    """Raise UserError unless a cache of a mix holds what the settings describe: the same VAE, text encoder and size.
+
+    Which windows of which videos were taken may differ from cache to cache.
+    """
+    found = {"latents": cache.info["latent_shape"], **_space(cache.info)}
+    ours = {"latents": wanted["latent_shape"], **_space(wanted)}
+    differences = [
+        f"{key}: cache has {found.get(key)}, settings say {ours.get(key)}"
+        for key in sorted(found.keys() | ours.keys())
+        if found.get(key) != ours.get(key)
+    ]
+    if differences:
+        raise UserError(
+            f"{cache.path}: cannot be mixed in ({'; '.join(differences)}); set them alike, or take it out of cache.mix"
+        )
+
+
+def _space(info: CacheInfo) -> dict[str, object]:
+    return {key: value for key, value in info["settings"].items() if key.startswith(("vae.", "text."))}
+
+
+def hash_of_clips(cache: Cache) -> str:
+    """BLAKE2b of keys, splits and labels of all clips."""
+    digest = hashlib.blake2b(digest_size=8)
+    for row in Rows(cache.table.select(["key", "split", "label"])):
+        digest.update(f"{row['key']} {row['split']} {row['label']}\n".encode())
+    return digest.hexdigest()
+
+
+def cache_of(cache: Cache, row: ManifestRow) -> str:
+    """The path of the cache that a row of `cache` lies in."""
+    return row[CACHE_COLUMN] if isinstance(cache, Mix) else cache.path  # type: ignore[literal-required]
+
+
+def paths_of(cache: Cache) -> list[str]:
+    """Where the clips of `cache` lie."""
+    return [part.path for part in cache.parts] if isinstance(cache, Mix) else [cache.path]

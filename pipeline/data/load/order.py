@@ -1,0 +1,67 @@
+"""The order of training clips: a function of (seed, epoch, cache) alone.
+
+The clips of every epoch, shuffled, follow one another in one long stream; global batch k is entries k*G to
+(k+1)*G - 1 of it, so every clip comes once an epoch and nothing is dropped. A worker takes its contiguous share of a
+batch. Of several caches, mix.py says what an epoch is.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, shares: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """(sum of draws,) int64: the order of an epoch; of one cache a permutation of its rows sorted by key."""
+    if len(shares) > 1:
+        return mixed_order(seed, epoch, shares)
+    return np.random.default_rng([seed, epoch]).permutation(shares[0][0])
+
+
+def global_batch(seed: int, step: int, size: int, shares: tuple[tuple[int, int], ...]) -> list[int]:
+    """The rows of global batch `step` (from 0), which may reach into the next epoch."""
+    positions, length = range(step * size, (step + 1) * size), sum(drawn for _, drawn in shares)
+    epochs = {epoch: epoch_order(seed, epoch, shares) for epoch in sorted({p // length for p in positions})}
+    return [int(epochs[p // length][p % length]) for p in positions]
+
+
+def share(size: int, rank: int, workers: int) -> range:
+    """The indices in a global batch of `size` that fall to a worker: contiguous, and as even as can be."""
+    return range(size * rank // workers, size * (rank + 1) // workers)
+
+
+def split(size: int, micro: int, workers: int) -> tuple[int, int]:
+    """(clips in a piece, pieces) of every worker's share of a global batch of `size`: pieces of at most `micro` clips,
+    alike on all workers. Where they hold more places than there are clips, repeats of weight 0 fill them.
+    """
+    most = -(-size // workers)
+    pieces = -(-most // micro)
+    return -(-most // pieces), pieces
+
+
+def draws(clips: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """How often each cache is drawn from in an epoch: sum(clips) shared out by weight."""
+    total = sum(clips)
+    exact = np.asarray(weights, float) / sum(weights) * total
+    counts = np.floor(exact).astype(int)
+    for index in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
+        counts[index] += 1
+    return counts.tolist()
+
+
+def mixed_order(seed: int, epoch: int, shares: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """(sum of draws,) int64: the rows of an epoch, counted over the training clips of all caches in turn."""
+    owners = np.repeat(np.arange(len(shares)), [count for _, count in shares])
+    np.random.default_rng([seed, epoch]).shuffle(owners)
+    order = np.empty(len(owners), np.int64)
+    first = 0
+    for index, (clips, count) in enumerate(shares):
+        position = np.arange(epoch * count, (epoch + 1) * count)  # in this cache's own stream of passes
+        passes = [
+            np.random.default_rng([seed, number, index + 1]).permutation(clips)
+            for number in range(position[0] // clips, position[-1] // clips + 1)
+        ]
+        order[owners == index] = first + np.concatenate(passes)[position - position[0] // clips * clips]
+        first += clips
+    return order

@@ -1,0 +1,1 @@
+"""Convert published checkpoints to our networks, and save and load our exports."""

@@ -1,0 +1,148 @@
+"""Our exports: a folder with `model.safetensors` and `config.json`, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...errors import UserError
+from ...storage.files import exists, is_remote, read_bytes, read_json, write_bytes
+from .weights import State, WeightsError, load_safetensors
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+CONFIG_FILE = "config.json"
+
+
+CARD_FILE = "README.md"
+
+
+def save_export(
+    folder: str | Path,
+    module_state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+    card: str | None = None,
+) -> Path:
+    """Writes an export, replacing an earlier one; gives its path.
+
+    `card` is for people: what the weights are, in Markdown. dtype converts the floating-point tensors. Raises WeightsError where `folder` already holds something
+    else.
+    """
+    folder = Path(folder)
+    replaceable = (folder / CONFIG_FILE).is_file() or (folder.is_dir() and not any(folder.iterdir()))
+    if folder.exists() and not replaceable:
+        raise WeightsError(f"{folder} exists and is not an export (no {CONFIG_FILE}): choose another or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        new, old = beside / "new", beside / "old"
+        new.mkdir()
+        tensors = {name: _portable(value, dtype) for name, value in module_state.items()}
+        save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
+        (new / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        if card is not None:
+            (new / CARD_FILE).write_text(card, encoding="utf-8")
+        shutil.copymode(new / CONFIG_FILE, new / WEIGHTS_FILE)  # safetensors makes files that only their owner can read
+        for file in new.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _portable(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A contiguous copy on the CPU that shares no memory, as safetensors requires."""
+    converted = value.detach().to("cpu", dtype if value.is_floating_point() else None)
+    return converted.clone(memory_format=torch.contiguous_format)
+
+
+def save_checkpoint(folder: str | Path) -> bytes:
+    """An export as a torch file in the layout of the authors' code. Raises WeightsError.
+
+    Its names are the authors' already; what differs is under which name at the top a file's weights are looked for.
+    """
+    state, config = load_export(folder)
+    unet = config["model"].get("backbone") == "unet3d"
+    stream = io.BytesIO()
+    torch.save({"state_dict": state} if unet else {"model": state, "ema": state}, stream)  # once, with two references
+    return stream.getvalue()
+
+
+def load_export(folder: str | Path) -> tuple[State, dict[str, Any]]:
+    """State and config of an export. Raises WeightsError where a file is missing or damaged."""
+    folder = Path(folder)
+    state = load_safetensors(folder / WEIGHTS_FILE)
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: an export has {WEIGHTS_FILE} and {CONFIG_FILE}; export again")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON ({error}): export again") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} holds a {type(config).__name__}, expected an object: export again")
+    return state, config
+
+
+def is_export(path: str) -> bool:
+    return exists(f"{path}/{CONFIG_FILE}")
+
+
+def is_diffusers(path: str) -> bool:
+    """Whether config.json there is diffusers', not ours."""
+    try:
+        return "_class_name" in read_json(f"{path}/{CONFIG_FILE}")
+    except ValueError:
+        return False
+
+
+def read_config(path: str, key: str) -> dict[str, Any]:
+    """config.json of an export folder. Raises UserError where it is not one of ours."""
+    try:
+        config = read_json(f"{path}/{CONFIG_FILE}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}/{CONFIG_FILE}: not valid JSON ({error}); export again, or set {key}") from error
+    missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
+    if missing:
+        raise UserError(f"{path}: no export of this project (without {', '.join(sorted(missing))}); set {key}")
+    return config
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A local path of an export folder or a weights file; s3:// ones are fetched, and removed afterwards."""
+    if not is_remote(path):
+        yield str(Path(path).expanduser())
+        return
+    with TemporaryDirectory() as folder:
+        if not is_export(path):
+            local = f"{folder}/{path.rsplit('/', 1)[1]}"
+            write_bytes(local, read_bytes(path))
+            yield local
+            return
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            write_bytes(f"{folder}/{name}", read_bytes(f"{path}/{name}"))
+        yield folder

@@ -1,0 +1,80 @@
+"""From a published Latte to the weights that a bridge starts from: input channels, image frame, class embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..latte import Latte
+from .weights import State, WeightsError, WeightsMismatch, first_few
+
+CLASS_TABLE = "y_embedder.embedding_table.weight"
+
+
+def bridge_state_from_diffusion(state: Mapping[str, Tensor], target: Latte) -> State:
+    """The authors' way from a pre-trained diffusion Latte to the weights that a bridge `target` starts from.
+
+    Drops the learned-sigma half of final_layer.linear, repeats the first entry of temp_embed for the image's
+    extra frame, widens x_embedder with zeros for new channels (so that at first they change nothing), and
+    takes the rest by name. Raises WeightsMismatch where the frames or channels do not lend themselves to
+    that.
+    """
+    own = target.state_dict()
+    bridge = dict(state)
+    output = ("final_layer.linear.weight", "final_layer.linear.bias")
+    for name in ("temp_embed", "x_embedder.proj.weight", *output):
+        if name not in state:
+            raise WeightsMismatch(f"{name} is missing: not the weights of a Latte (it has {first_few(list(state))})")
+    for name in output:
+        if len(state[name]) == 2 * len(own[name]):
+            # rows are (patch position, channel), and the second half of the channels is sigma
+            rows = state[name].unflatten(0, (target.patch_size**2, 2, target.out_channels))
+            bridge[name] = rows[:, 0].flatten(0, 1)
+    frames = state["temp_embed"].shape[1]
+    if frames == target.num_frames - 1:
+        bridge["temp_embed"] = torch.cat([state["temp_embed"][:, :1], state["temp_embed"]], dim=1)
+    elif frames != target.num_frames:
+        raise WeightsMismatch(
+            f"a diffusion model of {frames} frames cannot start a bridge of {target.num_frames} frames: "
+            f"that needs {target.num_frames - 1}, the image being one, or {target.num_frames}"
+        )
+    patches = state["x_embedder.proj.weight"]
+    extra = target.in_channels - patches.shape[1]
+    if extra < 0:
+        raise WeightsMismatch(
+            f"a model of {patches.shape[1]} input channels cannot start a bridge of {target.in_channels}: "
+            "give one with as many channels or fewer"
+        )
+    if extra:
+        zeros = patches.new_zeros(patches.shape[0], extra, *patches.shape[2:])
+        bridge["x_embedder.proj.weight"] = torch.cat([patches, zeros], dim=1)
+    return bridge
+
+
+def remap_classes(
+    state: Mapping[str, Tensor], old_classes: Iterable[str], new_classes: Iterable[str]
+) -> tuple[State, int]:
+    """Class embeddings in a new order, matched by name: the state, and how many classes were kept.
+
+    A class that the pre-trained model did not know starts as its null class, the table's last row.
+    Raises WeightsMismatch where the table does not have one row a class and the null row, WeightsError
+    where a name comes twice.
+    """
+    old, new = list(old_classes), list(new_classes)
+    for names in (old, new):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise WeightsError(f"class names must differ, but these come twice: {first_few(twice)}")
+    if CLASS_TABLE not in state:
+        raise WeightsMismatch(f"{CLASS_TABLE} is missing: this model knows no classes")
+    table = state[CLASS_TABLE]
+    if len(table) != len(old) + 1:
+        raise WeightsMismatch(
+            f"{CLASS_TABLE} has {len(table)} rows, not one for each of {len(old)} classes and one for none: "
+            "give the class names that these weights were trained with"
+        )
+    row = {name: i for i, name in enumerate(old)}
+    rows = torch.tensor([row.get(name, len(old)) for name in new] + [len(old)])
+    return {**state, CLASS_TABLE: table[rows]}, sum(name in row for name in new)

@@ -1,0 +1,64 @@
+"""Read published checkpoints, of any wrapper, without unpickling code."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .weights import State, WeightsError, load_safetensors
+
+# in order of preference: averaged weights are what a published model is sampled with
+WRAPPERS = ("ema", "model", "state_dict", "module")
+
+
+# of distributed training, and of the neural prior in the authors' checkpoints
+PREFIXES = ("module.", "nwarp_model.")
+
+
+def load_published(path: str | Path) -> State:
+    """State of a published checkpoint: safetensors, or a torch file read with weights_only=True.
+
+    Takes the averaged weights where the file has several ('ema' before 'model', 'state_dict' and DeepSpeed's
+    'module'), and strips the prefix that all names share because of a wrapper (PREFIXES). Raises
+    WeightsError on anything else; never unpickles code.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return _without_prefix(load_safetensors(path))
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: give the path of a downloaded checkpoint or of an export")
+    try:
+        # trainers of the DiT family keep their argparse.Namespace beside the weights; it is plain data
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # mapped, not read: of a whole text-to-video model only the VAE may be wanted
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"{path} cannot be read as plain weights ({reason}): convert it to safetensors where you trust it"
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    items = loaded.items() if isinstance(loaded, Mapping) else ()
+    tensors = {name: value for name, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise WeightsError(
+            f"{path} holds no tensors by name, neither at its top nor under {', '.join(WRAPPERS)}: "
+            "give a checkpoint with a state dict"
+        )
+    return _without_prefix(tensors)
+
+
+def _without_prefix(state: State) -> State:
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state

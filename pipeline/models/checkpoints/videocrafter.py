@@ -1,0 +1,53 @@
+"""Published checkpoints of VideoCrafter1 and DynamiCrafter to the names and shapes of models/videocrafter.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..videocrafter import VideoCrafter
+from .weights import State, WeightsMismatch
+
+UNET, RESAMPLER = "model.diffusion_model.", "image_proj_model."
+
+
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+RENAMED = {"framestride_embed.": "fps_embedding."}  # in DynamiCrafter's checkpoint for 256 x 256
+
+
+# What a text-to-video model lacks: all names with one of these parts are new, or all are there
+NEW = ("fps_embedding.", ".to_k_ip.", ".to_v_ip.", ".alpha", RESAMPLER)
+
+
+def state_from_published(state: Mapping[str, Tensor], target: VideoCrafter) -> State:
+    """What `target` starts from, of a checkpoint of VideoCrafter/Text2Video-256 or of DynamiCrafter.
+
+    Other parts of the checkpoint are left out. The first convolution is widened with zeros for the image's channels
+    (4 -> 8), which so change nothing at first; what a text-to-video model does not have (NEW) keeps the target's own
+    initial weights, which change nothing either. Whatever else is missing or too much is left so, for `load_strict`
+    to report. Raises WeightsMismatch where the file holds no U-Net.
+    """
+    found: State = {}
+    for name, value in state.items():
+        for old, new in RENAMED.items():
+            name = name.replace(old, new)
+        if name.startswith((UNET, RESAMPLER)):
+            found[name] = value
+    if FIRST not in found:
+        raise WeightsMismatch(
+            f"{FIRST} is missing: not a checkpoint of VideoCrafter or DynamiCrafter (it has {', '.join(list(state)[:3])})"
+        )
+    own = target.state_dict()
+    extra = own[FIRST].shape[1] - found[FIRST].shape[1]
+    if extra > 0:
+        kernel = found[FIRST]
+        zeros = kernel.new_zeros(kernel.shape[0], extra, *kernel.shape[2:])
+        found[FIRST] = torch.cat([kernel, zeros], dim=1)
+    for part in NEW:
+        if not any(part in name for name in found):
+            found |= {name: value for name, value in own.items() if part in name}
+    return found

@@ -1,0 +1,62 @@
+"""Weights on disk, without Ray, DeepSpeed or pickles: our exports, published checkpoints, the way between.
+
+An export is a folder with `model.safetensors` and `config.json`; it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ...errors import UserError
+
+State = dict[str, Tensor]
+
+
+class WeightsError(UserError):
+    """Weights that cannot be read; the message names the path and the remedy."""
+
+
+class WeightsMismatch(WeightsError):
+    """Weights that were read and belong to another model."""
+
+
+def load_safetensors(path: Path) -> State:
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing: give the path of a downloaded checkpoint or of an export")
+    try:
+        state: State = load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is not a whole safetensors file ({error}): get or export it again") from error
+    return state
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Loads `state`, called `name` in messages, where it fits the module exactly; else WeightsMismatch."""
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    report = "; ".join(
+        f"{len(found)} {what} ({first_few(found)})"
+        for found, what in ((missing, "missing"), (unexpected, "unexpected"), (shapes, "mis-shaped"))
+        if found
+    )
+    if report:
+        raise WeightsMismatch(
+            f"{name} does not fit the model of {len(own)} tensors: {report}. "
+            "Build the model with the settings that these weights were made with, or give other weights"
+        )
+    module.load_state_dict(dict(state))
+
+
+def first_few(found: list[str], limit: int = 3) -> str:
+    return ", ".join(found[:limit]) + (", ..." if len(found) > limit else "")

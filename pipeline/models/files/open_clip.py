@@ -1,0 +1,135 @@
+"""open_clip's weights inside published video checkpoints, by the names of transformers' CLIP.
+
+VideoCrafter's and DynamiCrafter's checkpoints carry OpenCLIP ViT-H/14: its text half under `cond_stage_model.model.`, and
+its whole, of which the image half is used, under `embedder.model.`. Nothing here needs open_clip.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..checkpoints.weights import State, WeightsMismatch, load_strict
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPVisionModel
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+TEXT, IMAGE = "cond_stage_model.model.", "embedder.model.visual."
+TEXT_HEAD, IMAGE_HEAD = 64, 80  # width of an attention head of ViT-H/14; no tensor tells
+UNUSED = ("attn_mask", "text_projection", "logit_scale", "logit_bias", "proj", "visual.")  # no part of a token's value
+BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+IN_BLOCK = {
+    "ln_1.": "layer_norm1.",
+    "ln_2.": "layer_norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+    "attn.out_proj.": "self_attn.out_proj.",
+}
+NAMES = {
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "class_embedding": "embeddings.class_embedding",
+    "conv1.weight": "embeddings.patch_embedding.weight",
+    "ln_pre.": "pre_layrnorm.",  # sic
+    "ln_post.": "post_layernorm.",
+    "ln_final.": "final_layer_norm.",
+}
+
+
+def to_transformers(state: Mapping[str, Tensor]) -> State:
+    """The tensors of one half, without prefix, by transformers' names; names that are unknown stay."""
+    renamed: State = {}
+    for name, value in state.items():
+        if name.startswith(UNUSED):
+            continue
+        block = BLOCK.fullmatch(name)
+        if block is None:
+            old = next((old for old in NAMES if name.startswith(old)), name)
+            renamed[NAMES.get(old, old) + name.removeprefix(old)] = value
+            continue
+        layer, part = f"encoder.layers.{block[1]}.", block[2]
+        if part.startswith("attn.in_proj_"):
+            kind = part.removeprefix("attn.in_proj_")
+            for projection, rows in zip("qkv", value.chunk(3), strict=True):
+                renamed[f"{layer}self_attn.{projection}_proj.{kind}"] = rows
+            continue
+        old = next((old for old in IN_BLOCK if part.startswith(old)), part)
+        renamed[layer + IN_BLOCK.get(old, old) + part.removeprefix(old)] = value
+    return renamed
+
+
+def text_model(checkpoint: Mapping[str, Tensor], name: str) -> CLIPTextModel:
+    """The text encoder inside `checkpoint`, called `name` in messages, in eval mode. Raises WeightsMismatch."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    state = _half(checkpoint, TEXT, name)
+    words, size = _shape(state, "embeddings.token_embedding.weight", name)
+    config = CLIPTextConfig(
+        vocab_size=words,
+        hidden_size=size,
+        intermediate_size=_shape(state, "encoder.layers.0.mlp.fc1.weight", name)[0],
+        num_hidden_layers=_layers(state),
+        num_attention_heads=max(1, size // TEXT_HEAD),
+        max_position_embeddings=_shape(state, "embeddings.position_embedding.weight", name)[0],
+        hidden_act="gelu",
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
+        pad_token_id=0,
+    )
+    with torch.device("meta"):
+        model = CLIPTextModel(config)
+    return _filled(model, state, name)
+
+
+def image_model(checkpoint: Mapping[str, Tensor], name: str) -> CLIPVisionModel:
+    """The image encoder inside `checkpoint`, called `name` in messages, in eval mode. Raises WeightsMismatch."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    state = _half(checkpoint, IMAGE, name)
+    size, _, patch, _ = _shape(state, "embeddings.patch_embedding.weight", name)
+    places = _shape(state, "embeddings.position_embedding.weight", name)[0] - 1  # one is the class token's
+    config = CLIPVisionConfig(
+        hidden_size=size,
+        intermediate_size=_shape(state, "encoder.layers.0.mlp.fc1.weight", name)[0],
+        num_hidden_layers=_layers(state),
+        num_attention_heads=max(1, size // IMAGE_HEAD),
+        image_size=round(places**0.5) * patch,
+        patch_size=patch,
+        hidden_act="gelu",
+    )
+    with torch.device("meta"):
+        model = CLIPVisionModel(config)
+    return _filled(model, state, name)
+
+
+def _half(checkpoint: Mapping[str, Tensor], prefix: str, name: str) -> State:
+    half = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
+    if not half:
+        raise WeightsMismatch(f"{name}: holds no tensors named {prefix}..., the encoder of a VideoCrafter checkpoint")
+    return to_transformers(half)
+
+
+def _shape(state: State, key: str, name: str) -> list[int]:
+    if key not in state:
+        raise WeightsMismatch(f"{name}: {key} (in transformers' names) is missing from its CLIP; get the file again")
+    return list(state[key].shape)
+
+
+def _layers(state: State) -> int:
+    return len({key.split(".")[2] for key in state if key.startswith("encoder.layers.")})
+
+
+def _filled(model: Model, state: State, name: str) -> Model:
+    """The model of the meta device with the weights of `state`, in their dtype."""
+    model.to_empty(device="cpu")
+    for key, buffer in model.named_buffers():
+        assert key.endswith("position_ids"), f"{key} would be left without a value"
+        buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+    load_strict(model, state, name)
+    return model.eval().requires_grad_(False)

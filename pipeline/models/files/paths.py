@@ -1,0 +1,95 @@
+"""Where a model's files are: shipped with the package, in a local folder, or on the Hugging Face hub. Imports no torch."""
+
+import hashlib
+import lzma
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from ...errors import UserError
+
+SHIPPED = Path(__file__).resolve().parents[2] / "shipped" / "weights"
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")  # owner/name, and perhaps a folder in it
+
+
+def shipped_path(path: str) -> str:
+    """The folder behind "shipped:NAME", a model that comes with the package; other paths are returned as they are."""
+    if not path.startswith("shipped:"):
+        return path
+    folder = SHIPPED / path.removeprefix("shipped:")
+    if not folder.is_dir():
+        names = ", ".join(f"shipped:{child.name}" for child in sorted(SHIPPED.iterdir()))
+        raise UserError(f"{path}: no such shipped model; there are {names}")
+    return str(_unpacked(folder) if any(folder.glob("*.xz")) else folder)
+
+
+def _unpacked(folder: Path) -> Path:
+    """A copy of `folder` with its .xz files unpacked, made at first use. Packed, the weights travel with every submitted job."""
+    digest = hashlib.blake2b(digest_size=8)
+    for packed in sorted(folder.iterdir()):
+        digest.update(packed.name.encode() + packed.read_bytes())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "framebridge"
+    target = caches / f"{folder.name}-{digest.hexdigest()}"
+    if target.is_dir():
+        return target
+    caches.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=caches))
+    for packed in folder.iterdir():
+        content = packed.read_bytes()
+        if packed.suffix == ".xz":
+            (beside / packed.stem).write_bytes(lzma.decompress(content))
+        else:
+            (beside / packed.name).write_bytes(content)
+    try:
+        beside.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(beside)
+        if not target.is_dir():
+            raise
+    return target
+
+
+def local_path(path: str) -> Path | None:
+    """`path` as an existing local file or folder, or None where it can only be a hub name."""
+    local = Path(shipped_path(path)).expanduser()
+    return local if local.exists() else None
+
+
+def hub_file(path: str, name: str) -> Path | None:
+    """The local copy of file `name` of the hub name `path` (owner/name or owner/name/folder), downloaded where needed.
+
+    None where `path` is no hub name, or its repository has no such file, or there is neither network nor a copy.
+    """
+    match = HUB_NAME.fullmatch(path)
+    if match is None:
+        return None
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(match[1], name, subfolder=match[2]))
+    except (EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError):
+        return None
+
+
+def hub_folder(path: str, patterns: list[str]) -> Path | None:
+    """As hub_file, for the files of a repository that match `patterns`."""
+    match = HUB_NAME.fullmatch(path)
+    if match is None:
+        return None
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    inside = f"{match[2].strip('/')}/" if match[2] else ""
+    wanted = [inside + pattern for pattern in patterns]
+    try:
+        return Path(huggingface_hub.snapshot_download(match[1], allow_patterns=wanted)) / inside
+    except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError):
+        return None

@@ -1,0 +1,146 @@
+"""The files of a text encoder in transformers' format, and their identity. Imports no torch.
+
+Three layouts: config.json, model*.safetensors and the tokenizer's files in one folder; the folder of a whole diffusers
+pipeline, which has them in text_encoder/ and tokenizer/; and a checkpoint of VideoCrafter or DynamiCrafter with open_clip's
+weights in it (see open_clip), with a tokenizer from elsewhere.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from .paths import hub_folder, local_path
+
+CONFIG = "config.json"
+WEIGHTS = "model*.safetensors"  # one file or several
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",  # with merges.txt: CLIP's
+    "merges.txt",
+    "spiece.model",  # T5's
+)
+# model_type in config.json -> class of transformers
+ENCODERS = {
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+}
+OPEN_CLIP = "open_clip"  # model_type of what a checkpoint holds, of which there is no config.json
+NOISE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # decide no embedding
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    encoder: Path  # folder, or checkpoint
+    tokenizer: Path  # folder
+    config: dict[str, Any]  # of the encoder
+
+    @property
+    def kind(self) -> str:
+        """Class of transformers."""
+        return ENCODERS[self.config["model_type"]]
+
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+        own = self.config.get("text_config") or self.config
+        return int(own["d_model"] if "d_model" in own else own["hidden_size"])
+
+    @property
+    def weights(self) -> list[Path]:
+        if self.encoder.is_file():
+            return [self.encoder]
+        return sorted(path for path in self.encoder.glob(WEIGHTS) if ".fp16." not in path.name)
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        return [self.tokenizer / name for name in TOKENIZER if (self.tokenizer / name).is_file()]
+
+
+def find_text_encoder(path: str, tokenizer_path: str | None = None) -> TextFiles:
+    """The files of `text.path`: a folder, a hub name, or a checkpoint with `text.tokenizer`. Raises UserError."""
+    names = [CONFIG, WEIGHTS, "model.safetensors.index.json", *TOKENIZER]
+    folder = local_path(path)
+    if folder is not None and folder.is_file():
+        return _in_checkpoint(path, folder, tokenizer_path)
+    if folder is None:
+        folder = hub_folder(path, [part + name for part in ("", "text_encoder/", "tokenizer/") for name in names])
+    if folder is None:
+        raise _unloadable(path, "no such folder, nor on the hub")
+    encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
+    encoder, tokenizer = (encoder if encoder.is_dir() else folder), (tokenizer if tokenizer.is_dir() else folder)
+    try:
+        config = json.loads((encoder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unloadable(path, f"{encoder / CONFIG}: {error}") from error
+    if not isinstance(config, dict) or config.get("model_type") not in ENCODERS:
+        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+        raise _unloadable(path, f"{encoder / CONFIG} has model_type {kind}, expected {', '.join(ENCODERS)}")
+    files = TextFiles(encoder, tokenizer, config)
+    if not files.weights:
+        raise _unloadable(path, f"no {WEIGHTS} in {encoder}")
+    if not any(file.name in ("tokenizer.json", "vocab.json", "spiece.model") for file in files.tokenizer_files):
+        raise _unloadable(path, f"no tokenizer.json, vocab.json or spiece.model in {tokenizer}")
+    return files
+
+
+def _in_checkpoint(path: str, file: Path, tokenizer_path: str | None) -> TextFiles:
+    from ..checkpoints.published import load_published
+    from ..checkpoints.weights import WeightsError
+    from .open_clip import TEXT
+
+    if tokenizer_path is None:
+        raise UserError(
+            f"text.path = {path}: is a checkpoint, which has no tokenizer; set text.tokenizer to a folder or hub name of "
+            "CLIP's, such as openai/clip-vit-large-patch14"
+        )
+    folder = local_path(tokenizer_path) or hub_folder(tokenizer_path, [*TOKENIZER])
+    if folder is None or not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(
+            f"text.tokenizer = {tokenizer_path}: no tokenizer.json or vocab.json there; give a CLIP tokenizer"
+        )
+    try:
+        table = load_published(file).get(f"{TEXT}token_embedding.weight")
+    except WeightsError as error:
+        raise _unloadable(path, str(error)) from error
+    if table is None:
+        raise _unloadable(path, f"{file} holds no {TEXT}token_embedding.weight")
+    return TextFiles(file, folder, {"model_type": OPEN_CLIP, "hidden_size": table.shape[1]})
+
+
+def _unloadable(path: str, reason: str) -> UserError:
+    return UserError(
+        f"text.path = {path}: no text encoder could be loaded ({reason}); give a folder or hub name with a CLIP or T5 "
+        f"model of transformers ({CONFIG}, {WEIGHTS}, tokenizer files), or null for no text"
+    )
+
+
+def text_identity(files: TextFiles) -> str:
+    """SHA-256 over what decides an embedding: the encoder's configuration and weights, the tokenizer's files."""
+    digest = hashlib.sha256(json.dumps(_significant(files.config), sort_keys=True).encode())
+    for file in [*files.weights, *files.tokenizer_files]:
+        status = file.stat()
+        digest.update(f"{file.name} {_file_hash(file, status.st_mtime_ns, status.st_size)}\n".encode())
+    return digest.hexdigest()
+
+
+def _significant(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _significant(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in NOISE
+    }
+
+
+@lru_cache(maxsize=64)
+def _file_hash(file: Path, changed_ns: int, size: int) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,206 @@
+"""The files of a VAE, in each layout in which Stable Diffusion's is published, and the identity of its weights.
+
+Three layouts: a diffusers folder (config.json beside diffusion_pytorch_model.*), with today's names of the attention
+weights or with those before 2023; and one checkpoint file of latent diffusion (LDM, VideoCrafter), alone or as the
+`first_stage_model` of a whole model. CogVideoX's VAE comes as a diffusers folder. Their weights have the same identity wherever they lie. Imports torch only where
+a file cannot be read without.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ...errors import UserError
+from ...settings import LATENT_CHANNELS
+from .paths import hub_file, local_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+CONFIG = "config.json"
+IMAGE_VAE, VIDEO_VAE = "AutoencoderKL", "AutoencoderKLCogVideoX"  # classes of diffusers
+PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # of an AutoencoderKL, in every layout
+LDM_PREFIX = "first_stage_model."
+LDM_NAME = re.compile(r"encoder\.down\.(\d+)\.")
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_NAME = re.compile(rf"(attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\.")
+SD_SCALING_FACTOR = 0.18215  # where neither config.json nor the checkpoint names one
+SD_GROUPS = 32  # of every group norm of latent diffusion; no tensor tells
+
+
+@dataclass(frozen=True)
+class VaeFiles:
+    path: str  # as in the settings
+    weights: Path
+    config: dict[str, Any] | None  # of diffusers; None: to be derived from the weights
+
+
+def find_vae(path: str) -> VaeFiles:
+    """The files of `vae.path`: shipped:NAME, a folder or file, or a hub name. Raises UserError."""
+    local = local_path(path)
+    if local is not None and local.is_file():
+        beside = local.with_name(CONFIG)
+        own = local.name in WEIGHTS and beside.is_file()
+        return VaeFiles(path, local, _read_config(path, beside) if own else None)
+    for name in WEIGHTS:
+        weights = hub_file(path, name) if local is None else local / name
+        config = hub_file(path, CONFIG) if local is None else local / CONFIG
+        if weights is not None and config is not None and weights.is_file() and config.is_file():
+            return VaeFiles(path, weights, _read_config(path, config))
+    where = f"no {CONFIG} with {' or '.join(WEIGHTS)} there" if local else "no such file or folder, nor on the hub"
+    raise unloadable(path, where)
+
+
+def unloadable(path: str, reason: str) -> UserError:
+    return UserError(
+        f"vae.path = {path}: no AutoencoderKL could be loaded ({reason}); give a diffusers folder with {CONFIG} and "
+        f"{WEIGHTS[0]}, a latent diffusion checkpoint (.ckpt or .safetensors), a hub name, or shipped:vae"
+    )
+
+
+def _read_config(path: str, file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise unloadable(path, f"{file} is not JSON: {error}") from error
+    kind = config.get("_class_name", IMAGE_VAE) if isinstance(config, dict) else type(config).__name__
+    if kind not in (IMAGE_VAE, VIDEO_VAE):
+        raise unloadable(path, f"{file} is of class {kind}, not {IMAGE_VAE} or {VIDEO_VAE}")
+    return config
+
+
+def vae_geometry(path: str) -> tuple[int, int]:
+    """(latent channels, video frames in a latent frame) of `vae.path`. Raises UserError.
+
+    Of CogVideoX's VAE the first video frame has a latent frame of its own: F frames become (F - 1) / 4 + 1.
+    """
+    config = find_vae(path).config or {}
+    if config.get("_class_name") == VIDEO_VAE:
+        return int(config.get("latent_channels", 16)), int(config.get("temporal_compression_ratio", 4))
+    return LATENT_CHANNELS, 1
+
+
+def vae_identity(path: str) -> tuple[str, float]:
+    """(hash of the weights, scaling factor) of `vae.path`. Raises UserError."""
+    files = find_vae(path)
+    status = files.weights.stat()
+    digest, scaling_factor = _identity(files.weights, path, status.st_mtime_ns, status.st_size)
+    return digest, float((files.config or {}).get("scaling_factor", scaling_factor))
+
+
+@lru_cache(maxsize=8)
+def _identity(weights: Path, path: str, changed_ns: int, size: int) -> tuple[str, float]:
+    arrays = _diffusers_arrays(path, weights) if weights.suffix == ".safetensors" else None
+    if arrays is not None:
+        return hash_arrays(arrays), SD_SCALING_FACTOR
+    state, scaling_factor = read_state(VaeFiles(path, weights, None))
+    return hash_arrays({name: tensor.float().numpy() for name, tensor in state.items()}), scaling_factor
+
+
+def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes and float32 values in order of names: the same in every file format."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name], "<f4")
+        digest.update(f"{name} {list(values.shape)}\n".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+def _diffusers_arrays(path: str, file: Path) -> dict[str, np.ndarray] | None:
+    """The tensors of a safetensors file by their names of today, read lazily; None if it has latent diffusion's names."""
+    try:
+        with safe_open(file, framework="numpy") as opened:  # checks the file
+            names = list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise unloadable(path, f"{file} is not a whole safetensors file: {error}") from error
+    if any(LDM_NAME.search(name) for name in names):
+        return None
+    content = np.memmap(file, np.uint8, "r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    arrays = {}
+    for name in (name for name in names if name.startswith(PARTS)):
+        first, last = header[name]["data_offsets"]
+        values = _float_view(content[start + first : start + last], header[name]["dtype"])
+        arrays[canonical_name(name)] = values.reshape(canonical_shape(name, header[name]["shape"]))
+    if not arrays:
+        raise unloadable(path, f"{file} holds no tensors named {' or '.join(PARTS)}...")
+    return arrays
+
+
+def _float_view(content: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":  # which numpy has not: the upper half of a float32
+        return (content.view("<u2").astype("<u4") << 16).view("<f4")
+    return content.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])
+
+
+def canonical_name(name: str) -> str:
+    """A diffusers name, with the attention's names of today."""
+    return OLD_NAME.sub(lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.", name)
+
+
+def canonical_shape(name: str, shape: list[int]) -> list[int]:
+    """Projections of the attention are matrices today, 1 x 1 kernels in latent diffusion."""
+    is_projection = "attentions." in name and name.endswith(".weight") and len(shape) == 4
+    return shape[:2] if is_projection else shape
+
+
+def read_state(files: VaeFiles) -> "tuple[dict[str, Tensor], float]":
+    """(tensors by diffusers' names of today, scaling factor that the file itself names). Raises UserError."""
+    from ..checkpoints.published import load_published
+    from ..checkpoints.weights import WeightsError
+
+    try:
+        loaded = load_published(files.weights)
+    except WeightsError as error:
+        raise unloadable(files.path, str(error)) from error
+    scale = loaded.get("scale_factor")
+    state = to_diffusers(loaded)
+    if not state:
+        raise unloadable(files.path, f"{files.weights} holds no tensors named {' or '.join(PARTS)}...")
+    return state, SD_SCALING_FACTOR if scale is None else float(scale)
+
+
+def to_diffusers(loaded: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """The VAE among the tensors of a checkpoint in any layout, by diffusers' names of today; {} if there is none."""
+    whole = any(name.startswith(LDM_PREFIX) for name in loaded)
+    found = {name.removeprefix(LDM_PREFIX): loaded[name] for name in loaded if name.startswith(LDM_PREFIX) or not whole}
+    state = {name: tensor for name, tensor in found.items() if name.startswith(PARTS)}
+    if levels := {match[1] for name in state if (match := LDM_NAME.match(name))}:
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        blocks = [None] * len(levels)  # the converter wants to know how many
+        state = convert_ldm_vae_checkpoint(state, {"down_block_types": blocks, "up_block_types": blocks})
+    return {
+        canonical_name(name): tensor.reshape(canonical_shape(name, list(tensor.shape)))
+        for name, tensor in state.items()
+    }
+
+
+def derive_config(state: "Mapping[str, Tensor]") -> dict[str, Any]:
+    """The AutoencoderKL configuration of weights by diffusers' names, group norms as in Stable Diffusion."""
+    first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
+    levels = 0
+    while first.format(levels) in state:
+        levels += 1
+    resnets = {name.split(".")[4] for name in state if name.startswith("encoder.down_blocks.0.resnets.")}
+    return {
+        "in_channels": state["encoder.conv_in.weight"].shape[1],
+        "out_channels": state["decoder.conv_out.weight"].shape[0],
+        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        "block_out_channels": [state[first.format(level)].shape[0] for level in range(levels)],
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": len(resnets),
+        "norm_num_groups": SD_GROUPS,
+    }

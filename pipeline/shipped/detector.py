@@ -1,0 +1,87 @@
+"""A small 3D convolutional network that tells the synthetic motions apart: features and class probabilities of clips.
+
+For the demo and the tests what I3D and C3D are for published results; a distance in its features compares with no other.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..models.files.paths import local_path
+
+SIDE = 32  # pixels that it looks at, whatever the clip's size
+CHANNELS = (16, 24, 32)
+GROUPS = 8
+FEATURES = 16
+
+
+class Detected(NamedTuple):
+    features: Tensor  # (B, FEATURES)
+    logits: Tensor  # (B, classes)
+
+
+class Detector(nn.Module):
+    """Clips (B, F, 3, H, W) in [-1, 1], F >= 4, to features and logits of `classes` motions."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        first, second, third = CHANNELS
+        self.convolutions = nn.Sequential(
+            nn.Conv3d(3, first, 3, (1, 2, 2), 1),
+            nn.GroupNorm(GROUPS, first),
+            nn.SiLU(),
+            nn.Conv3d(first, second, 3, 2, 1),
+            nn.GroupNorm(GROUPS, second),
+            nn.SiLU(),
+            nn.Conv3d(second, third, 3, 2, 1),
+            nn.GroupNorm(GROUPS, third),
+            nn.SiLU(),
+            nn.Conv3d(third, third, 3, 1, 1),
+            nn.SiLU(),
+        )
+        self.feature = nn.Linear(third * 2 * 4 * 4, FEATURES)
+        self.classify = nn.Linear(FEATURES, classes)
+
+    def forward(self, clips: Tensor) -> Detected:
+        x = F.interpolate(clips.flatten(0, 1), (SIDE, SIDE), mode="area").unflatten(0, clips.shape[:2])
+        x = F.adaptive_avg_pool3d(
+            self.convolutions(x.transpose(1, 2)), (2, 4, 4)
+        )  # where it moves is kept: left and right differ in it
+        features = self.feature(x.flatten(1))
+        return Detected(features, self.classify(F.silu(features)))
+
+
+def to_input(frames: Tensor) -> Tensor:
+    """uint8 (B, F, H, W, 3) -> (B, F, 3, H, W) in [-1, 1]."""
+    return frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+
+
+def shrink(frames: Tensor) -> Tensor:
+    """uint8 (B, F, H, W, 3) -> uint8 (B, F, SIDE, SIDE, 3), as the detector sees them but for the rounding."""
+    x = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
+    return F.interpolate(x, (SIDE, SIDE), mode="area").round().byte().permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
+
+
+def load_detector(path: str) -> tuple[Detector, list[str]]:
+    """The detector in a folder of jobs/train_detector.py, or shipped:detector, and the names of its classes. Raises UserError."""
+    folder = local_path(path)
+    try:
+        if folder is None:
+            raise FileNotFoundError(path)
+        classes = json.loads((folder / "config.json").read_text())["classes"]
+        module = Detector(len(classes))
+        weights = load_file(Path(folder) / "model.safetensors")
+        module.load_state_dict({name: value.float() for name, value in weights.items()})
+    except (OSError, KeyError, ValueError, TypeError, SafetensorError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"evaluate.detector = {path}: no detector there ({said}); give shipped:detector, or a folder that "
+            "jobs/train_detector.py wrote"
+        ) from error
+    return module.eval(), classes

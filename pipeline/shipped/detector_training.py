@@ -1,0 +1,70 @@
+"""Training of the detector that ships with the package: a classifier of motions, plain PyTorch, one process."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..train.optimisation import set_learning_rate
+from .detector import Detector, shrink, to_input
+
+SHIFT = 3  # of SIDE pixels
+
+
+@dataclass(frozen=True)
+class DetectorTraining:
+    """Settings of the shipped detector."""
+
+    epochs: int = 8
+    batch: int = 32
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+def train(
+    clips: torch.Tensor, labels: torch.Tensor, classes: int, training: DetectorTraining
+) -> Iterator[tuple[int, Detector, dict[str, float]]]:
+    """Fit a detector to `clips`, uint8 (N, F, H, W, 3), and their `labels` (N,). Yields (epoch, module, means) after each."""
+    torch.manual_seed(training.seed)  # modules are initialised from the global generator
+    generator = torch.Generator().manual_seed(training.seed)
+    module = Detector(classes).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, weight_decay=training.weight_decay)
+    clips = torch.cat([shrink(chunk) for chunk in clips.split(64)])  # once, and not in every epoch
+    batches = -(-len(clips) // training.batch)
+    started = time.monotonic()
+    for epoch in range(1, training.epochs + 1):
+        total = 0.0
+        for number, index in enumerate(torch.randperm(len(clips), generator=generator).split(training.batch)):
+            left = 1 - ((epoch - 1) * batches + number) / (training.epochs * batches)
+            set_learning_rate(optimizer.param_groups, training.learning_rate * min(1.0, 2 * left))
+            loss = F.cross_entropy(module(augment(clips[index], generator)).logits, labels[index])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach()) * len(index)
+        yield epoch, module, {"loss": total / len(clips), "seconds": time.monotonic() - started}
+
+
+def augment(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """As `to_input`, each clip moved by up to SHIFT pixels, its colours in a random order, at a random contrast.
+
+    None of it changes which way things move; mirroring would.
+    """
+    height, width = clips.shape[2:4]
+    padded = F.pad(to_input(clips).flatten(0, 1), (SHIFT,) * 4, mode="replicate").unflatten(0, clips.shape[:2])
+    corners = torch.randint(2 * SHIFT + 1, (len(clips), 2), generator=generator).tolist()
+    moved = [
+        clip[:, torch.randperm(3, generator=generator), top : top + height, left : left + width]
+        for clip, (top, left) in zip(padded, corners, strict=True)
+    ]
+    return torch.stack(moved) * (0.7 + 0.6 * torch.rand(len(clips), 1, 1, 1, 1, generator=generator))
+
+
+@torch.inference_mode()
+def accuracy(module: Detector, clips: torch.Tensor, labels: torch.Tensor) -> float:
+    """Part of the clips whose likeliest class is theirs."""
+    found = torch.cat([module(to_input(chunk)).logits.argmax(1) for chunk in clips.split(32)])
+    return float((found == labels).double().mean())

@@ -1,0 +1,119 @@
+"""Training of the tiny VAE that ships with the package: a diffusers AutoencoderKL, plain PyTorch, one process."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from ..train.optimisation import Muon, set_learning_rate
+
+
+@dataclass(frozen=True)
+class VaeTraining:
+    """Settings of the shipped VAE."""
+
+    channels: tuple[int, ...] = (16, 16, 48, 64)  # 8x down, as the SD VAE
+    steps: int = 5000
+    batch: int = 4
+    muon_rate: float = 0.02  # of weight matrices and kernels
+    adam_rate: float = 2e-3  # of biases and norms
+    kl_weight: float = 1e-6  # against the errors in [-1, 1]
+    square_weight: float = 4.0  # of the mean squared error: without it small objects hardly count
+    edge_weight: float = 0.5  # error of finite differences: keeps outlines sharp without a perceptual network
+    seed: int = 0
+
+
+def build(training: VaeTraining) -> AutoencoderKL:
+    """An untrained AutoencoderKL with the SD VAE's interface, at the width of `training`."""
+    levels = len(training.channels)
+    module = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=training.channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+    assert module.quant_conv is not None
+    with torch.no_grad():
+        # start with little posterior noise: from unit noise, the default, half of the channels collapse to the prior
+        module.quant_conv.weight[4:].mul_(0.1)
+        module.quant_conv.bias[4:].fill_(-6.0)
+    return module
+
+
+def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, AutoencoderKL, dict[str, float]]]:
+    """Fit a VAE to `frames`, uint8 (N, H, W, 3). Yields (step, module, means since the last) every 500 steps and at the end."""
+    torch.manual_seed(training.seed)  # diffusers initialises its modules from the global generator
+    generator = torch.Generator().manual_seed(training.seed)
+    module = build(training).to(memory_format=torch.channels_last).train()
+    kernels, vectors = ([p for p in module.parameters() if (p.ndim > 1) == many] for many in (True, False))
+    # on this VAE Muon needs a third of the steps of AdamW
+    factor = training.muon_rate / training.adam_rate
+    optimizer = Muon([{"params": kernels, "orthogonal": True, "factor": factor}, {"params": vectors}], lr=0.0)
+    sums, started = torch.zeros(3), time.monotonic()
+    for step in range(1, training.steps + 1):
+        x = augment(frames[torch.randint(len(frames), (training.batch,), generator=generator)], generator)
+        posterior = module.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        y = module.decode(posterior.mean + posterior.std * noise).sample
+        pixel, edge = F.l1_loss(y, x), edge_error(y, x)
+        kl = posterior.kl().mean()
+        loss = pixel + training.square_weight * F.mse_loss(y, x) + training.edge_weight * edge + training.kl_weight * kl
+        set_learning_rate(optimizer.param_groups, training.adam_rate * decay(step, training.steps))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        sums += torch.stack([pixel, edge, kl]).detach()
+        if step % 500 == 0 or step == training.steps:
+            count = (step - 1) % 500 + 1
+            means = dict(zip(("pixel", "edge", "kl"), (sums / count).tolist(), strict=True))
+            yield step, module, {**means, "seconds": time.monotonic() - started}
+            sums.zero_()
+
+
+def decay(step: int, steps: int) -> float:
+    """Linear warm-up over 100 steps, constant, linear to zero over the last 60 %."""
+    return min(1.0, step / 100, (steps - step) / (0.6 * steps) + 0.01)
+
+
+def augment(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> (B, 3, H, W) in [-1, 1], randomly mirrored."""
+    x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+    mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
+    x = torch.where(mirrored, x.flip(3), x)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def edge_error(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of the finite differences along both axes."""
+    d = y - x
+    return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
+
+
+@torch.inference_mode()
+def reconstruction_psnr(module: AutoencoderKL, frames: torch.Tensor) -> float:
+    """Mean over frames of the PSNR in dB of decode(posterior mean), on [0, 255]."""
+    values = []
+    for chunk in frames.split(64):
+        x = chunk.permute(0, 3, 1, 2).float() / 127.5 - 1
+        y = module.decode(module.encode(x).latent_dist.mean).sample.clamp(-1, 1)
+        values.append(-10 * torch.log10(F.mse_loss(y, x, reduction="none").mean((1, 2, 3)) / 4))
+    return float(torch.cat(values).mean())
+
+
+@torch.inference_mode()
+def latent_scaling(module: AutoencoderKL, frames: torch.Tensor) -> float:
+    """1 / standard deviation of posterior samples, as the SD VAE's 0.18215 was found."""
+    generator = torch.Generator().manual_seed(0)
+    latents = []
+    for chunk in frames.split(64):
+        posterior = module.encode(chunk.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
+        latents.append(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator))
+    return float(1 / torch.cat(latents).std())

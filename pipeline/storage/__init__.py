@@ -1,0 +1,1 @@
+"""Read and write files whole, in local folders or on S3."""

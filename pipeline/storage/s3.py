@@ -1,0 +1,388 @@
+"""Objects on s3://: the one place that decides credentials, endpoint, time limits, retries and multipart upload.
+
+Credentials come from wherever boto3 finds them (AWS_* variables, a profile, the instance's role) and are in no message:
+errors name the address and S3's error code, never a header or S3's own text. AWS_ENDPOINT_URL names another service
+than Amazon's, AWS_MAX_ATTEMPTS how often a request is tried, FRAMEBRIDGE_S3_TIMEOUT_S after how long without a byte it
+is given up.
+
+Every request goes through `_retried`, and a request here is whole only with its last byte: boto3's own retries end
+where the body of an answer begins, and know nothing of an upload whose answer was lost. An object appears when its
+last request was answered, whole: a PUT carries its length and MD5, a multipart upload exists from its completion on.
+"""
+
+import functools
+import hashlib
+import io
+import logging
+import os
+import random
+import time
+import uuid
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import IO, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.exceptions as errors
+import botocore.session
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+
+from ..errors import JobFailed, UserError
+
+log = logging.getLogger("s3")
+logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials
+
+ATTEMPTS = 12  # with the waits below an outage of a minute or two is sat out
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
+PROBE_ATTEMPTS = 3  # of the first request of a job: a wrong endpoint should not take minutes to be told
+PART = 16 << 20  # bytes of a part of an upload, above which it has several, and of a piece of a download
+UPLOADS = 4  # parts at once
+
+# What a job takes to the Ray workers on other machines; not what names files or addresses of one machine alone.
+FORWARDED = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_MAX_ATTEMPTS",
+    "FRAMEBRIDGE_S3_TIMEOUT_S",
+)
+TRANSIENT = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted", "BadDigest"}
+TRANSIENT |= {
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "IncompleteBody",
+    "ConditionalRequestConflict",
+}
+NETWORK: tuple[type[Exception], ...] = (errors.HTTPClientError, errors.ConnectionError, errors.IncompleteReadError)
+NETWORK += (errors.ResponseStreamingError, ResponseParserError)
+NETWORK += (errors.MetadataRetrievalError, errors.CredentialRetrievalError)
+# Jitter must differ between workers that were seeded alike, so this generator is nobody's but its own.
+_jitter = random.Random()
+
+Result = TypeVar("Result")
+
+
+class StorageRefused(UserError):
+    """The request itself is wrong: no such bucket, no permission, no credentials."""
+
+
+class StorageUnavailable(JobFailed, OSError):
+    """The service did not answer properly in all attempts; what was committed stays."""
+
+
+class Entry(NamedTuple):
+    """A file."""
+
+    address: str
+    relative: str  # to the folder that was listed
+    size: int  # bytes
+    modified: float  # seconds since the epoch
+
+
+def split(address: str) -> tuple[str, str]:
+    """(bucket, key without slashes at its end) of s3://bucket/key. Raises UserError."""
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{address}: names no bucket; write s3://bucket/prefix")
+    return bucket, key.rstrip("/")
+
+
+def read(address: str) -> bytes:
+    """Raises FileNotFoundError."""
+    stream = io.BytesIO()
+    download(address, stream)
+    return stream.getvalue()
+
+
+def read_range(address: str, offset: int, length: int) -> bytes:
+    """At most `length` bytes from `offset`; fewer where the object ends. Raises FileNotFoundError."""
+    return _piece(address, offset, length)[0]
+
+
+def download(address: str, stream: IO[bytes]) -> None:
+    """Write the object to `stream`, piece by piece, each tried again by itself. Raises FileNotFoundError."""
+    offset, size, etag = 0, 1, None
+    while offset < size:
+        content, size, etag = _piece(address, offset, PART, etag)
+        stream.write(content)
+        offset += len(content)
+
+
+def _piece(address: str, offset: int, length: int, etag: str | None = None) -> tuple[bytes, int, str | None]:
+    """(bytes, size of the object, its etag). With an etag, the object must still be that one."""
+    bucket, key = split(address)
+    same = {"IfMatch": etag} if etag else {}
+
+    def request(client: Any) -> tuple[bytes, int, str | None]:
+        span = f"bytes={offset}-{offset + length - 1}"
+        try:
+            answer = client.get_object(Bucket=bucket, Key=key, Range=span, **same)
+        except errors.ClientError as error:
+            if _status(error)[1] in ("InvalidRange", "416"):  # beyond the end; an empty object has no range at all
+                return b"", 0, etag
+            raise
+        content = answer["Body"].read()
+        return content, int(answer.get("ContentRange", f"/{len(content)}").rpartition("/")[2]), answer.get("ETag")
+
+    return _retried(address, request)
+
+
+def write(address: str, content: bytes) -> None:
+    """The object appears whole, or what was there stays."""
+    bucket, key = split(address)
+    if len(content) > PART:
+        _write_parts(address, content)
+        return
+    _retried(address, lambda client: client.put_object(Bucket=bucket, Key=key, Body=content, **_digest(content)))
+
+
+def _write_parts(address: str, content: bytes) -> None:
+    bucket, key = split(address)
+    mark = uuid.uuid4().hex  # tells, if the answer to the completion is lost, whether it is this upload that is there
+    upload = _retried(
+        address, lambda client: client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={"upload": mark})
+    )
+    name = {"Bucket": bucket, "Key": key, "UploadId": upload["UploadId"]}
+
+    def send(number: int) -> dict[str, Any]:
+        part = content[(number - 1) * PART : number * PART]
+        sent = _retried(
+            address, lambda client: client.upload_part(**name, PartNumber=number, Body=part, **_digest(part))
+        )
+        return {"PartNumber": number, "ETag": sent["ETag"]}
+
+    def complete(client: Any) -> None:
+        try:
+            client.complete_multipart_upload(**name, MultipartUpload={"Parts": parts})
+        except errors.ClientError as error:
+            if _status(error)[1] != "NoSuchUpload":
+                raise
+            if client.head_object(Bucket=bucket, Key=key)["Metadata"].get("upload") != mark:
+                raise
+
+    try:
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            parts = list(pool.map(send, range(1, -(-len(content) // PART) + 1)))
+        _retried(address, complete)
+    except BaseException:
+        try:
+            _retried(address, lambda client: client.abort_multipart_upload(**name), attempts=PROBE_ATTEMPTS)
+        except (OSError, UserError):
+            log.warning("%s: parts of an unfinished upload remain; jobs/gc_cache.py removes them", address)
+        raise
+
+
+def _digest(content: bytes) -> dict[str, str]:
+    """What lets the service refuse a body that was damaged on its way; every S3 service knows this one."""
+    return {"ContentMD5": b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
+
+
+def remove(address: str) -> None:
+    """Delete an object; one that is not there is no error."""
+    bucket, key = split(address)
+    _retried(address, lambda client: client.delete_object(Bucket=bucket, Key=key))
+
+
+def exists(address: str) -> bool:
+    """Whether there is such an object, or any below it."""
+    bucket, key = split(address)
+
+    def request(client: Any) -> bool:
+        if key:
+            try:
+                client.head_object(Bucket=bucket, Key=key)
+                return True
+            except errors.ClientError as error:
+                if _status(error)[0] != 404:
+                    raise
+        found = client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
+        return not key or found["KeyCount"] > 0
+
+    return _retried(address, request)
+
+
+def entries(folder: str, recursive: bool) -> Iterator[Entry]:
+    """The objects in (or below) `folder`, sorted by key, as they are listed: a page of 1000 at a time."""
+    bucket, key = split(folder)
+    prefix = f"{key}/" if key else ""
+    page: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, **({} if recursive else {"Delimiter": "/"})}
+    while True:
+        answer = _retried(folder, lambda client, page=page: client.list_objects_v2(**page))  # type: ignore[misc]
+        for found in answer.get("Contents", ()):
+            if not found["Key"].endswith("/"):
+                modified: datetime = found["LastModified"]
+                relative = found["Key"][len(prefix) :]
+                yield Entry(f"s3://{bucket}/{found['Key']}", relative, found["Size"], modified.timestamp())
+        if not answer.get("IsTruncated"):
+            return
+        page = {**page, "ContinuationToken": answer["NextContinuationToken"]}
+
+
+def unfinished_uploads(folder: str) -> list[tuple[str, str, float]]:
+    """(address, upload id, seconds since the epoch) of multipart uploads below `folder` that nobody finished."""
+    bucket, key = split(folder)
+    answer = _retried(folder, lambda client: client.list_multipart_uploads(Bucket=bucket, Prefix=f"{key}/"))
+    found = answer.get("Uploads", ())
+    return [(f"s3://{bucket}/{one['Key']}", one["UploadId"], one["Initiated"].timestamp()) for one in found]
+
+
+def abort_upload(address: str, upload: str) -> None:
+    bucket, key = split(address)
+    _retried(address, lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
+
+
+def check(address: str) -> None:
+    """Raise StorageRefused, soon, if nothing can be listed at `address`."""
+    bucket, key = split(address)
+
+    def request(client: Any) -> None:
+        client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+
+    try:
+        _retried(address, request, attempts=PROBE_ATTEMPTS, longest=CONNECT_TIMEOUT_S)
+    except StorageUnavailable as error:
+        raise StorageRefused(str(error)) from None
+
+
+def endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
+def timeout_s() -> float:
+    return _number("FRAMEBRIDGE_S3_TIMEOUT_S", READ_TIMEOUT_S)
+
+
+def attempts_allowed() -> int:
+    return max(1, round(_number("AWS_MAX_ATTEMPTS", ATTEMPTS)))
+
+
+def environment() -> dict[str, str]:
+    """The variables that Ray workers need to reach what this process reaches."""
+    return {name: os.environ[name] for name in FORWARDED if name in os.environ}
+
+
+def _number(variable: str, default: float) -> float:
+    text = os.environ.get(variable)
+    try:
+        value = default if text is None else float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise UserError(f"{variable} = {text}: expected a number above 0; correct it in the environment, or unset it")
+    return value
+
+
+def _client(read_timeout: float) -> Any:
+    return _client_of(os.getpid(), tuple(sorted(environment().items())), read_timeout)
+
+
+@functools.lru_cache(maxsize=8)
+def _client_of(process: int, variables: tuple[tuple[str, str], ...], read_timeout: float) -> Any:
+    """A client of its own for each process, for connections do not survive a fork, and environment."""
+    session = botocore.session.get_session()
+    for name, value in (("metadata_service_timeout", 3), ("metadata_service_num_attempts", 4)):
+        if f"AWS_{name.upper()}" not in os.environ:  # many workers of one machine ask it for the role at once
+            session.set_config_variable(name, value)
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=read_timeout,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=32,
+        tcp_keepalive=True,
+        request_checksum_calculation="when_required",  # the newer checksums are unknown to other services than Amazon's
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path"} if endpoint() else {},
+    )
+    try:
+        return boto3.Session(botocore_session=session, region_name=region()).client(
+            "s3", endpoint_url=endpoint(), config=config
+        )
+    except errors.ProfileNotFound as error:
+        raise StorageRefused(
+            f"AWS_PROFILE = {os.environ.get('AWS_PROFILE')}: no such profile on this machine"
+        ) from error
+    except ValueError as error:  # an endpoint that is no URL
+        raise StorageRefused(
+            f"AWS_ENDPOINT_URL = {_shown(endpoint())}: not a URL, such as https://host:port"
+        ) from error
+
+
+def _retried(
+    address: str, request: Callable[[Any], Result], attempts: int | None = None, longest: float | None = None
+) -> Result:
+    """request(client), tried again with growing random waits while what fails may pass.
+
+    Raises FileNotFoundError, StorageRefused for what waiting does not mend, StorageUnavailable after the last attempt.
+    """
+    attempts = min(attempts or ATTEMPTS, attempts_allowed()) if attempts else attempts_allowed()
+    client = _client(min(timeout_s(), longest or timeout_s()))
+    for attempt in range(1, attempts + 1):
+        try:
+            return request(client)
+        except errors.ClientError as error:
+            status, code = _status(error)
+            if status < 500 and status != 429 and code not in TRANSIENT:
+                raise _refusal(address, status, code) from None
+            trouble = f"{code} ({status})"
+        except NETWORK as error:
+            trouble = type(error).__name__
+        except (errors.NoCredentialsError, errors.PartialCredentialsError):
+            raise StorageRefused(
+                f"{address}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give "
+                "the machine a role"
+            ) from None
+        if attempt < attempts:
+            wait = _jitter.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
+            level = logging.WARNING if attempt > 3 else logging.DEBUG
+            log.log(level, "%s: %s, attempt %d of %d; again in %.1f s", address, trouble, attempt, attempts, wait)
+            time.sleep(wait)
+    raise StorageUnavailable(
+        f"{address}: S3{f' at {_shown(endpoint())}' if endpoint() else ''} failed {attempts} times, last with {trouble}; "
+        "check AWS_ENDPOINT_URL and the network; what was finished stays, run again for the rest"
+    ) from None
+
+
+def _status(error: errors.ClientError) -> tuple[int, str]:
+    """(HTTP status, S3's error code)."""
+    response = error.response
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)), response.get("Error", {}).get("Code", "")
+
+
+def _refusal(address: str, status: int, code: str) -> Exception:
+    """The error for an answer that another attempt would not change. S3's own text may hold a key's id: it stays out."""
+    if code == "NoSuchBucket":
+        return StorageRefused(f"{address}: no bucket {split(address)[0]}; create it, or correct the address")
+    if code == "PreconditionFailed":
+        return StorageUnavailable(f"{address}: changed while it was read; run again when nobody writes there")
+    if status == 404:
+        return FileNotFoundError(f"{address}: no such object")
+    if code in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired"):
+        return StorageUnavailable(f"{address}: the credentials have expired ({code}); renew them and run again")
+    if status in (401, 403):
+        return StorageRefused(
+            f"{address}: access denied ({code}); the credentials in use need s3:GetObject, s3:PutObject, s3:DeleteObject and "
+            "s3:ListBucket there, or the address is wrong"
+        )
+    return StorageRefused(
+        f"{address}: S3 refused the request with {code} ({status}); correct the address or the endpoint"
+    )
+
+
+def _shown(url: str | None) -> str:
+    """An endpoint without the user and password that it may hold."""
+    return (url or "").replace(urlsplit(url or "").netloc, urlsplit(url or "").netloc.rpartition("@")[2])

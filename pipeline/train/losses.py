@@ -1,0 +1,108 @@
+"""What is trained: a model, what it starts from, and one loss a sample. Plain PyTorch on any device.
+
+bridge      eq. 17, from the replicated image or the neural prior; with SAF, eq. 24
+diffusion   its plain counterpart, with the image (model.image_condition frame) or of the class alone (the teacher)
+prior       eq. 8: the neural prior regresses the clip from its first frame
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..bridge.leakage import add_time_noise, seeded_noise, time_noise_level
+from ..bridge.loss import bridge_loss, diffusion_loss, per_sample_mse
+from ..bridge.process import process_of
+from ..data.load.batches import TrainingBatch
+from ..models.build import class_indices
+from ..models.image_encoder import ImageEncoder
+from ..models.image_to_video import VideoNetwork
+from ..models.prior import NeuralPrior, replicate
+from ..settings import BridgeSettings
+
+Network = Callable[..., Tensor]  # the model, or an engine around it
+
+
+Loss = Callable[[Network, TrainingBatch], Tensor]  # one number a sample, (B,)
+
+
+@dataclass(frozen=True)
+class Task:
+    """`model` is ImageToVideo or NeuralPrior; `frozen` what the loss uses besides, to be moved along."""
+
+    model: nn.Module
+    loss: Loss
+    frozen: NeuralPrior | None
+
+    def backbone(self) -> nn.Module:
+        return self.model.backbone  # type: ignore[return-value]
+
+
+def finetune_task(
+    model: VideoNetwork,
+    bridge: BridgeSettings,
+    frozen: NeuralPrior | None = None,
+    same_classes: Tensor | None = None,
+    image_encoder: ImageEncoder | None = None,
+) -> Task:
+    """The loss of bridge.process. `frozen` is the neural prior F_eta: the bridge's end point (bridge.prior neural), what
+    the network is shown (model.prior_condition), or both; `same_classes` gives its index of each of the model's classes,
+    as it may know them in another order. A batch that brings F_eta's output along (bridge.cached_prior) needs neither.
+    `image_encoder` makes the tokens of a model that takes image_features."""
+    table, alphas_cumprod, aligned_t = process_of(bridge)
+
+    def loss(network: Network, batch: TrainingBatch) -> Tensor:
+        latents = batch.latents
+        z0, image_latent = latents.z0, latents.image_latent
+        neural = latents.prior
+        if neural is None and frozen is not None:
+            assert same_classes is not None
+            with torch.no_grad():
+                neural = frozen(image_latent, same_classes.to(z0.device)[latents.label]).float()
+        shown, tokens = image_latent, None
+        if image_encoder is not None:
+            tokens = image_encoder(image_latent, latents.image_shown)
+        if bridge.time_noise is not None:
+            time = (batch.index.to(z0.device) + 1) / len(alphas_cumprod)
+            level = time_noise_level(batch.image_level, time, bridge.time_noise, bridge.time_noise_power)
+            shown = add_time_noise(image_latent, batch.image_noise, level)
+            if tokens is not None:
+                tokens = add_time_noise(tokens, seeded_noise(tokens, batch.seeds), level)
+        given = {"image_latent": shown, "prior": neural, "text": latents.text, "stride": latents.stride}
+        given["image_features"] = tokens
+        conditions = {name: given[name] for name in model.conditions}
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            return network(z, t, latents.label, **conditions)
+
+        if bridge.process == "diffusion":
+            return diffusion_loss(denoise, alphas_cumprod, z0, batch.index, batch.noise, bridge.target)
+        prior = neural if bridge.prior == "neural" else replicate(image_latent, z0.shape[1])
+        assert prior is not None
+        return bridge_loss(
+            denoise, table, z0, prior, batch.index, batch.noise, aligned_t, bridge.target, bridge.loss_weight
+        )
+
+    return Task(model, loss, frozen)
+
+
+def prior_task(model: NeuralPrior) -> Task:
+    """Eq. 8: mean squared error between the prior and the clip."""
+
+    def loss(network: Network, batch: TrainingBatch) -> Tensor:
+        predicted = network(batch.latents.image_latent, batch.latents.label)
+        return per_sample_mse(predicted.float(), batch.latents.z0)
+
+    return Task(model, loss, None)
+
+
+def replicated_error(network: Network, batch: TrainingBatch) -> Tensor:
+    """What eq. 8 gives for the replicated image, the prior that needs no training; the network is not asked."""
+    z0 = batch.latents.z0
+    return per_sample_mse(replicate(batch.latents.image_latent, z0.shape[1]), z0)
+
+
+def class_map(model_classes: list[str], prior_classes: list[str]) -> Tensor:
+    """(len(model_classes) + 1,) int64: the prior's index of each of the model's classes and of its null class."""
+    return class_indices([*model_classes, ""], prior_classes)

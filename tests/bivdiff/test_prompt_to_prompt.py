@@ -1,0 +1,100 @@
+"""Attention of an edited frame: replaced, refined, and the same where the prompts are."""
+
+import pytest
+import torch
+from helpers.tiny_bivdiff import Folders
+
+from pipeline.bivdiff.items import BadItem
+from pipeline.bivdiff.models import load_pipeline
+from pipeline.bivdiff.prompt_to_prompt import EDITS, Edit, EditedAttention, Progress, edit_frames, refine, replace
+from pipeline.settings_bivdiff import BivdiffSettings
+
+HOW = {"num_inference_steps": 3, "guidance_scale": 7.5}
+
+
+@pytest.fixture(scope="module")
+def pipe(folders: Folders, float32: BivdiffSettings):  # type: ignore[no-untyped-def]
+    return load_pipeline("image_model", "StableDiffusionPipeline", folders.image, float32, "cpu")
+
+
+@pytest.fixture
+def noise() -> torch.Tensor:
+    return torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def tokens(pipe, text: str) -> list[int]:  # type: ignore[no-untyped-def]
+    return pipe.tokenizer(text, padding="max_length", truncation=True).input_ids
+
+
+def test_replaced_word_takes_its_predecessors_attention(pipe) -> None:  # type: ignore[no-untyped-def]
+    """Words are letters here, but for dog and do: "a dog" has the tokens a, dog; "a cat" a, c, a, t."""
+    mapping, own = replace(pipe.tokenizer, "a dog d", "a cat d")
+    source, edited = tokens(pipe, "a dog d"), tokens(pipe, "a cat d")
+    assert source[4] == edited[6] == pipe.tokenizer.eos_token_id
+    weights = torch.arange(1.0, len(source) + 1)
+    seen = weights @ mapping
+    assert seen[:2].tolist() == [1, 2], "beginning and the first word"
+    assert seen[2:5].tolist() == pytest.approx([1, 1, 1]), "attention 3 of one token, shared by three"
+    assert seen[5:].tolist() == [4, 5, 6, 7, 8, 9, 10], "the last word, the end, padding"
+    assert not own.any()
+    shorter, own = replace(pipe.tokenizer, "a cat d", "a dog d")
+    assert (weights @ shorter)[2] == 3 + 4 + 5
+    assert own[-2:].tolist() == [1, 1], "padding that the source has not"
+
+
+def test_replacing_takes_prompts_of_as_many_words(pipe) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BadItem, match=r"source_prompt has 2 words and prompt 3; .* refine"):
+        replace(pipe.tokenizer, "a dog", "a red dog")
+
+
+def test_refined_prompt_takes_the_attention_of_what_both_say(pipe) -> None:  # type: ignore[no-untyped-def]
+    mapping, own = refine(pipe.tokenizer, "a dog", "a d dog")
+    source, edited = tokens(pipe, "a dog"), tokens(pipe, "a d dog")
+    for column, token in enumerate(edited):
+        rows = mapping[:, column].nonzero().flatten().tolist()
+        assert len(rows) == 1 - int(own[column])
+        assert all(source[row] == token for row in rows)
+    # d is new; all else the source has, its padding being one longer
+    assert own.tolist() == [0, 0, 1, *[0] * (len(edited) - 3)]
+
+
+@pytest.mark.parametrize("kind", list(EDITS))
+def test_edit_by_identical_prompts_is_the_identity(pipe, noise: torch.Tensor, kind: str) -> None:  # type: ignore[no-untyped-def]
+    plain = pipe(prompt=["a dog"] * 2, latents=noise, output_type="pt", **HOW).images.permute(0, 2, 3, 1)
+    edit = EDITS[kind](pipe.tokenizer, "a dog", "a dog")
+    made = edit_frames(pipe, noise, "a dog", "a dog", edit, 1.0, 1.0, **HOW)
+    assert torch.allclose(made, plain, atol=1e-5)
+
+
+def test_edited_frame_has_its_sources_attention_and_nothing_else_changes() -> None:
+    """Two heads, two frames, five places, four tokens: unguided twice, source, edited."""
+    weights = torch.rand(4 * 2 * 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    edit = Edit(torch.eye(4).roll(1, 1), torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    attention = EditedAttention(edit, Progress(10), 1.0, 1.0)
+    _, _, source, edited = weights.chunk(4)
+    for cross, wanted in ((False, source), (True, source.roll(1, 2) + edited * edit.own)):
+        found = attention.injected(weights, cross)
+        assert torch.equal(found[:12], weights[:12])
+        assert torch.allclose(found[12:], wanted)
+
+
+def test_attention_is_injected_in_the_first_steps_only() -> None:
+    progress = Progress(10)
+    seen = []
+    for step in range(10):
+        seen.append((progress.before(0.4), progress.before(0.0), progress.before(1.0)))
+        progress(None, step, None, {})
+    assert [before for before, _, _ in seen] == [True] * 4 + [False] * 6
+    assert not any(never for _, never, _ in seen) and all(always for _, _, always in seen)
+
+
+def test_edit_is_another_with_more_of_it_and_the_network_is_as_before_afterwards(pipe, noise: torch.Tensor) -> None:  # type: ignore[no-untyped-def]
+    before = {name: type(processor) for name, processor in pipe.unet.attn_processors.items()}
+    edit = replace(pipe.tokenizer, "a dog", "a cat")
+    none, some, all_steps = (
+        edit_frames(pipe, noise, "a dog", "a cat", edit, share, share, **HOW) for share in (0.0, 0.4, 1.0)
+    )
+    plain = pipe(prompt=["a cat"] * 2, latents=noise, output_type="pt", **HOW).images.permute(0, 2, 3, 1)
+    assert torch.allclose(none, plain, atol=1e-5)
+    assert not torch.equal(some, none) and not torch.equal(some, all_steps)
+    assert {name: type(processor) for name, processor in pipe.unet.attn_processors.items()} == before

@@ -1,0 +1,107 @@
+"""Training without a cache: the cache's own latents, in an order of seed, epoch and plan alone, while training runs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_cache import MODEL, TRAIN
+from helpers.tiny_vae import save_tiny_vae
+from helpers.video_files import write_video
+
+from pipeline.config import load
+from pipeline.data.cache.encode import EncodeClips
+from pipeline.data.decode.decoders import decode_clip
+from pipeline.data.load.batches import TrainingBatch, training_batches
+from pipeline.data.load.online import open_training_data, training_clips
+from pipeline.data.load.reader import training_source
+from pipeline.data.plan.clips import plan_clips
+from pipeline.errors import UserError
+from pipeline.settings import Settings
+from pipeline.train.plan import plan_training, prepare
+from pipeline.train.report.history import HISTORY
+from pipeline.train.report.rows import read_history
+from pipeline.train.run import run_training
+
+pytestmark = pytest.mark.ray
+SIZE, STEPS = 4, 4  # of 6 training clips: the stream passes the end of two epochs
+
+
+def settings_of(folder: Path, *more: str) -> Settings:
+    lines = {f"train.{key}": value for key, value in TRAIN.items()} | {f"model.{key}": v for key, v in MODEL.items()}
+    lines |= {f"data.{key}": value for key, value in {"frames": 4, "height": 32, "width": 32, "stride": 2}.items()}
+    lines |= {
+        "run.storage": folder,
+        "vae.path": folder / "vae",
+        "data.path": folder / "videos",
+        "data.source": "manifest",
+    }
+    lines |= {"data.annotations": folder / "videos.csv", "train.init": "null", "bridge.saf": "false"}
+    lines |= {"bridge.prior": "replicated", "cluster.train.workers": 1, "data.online": "true", "train.steps": 3}
+    return load(["--recipe", "demo", *(f"--{key}={value}" for key, value in lines.items()), *more])[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six training videos and a held-out one."""
+    folder = tmp_path_factory.mktemp("online")
+    save_tiny_vae(folder / "vae")
+    for index in range(7):
+        write_video(folder / "videos" / f"{index}.mp4", 20 + index)
+    rows = [f"{index}.mp4,{'test' if index == 6 else 'train'}" for index in range(7)]
+    (folder / "videos.csv").write_text("\n".join(["uri,split", *rows]) + "\n")
+    return folder
+
+
+def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[list[TrainingBatch]]:
+    source = training_source(open_training_data(settings), [], 0.0, 0)
+    clips = training_clips(source, settings, SIZE, rank, workers, start, STEPS)
+    return training_batches(source, SIZE, SIZE, rank, workers, start, STEPS, clips)
+
+
+@pytest.mark.long
+def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluster: None, folder: Path) -> None:
+    settings = settings_of(folder)
+    whole = [pieces[0] for pieces in stream(settings, 0, 1, 0)]
+    encoder, info = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0), open_training_data(settings).info
+    cached = {}  # as the stages of the cache make it, by hand
+    for planned in plan_clips(settings.data):
+        frames, span = decode_clip(planned, settings.data)
+        cached[span["key"]] = torch.from_numpy(encoder.encode([frames])[0].astype(np.float32))
+    for batch in whole:
+        for key, z0 in zip(batch.latents.keys, batch.latents.z0, strict=True):
+            mean, logvar = cached[key]
+            noise = (z0 / info["scaling_factor"] - mean) / (0.5 * logvar).exp()
+            assert 0.7 < noise.std() < 1.3 and noise.abs().max() < 6, "z0 is a sample of the cached posterior"
+    keys = [key for batch in whole for key in batch.latents.keys]
+    assert all(len(set(keys[start : start + 6])) == 6 for start in (0, 6)), "every clip once an epoch"
+    halves = [list(stream(settings, rank, 2, 1)) for rank in (0, 1)]  # two workers that start again after a step
+    for step in range(1, STEPS):
+        parts = [half[step - 1][0] for half in halves]
+        assert torch.equal(torch.cat([part.latents.z0[:2] for part in parts]), whole[step].latents.z0)
+        assert torch.equal(torch.cat([part.noise[:2] for part in parts]), whole[step].noise)
+
+
+@pytest.mark.long
+def test_a_run_trains_without_a_cache_and_leaves_out_an_unreadable_video(ray_cluster: None, folder: Path) -> None:
+    (folder / "videos" / "text.mp4").write_text("not a video")
+    (folder / "other.csv").write_text((folder / "videos.csv").read_text().replace("3.mp4", "text.mp4"))
+    settings = settings_of(
+        folder, f"--data.annotations={folder}/other.csv", "--run.name=other", "--train.damaged_clips=skip"
+    )
+    run = prepare("finetune", settings)
+    assert "6 training and 1 held-out clips" in plan_training(run) and "made while training runs" in plan_training(run)
+    summary = run_training(run)
+    assert (summary["steps"], summary["clips"], summary["held_out"]) == (3, 6, 1)
+    assert Path(run.export).exists() and not Path(settings.cache_path).exists()
+    assert read_history(f"{run.folder}/{HISTORY}")[-1]["damaged"] in (1, 2, 3)
+
+
+def test_what_needs_a_cache_or_more_room_is_told(ray_cluster: None, folder: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"data.online = true trains without a cache, which sample.while_training needs"
+    ):
+        settings_of(folder, "--sample.while_training=1")
+    with pytest.raises(UserError, match=r"data.online = true: 2 workers, .* take 4 CPUs .* the cluster has 2; lower"):
+        run_training(prepare("finetune", settings_of(folder, "--cluster.train.workers=2", "--run.name=two")))

@@ -1,0 +1,101 @@
+"""Tiny random models and a tiny cache of real videos: what sampling needs, in seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.config import ROOT, build, read_yaml
+from pipeline.data.cache.commit import commit
+from pipeline.data.cache.encode import EncodeClips, npy_bytes
+from pipeline.data.cache.info import describe, write_info
+from pipeline.data.decode.decoders import decode_clip
+from pipeline.data.plan.clips import plan_clips
+from pipeline.models.build import build_image_to_video, build_prior
+from pipeline.models.checkpoints.exports import save_export
+from pipeline.models.files.vae import vae_identity
+from pipeline.schema import ENCODED_SCHEMA
+from pipeline.settings import ModelSettings, Settings, VideoModelSettings
+
+FRAMES, SIDE = 4, 32
+CLASSES = ["bounce", "slide left"]
+SHAPE = [FRAMES, 4, SIDE // 8, SIDE // 8]
+
+
+def tiny_model(image_condition: str = "frame", prior_condition: bool = False) -> VideoModelSettings:
+    return VideoModelSettings(
+        backbone="latte",
+        unet3d=None,
+        cogvideox=None,
+        size=None,
+        hidden_size=32,
+        depth=2,
+        num_heads=2,
+        patch_size=2,
+        image_condition=image_condition,  # type: ignore[arg-type]
+        prior_condition=prior_condition,
+    )
+
+
+def randomise(module: torch.nn.Module, seed: int) -> None:
+    """A fresh Latte predicts zero; this one predicts something."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def save_model(settings: Settings, folder: Path, kind: str, built: ModelSettings, seed: int = 0, **config: Any) -> Path:
+    if isinstance(built, VideoModelSettings) and kind == "image_to_video":
+        module: torch.nn.Module = build_image_to_video(built, SHAPE, len(CLASSES))
+    else:
+        built = ModelSettings(**{name: getattr(built, name) for name in ModelSettings.model_fields})
+        module = build_prior(built, SHAPE, len(CLASSES))
+    randomise(module.backbone, seed)
+    weights_hash, scaling_factor = vae_identity(settings.vae.path)
+    described = {
+        "kind": kind,
+        "model": built.model_dump(),
+        "bridge": settings.bridge.model_dump(),
+        "latent_shape": SHAPE,
+        "classes": CLASSES,
+        "vae": {"path": settings.vae.path, "weights_hash": weights_hash, "scaling_factor": scaling_factor},
+        "cache_fingerprint": "-",
+        "steps": 7,
+        "data": {"height": SIDE, "width": SIDE, "frames": FRAMES, "stride": 3},
+        "prior_export": None,
+    }
+    return save_export(folder, module.backbone.state_dict(), described | config)
+
+
+def tiny_settings(folder: Path, vae: Path, *overrides: str) -> Settings:
+    layers = [read_yaml(ROOT / "ray_config.yaml"), read_yaml(ROOT / "jobs" / "recipes" / "demo.yaml")]
+    lines = {
+        "run.storage": folder,
+        "run.name": "tiny",
+        "data.path": folder / "videos",
+        "data.frames": FRAMES,
+        "data.height": SIDE,
+        "data.width": SIDE,
+        "vae.path": vae,
+        "sample.steps": 3,
+        "sample.count": 4,
+        "sample.batch": 2,
+    }
+    given = [f"--{key}={value}" for key, value in lines.items()]
+    return build(layers, [*given, *overrides])
+
+
+def write_cache(settings: Settings) -> None:
+    import pyarrow as pa
+
+    encoder = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
+    rows = []
+    for planned in list(plan_clips(settings.data)):
+        if planned["split"] == "train" and len(rows) > 12:
+            continue
+        frames, span = decode_clip(planned, settings.data)
+        latent = npy_bytes(encoder.encode([frames])[0])
+        rows.append({**planned, **span, "latent": latent, "stage": None, "reason": None, "detail": None, "attempts": 1})
+    labels = sorted({row["label"] for row in rows})
+    write_info(settings.cache_path, describe(settings, labels))
+    commit(settings.cache_path, pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA))

@@ -1,0 +1,69 @@
+"""jobs/finetune.py as a process of its own, on a cluster of several nodes in this process: what failures are tried on."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.config import ROOT
+from pipeline.train.plan import CHECKPOINTS
+
+
+class TrainingJob:
+    """Start it; what it says is added to a log, of which `said` waits for lines that are new since the last one waited for."""
+
+    def __init__(self, arguments: list[str], address: str, log: Path) -> None:
+        self.log = log
+        log.touch()
+        self.seen = len(log.read_text())
+        names = {name: value for name, value in os.environ.items() if name != "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+        # a checkpoint counts when Ray Train has asked for it: here sooner than every two seconds
+        names |= {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT), "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
+        with open(log, "ab") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "jobs" / "finetune.py"), *arguments],
+                env=names,
+                stdout=stream,
+                stderr=stream,
+            )
+
+    def until(self, there: Callable[[], Any], what: str, seconds: float = 400) -> Any:
+        """Wait for a true value of `there`, and give it."""
+        deadline = time.monotonic() + seconds
+        while not (found := there()):
+            assert self.process.poll() is None and time.monotonic() < deadline, f"{what}: {self.log.read_text()}"
+            time.sleep(0.05)
+        return found
+
+    def said(self, pattern: str, seconds: float = 400) -> re.Match[str]:
+        found = self.until(lambda: re.compile(pattern).search(self.log.read_text(), self.seen), pattern, seconds)
+        assert isinstance(found, re.Match)
+        self.seen = found.end()
+        return found
+
+    def end(self) -> int:
+        """The exit status."""
+        return self.process.wait(timeout=400)
+
+
+def workers() -> list[psutil.Process]:
+    """The Ray Train workers of the clusters that this process started."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended in the meantime
+            if "RayTrainWorker" in "".join(process.cmdline()[:1]):
+                found.append(process)
+    return sorted(found, key=lambda process: process.pid)
+
+
+def checkpoints(run_folder: str) -> set[str]:
+    """Those that Ray Train has committed, from what it would resume by."""
+    snapshot = Path(run_folder, CHECKPOINTS, "checkpoint_manager_snapshot.json")
+    return set(re.findall(r"checkpoint_[\d_.-]+\d", snapshot.read_text())) if snapshot.exists() else set()

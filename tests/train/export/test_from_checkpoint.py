@@ -1,0 +1,36 @@
+"""A checkpoint's export. That it is the model that training exports: tests/sampling/test_while_training.py, on a real run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.tiny_cache import tiny_settings, write_cache
+
+from pipeline.errors import UserError
+from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint, find_checkpoints
+
+
+def test_a_checkpoint_that_is_still_written_is_not_found(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "one"
+    folder.mkdir(parents=True)
+    assert find_checkpoints(str(tmp_path)) == []
+    for rank in range(2):
+        (folder / f"state-{rank:05d}-of-00002.safetensors").write_bytes(np.zeros(3).tobytes())
+        (folder / f"state-{rank:05d}-of-00002.json").write_text('{"step": 7}')
+        found = find_checkpoints(str(tmp_path))
+        assert len(found) == rank
+    assert found[0].step == 7 and len(found[0].files) == 4
+
+
+def test_no_checkpoint_or_a_damaged_one_is_exported(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    write_cache(settings)
+    with pytest.raises(UserError, match="finetune/checkpoints: no checkpoint there"):
+        choose_checkpoint(settings)
+    folder = Path(settings.run.folder, "finetune", "checkpoints", "one")
+    folder.mkdir(parents=True)
+    (folder / "state-00000-of-00001.safetensors").write_bytes(b"half")
+    (folder / "state-00000-of-00001.json").write_text('{"step": 7, "updates": 7, "crc32": "0"}')
+    with pytest.raises(UserError, match=r"one: state-00000-of-00001: checksum differs; set sample.checkpoint"):
+        export_of_checkpoint(settings, choose_checkpoint(settings))
+    assert not list(Path(settings.run.folder, "finetune").glob("export*"))
