@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import load, recipes
+from pipeline.settings import load, recipes, without_removed
 
 RECORDED = yaml.safe_load((Path(__file__).parent / "resolved.yaml").read_text())
-DEFAULTS: dict[str, Any] = RECORDED.pop("ray_config.yaml")
+DEFAULTS: dict[str, Any] = without_removed(RECORDED.pop("ray_config.yaml"))
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -27,7 +27,7 @@ def resolved(*names: str) -> dict[str, Any]:
 
 def expected(changes: dict[str, Any]) -> dict[str, Any]:
     replaced = {key for key in DEFAULTS for name in changes if name.startswith(f"{key}.")}  # `labels: {}`, now filled
-    return {key: value for key, value in DEFAULTS.items() if key not in replaced} | changes
+    return {key: value for key, value in DEFAULTS.items() if key not in replaced} | without_removed(changes)
 
 
 def test_defaults_are_those_recorded() -> None:
