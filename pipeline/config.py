@@ -1,6 +1,6 @@
 """An earlier place of what is now in pipeline/settings."""
 
 from .settings.load import Options, build, load, parse_overrides, to_yaml
-from .settings.recipes import RECIPES, ROOT, read_yaml, recipes
+from .settings.recipe import RECIPES, ROOT, read_yaml, recipes
 
 __all__ = ["RECIPES", "ROOT", "Options", "build", "load", "parse_overrides", "read_yaml", "recipes", "to_yaml"]

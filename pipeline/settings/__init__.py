@@ -1,7 +1,7 @@
 """Settings: what each may be, where values come from, and which combinations are refused.
 
     load            ray_config.yaml < recipes < command line, to one checked tree; `load` and `build`
-    recipes         the files of jobs/recipes, and which builds on which
+    recipe          the files of jobs/recipes, and which builds on which
     layers          the order of the layers, and where a value comes from
     names           names of earlier versions that are still accepted
     tree            Settings, the whole tree
@@ -10,7 +10,7 @@
     cross_checks    checks that look at several sections
     section         the base class of sections
 
-Whatever a user can get wrong raises UserError: one line that names the key, the value, what was expected and the remedy.
+Whatever a user can get wrong raises UserError: one line with the key, the value, what was expected and the remedy.
 There are no defaults here: ray_config.yaml has them. A function takes the section that it reads, not the whole tree.
 """
 
@@ -25,7 +25,7 @@ from .evaluate import EvaluateSettings
 from .load import Options, build, load, parse_overrides, to_yaml
 from .model import Backbone, CogVideoXSettings, ModelSettings, UNet3DSettings, VideoModelSettings
 from .names import without_removed
-from .recipes import RECIPES, ROOT, read_yaml, recipes
+from .recipe import RECIPES, ROOT, read_yaml, recipes
 from .run import RunSettings
 from .sample import SampleSettings
 from .section import Section

@@ -46,7 +46,7 @@ class BridgeSettings(Section):
             cause = "with bridge.process = diffusion; leave it out, or set bridge.process bridge"
             found = dict.fromkeys(("schedule", "beta0", "beta1", "saf_edge"), cause)
         elif not self.saf:
-            found["saf_edge"] = "without SNR-aligned fine-tuning; leave it out, or set bridge.saf true"
+            found["saf_edge"] = "with bridge.saf = false; leave it out, or set bridge.saf true"
         if not self.uses_pretrained_schedule:
             cause = "with bridge.process = bridge and bridge.saf = false; leave it out, or set bridge.saf true"
             found |= dict.fromkeys((name for name in type(self).model_fields if name.startswith("pretrained_")), cause)

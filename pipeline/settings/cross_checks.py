@@ -35,7 +35,8 @@ def without_effect_across(settings: "Settings") -> dict[str, str]:
             )
         if bridge.cached_prior:
             found["bridge.cached_prior"] = (
-                "without a neural prior; set it false, or bridge.prior neural, or model.prior_condition true"
+                f"with bridge.process = {bridge.process} and bridge.prior = {bridge.prior}; set it false, or "
+                "bridge.prior neural, or model.prior_condition true"
             )
     of_own_model = sample.model_path is None and settings.bivdiff.items is None
     if of_own_model and not model.takes_stride:

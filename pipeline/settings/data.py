@@ -48,8 +48,8 @@ class DataSettings(Section):
         found = {}
         if self.source != "ucf101":
             found["split_list"] = f"with data.source = {self.source}; it chooses among ucf101's lists; leave it out"
-        else:
-            found["holdout_fraction"] = "with data.source = ucf101, whose lists hold videos out; leave it out"
+        if self.source in ("ucf101", "msrvtt"):
+            found["holdout_fraction"] = f"with data.source = {self.source}, which has a split of its own; leave it out"
         if self.source in ("folder", "webdataset"):
             found["annotations"] = f"with data.source = {self.source}, which reads no annotations; leave it out"
         if isinstance(self.stride, int) and self.clip_starts == "even":

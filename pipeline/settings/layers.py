@@ -13,9 +13,13 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from .model import ModelSettings
+from .section import Section
 from .train import TrainSettings
 
-INHERITED = {"model": ModelSettings, "train": TrainSettings}  # sections of `prior` that follow those of the same name
+INHERITED: dict[str, type[Section]] = {
+    "model": ModelSettings,
+    "train": TrainSettings,
+}  # sections of `prior` that follow those of the same name
 
 
 @dataclass(frozen=True)

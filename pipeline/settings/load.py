@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from ..errors import UserError
 from .layers import Layer, merge, merge_trees, origin
 from .names import with_current_names
-from .recipes import ROOT, read_yaml, recipe_layers, recipes
+from .recipe import ROOT, read_yaml, recipe_layers, recipes
 from .tree import Settings
 
 log = logging.getLogger(__name__)
@@ -122,8 +122,8 @@ def _resolve(layers: Sequence[Layer]) -> Settings:
 def _report_without_effect(settings: Settings, layers: Sequence[Layer], dry_run: bool) -> None:
     """Refuse what was typed and does nothing; say what does nothing and came from a recipe.
 
-    What ray_config.yaml, or the file in its place, has for every job is said with --dry-run only. Null says that a setting
-    is not used, so that it is never complained about. Raises UserError.
+    Settings of ray_config.yaml, or of the file in its place, are said with --dry-run only. Null says that a setting is
+    not used, so it is never an error. Raises UserError.
     """
     typed, recipe, file = [], [], []
     for key, cause in settings.without_effect().items():

@@ -51,7 +51,7 @@ def with_current_names(tree: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values`, by dotted names, less those that are settings no more: so that records of two versions compare equal."""
+    """`values` by dotted names, without removed settings, so that records of two versions compare equal."""
     return {key: value for key, value in values.items() if key not in REMOVED_SETTINGS}
 
 

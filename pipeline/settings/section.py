@@ -12,12 +12,12 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
-    """A group of settings. It is frozen, has no defaults of its own, and refuses names that it does not know."""
+    """A group of settings. It is frozen, has no defaults of its own, and refuses unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     def without_effect(self, key: str) -> dict[str, str]:
-        """Names of this section's settings that do nothing beside its other settings, each with the cause and the remedy.
+        """Names of settings that do nothing beside the section's other settings, with the cause and the remedy.
 
         `key` is the dotted name of the section ("prior.train.lora"). Names may be dotted too ("unet3d.dropout").
         """

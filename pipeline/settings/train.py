@@ -75,8 +75,8 @@ class TrainSettings(Section):
     def _check_optimizer(self, key: str, gpus: float) -> None:
         if self.offload_optimizer and not self.zero_stage:
             raise ValueError(
-                f"{key}.offload_optimizer = true with {key}.zero_stage = 0: ZeRO is what keeps the optimizer apart; set "
-                f"{key}.zero_stage 1, 2 or 3"
+                f"{key}.offload_optimizer = true with {key}.zero_stage = 0: ZeRO is what keeps the optimizer apart; "
+                f"set {key}.zero_stage 1, 2 or 3"
             )
         if self.offload_optimizer and not gpus:
             raise ValueError(
@@ -85,8 +85,8 @@ class TrainSettings(Section):
             )
         if self.lora.rank is not None and self.init is None:
             raise ValueError(
-                f"{key}.lora.rank = {self.lora.rank} trains adapters beside pre-trained weights, but {key}.init is null; "
-                f"set {key}.init, or {key}.lora.rank null"
+                f"{key}.lora.rank = {self.lora.rank} trains adapters beside pre-trained weights, but {key}.init is "
+                f"null; set {key}.init, or {key}.lora.rank null"
             )
 
 

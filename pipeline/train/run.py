@@ -22,7 +22,7 @@ from pipeline.models.paths import shipped_path
 from pipeline.models.prior import NeuralPrior
 from pipeline.models.videocrafter import VideoCrafter
 from pipeline.schema import TEST, TRAIN, CacheInfo
-from pipeline.settings import Settings, UserError
+from pipeline.settings import Settings, UserError, without_removed
 from pipeline.storage import exists, list_files, read_json, resolve, write_bytes, write_json
 from pipeline.train.initial import VAE_HASH, check_prior, is_export, load_initial
 from pipeline.train.tasks import Job, freeze, sections, untrained
@@ -158,7 +158,9 @@ def standing(run: Run) -> Literal["new", "interrupted", "done"]:
         if state == "done":
             raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
         return "new"
-    before = defaults(run.made_with) | read_json(address)  # what an earlier version could not set was as the default is
+    before = without_removed(
+        defaults(run.made_with) | read_json(address)
+    )  # what an earlier version could not set was as the default is
     differences = [
         f"{key}: was {before.get(key)!r}, now {run.made_with.get(key)!r}"
         for key in sorted(before.keys() | run.made_with.keys())

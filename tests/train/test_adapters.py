@@ -21,11 +21,11 @@ from pipeline.train.tasks import untrained
 LORA = ("--train.lora.rank=2", "--train.lora.alpha=4")
 
 
-def settings_of(backbone: str, folder: Path, *more: str) -> Settings:
+def settings_of(backbone: str, folder: Path, *more: str, lora: tuple[str, ...] = LORA) -> Settings:
     """A tiny `backbone` with pre-trained weights and adapters."""
     if backbone == "latte":
-        return tiny_settings(folder, f"--train.init={folder}/latte", *LORA, *more)
-    return shrunken({"unet3d": "videocrafter"}.get(backbone, backbone), folder, *LORA, *more)
+        return tiny_settings(folder, f"--train.init={folder}/latte", *lora, *more)
+    return shrunken({"unet3d": "videocrafter"}.get(backbone, backbone), folder, *lora, *more)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_resumed_is_bit_equal_and_the_export_holds_the_sum(
 ) -> None:
     """The program above checks the first; frozen weights are exported as they came, not as bf16 rounded them."""
     state, trained = exports[backbone]
-    settings = settings_of(backbone, folder, "--train.lora.rank=null")
+    settings = settings_of(backbone, folder, lora=())
     info = open_cache(settings.cache_path).info
     from pipeline.train.worker import initial_model
 
