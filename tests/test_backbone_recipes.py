@@ -31,7 +31,7 @@ def shrunken(name: str, folder: Path, *more: str) -> Settings:
     """The recipe with small clips, models and batches; what it says about the process stays."""
     cogvideox = name == "cogvideox"
     paths = folder / ("cogvideox" if cogvideox else "videocrafter")
-    lines = {
+    lines: dict[str, object] = {
         "run.storage": folder,
         "cache.path": folder / ("cache-of-cogvideox" if cogvideox else "cache"),
         "data.frames": 9 if cogvideox else 4,
@@ -184,7 +184,7 @@ def test_latents_that_do_not_halve_are_refused(folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"latents of 5 x 4, which the U-Net's 2 levels halve 1 times; .* multiples of 16"
     ):
-        untrained("finetune", shrunken("videocrafter", folder), {**info, "latent_shape": [4, 4, 5, 4]})  # type: ignore[typeddict-item]
+        untrained("finetune", shrunken("videocrafter", folder), {**info, "latent_shape": [4, 4, 5, 4]})
 
 
 def test_cache_without_the_empty_caption_is_refused_where_dropout_needs_it(folder: Path, tmp_path: Path) -> None:
