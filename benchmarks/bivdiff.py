@@ -38,12 +38,12 @@ from pipeline.bivdiff.diffusion import Asked, LatentDiffusion
 from pipeline.bivdiff.mixed import invert_both, mix
 from pipeline.bridge.samplers import ddim, diffusion_clean
 from pipeline.bridge.schedule import sampling_indices
-from pipeline.config import load
 from pipeline.metrics.bootstrap import bootstrap
 from pipeline.metrics.motion import frame_difference
 from pipeline.metrics.networks import detector_consistency
 from pipeline.metrics.psnr import psnr
 from pipeline.sampling.generate import Sampler, load_sampler, noise_of_keys
+from pipeline.settings import load
 from pipeline.shipped.synthetic import CLASSES, FPS, random_scene, render
 
 ROOT = Path(__file__).parent

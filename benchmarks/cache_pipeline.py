@@ -35,11 +35,10 @@ import pyarrow.parquet as pq
 from circumstances import circumstances
 
 import pipeline.data.cache.encode
-from pipeline.config import ROOT, load
 from pipeline.data.cache.run import build_cache
 from pipeline.data.decode.stage import decode_clips
 from pipeline.data.plan.clips import plan_table
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings, load
 from pipeline.shipped.synthetic import make_dataset
 
 RESULT = Path(__file__).parent / "results" / "cache_pipeline.json"

@@ -18,7 +18,7 @@ from typing import Any
 
 from circumstances import circumstances
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 from pipeline.train.plan import prepare
 from pipeline.train.report.history import HISTORY
 from pipeline.train.report.rows import read_history

@@ -19,9 +19,9 @@ from circumstances import circumstances
 
 from experiments.ablation.protocol import folder_of
 from experiments.ablation.work import compare, held_out, latents_of
-from pipeline.config import load
 from pipeline.data.cache.manifest import open_cache
 from pipeline.metrics.frechet import feature_moments, frechet_distance
+from pipeline.settings import load
 from pipeline.storage.files import read_bytes
 
 RESULT = Path(__file__).parent / "results" / "frechet.json"

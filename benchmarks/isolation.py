@@ -27,11 +27,10 @@ import psutil
 import pyarrow as pa
 from circumstances import circumstances
 
-from pipeline.config import load
 from pipeline.data.decode import child, stage
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.plan.clips import plan_table
-from pipeline.settings import DataSettings
+from pipeline.settings import DataSettings, load
 from pipeline.shipped.synthetic import CLASSES, random_scene, render, write_video
 
 RESULT = Path(__file__).parent / "results" / "isolation.json"

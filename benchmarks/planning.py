@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.config import ROOT, load
 from pipeline.data.cache.progress import counts_of, standing_of
 from pipeline.data.plan.clips import plan_table
 from pipeline.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, REJECT_SCHEMA
+from pipeline.settings import ROOT, load
 
 RESULT = Path(__file__).parent / "results" / "planning.json"
 LIMITS = {"seconds": 90, "peak_gb": 2}  # of resume

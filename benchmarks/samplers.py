@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from circumstances import circumstances
 
-from pipeline.config import load
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.shards import read_latent
 from pipeline.models.prior import replicate
 from pipeline.sampling.generate import Sampler, generate, load_sampler
 from pipeline.schema import TEST, TRAIN
+from pipeline.settings import load
 
 RESULT = Path(__file__).parent / "results" / "samplers.json"
 EVALUATIONS = (10, 20)

@@ -38,7 +38,6 @@ import torch
 from circumstances import circumstances
 from vae_encode import vae_path
 
-from pipeline.config import load
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import EncodeClips, npy_bytes
 from pipeline.data.cache.info import describe, write_info
@@ -52,7 +51,7 @@ from pipeline.data.plan.clips import plan_clips
 from pipeline.media import encode_mp4
 from pipeline.models.build import build_image_to_video
 from pipeline.schema import ENCODED_SCHEMA
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 from pipeline.storage.files import write_bytes
 from pipeline.train.initial import untrained
 from pipeline.train.losses import finetune_task

@@ -14,9 +14,8 @@ import sys
 
 from experiments.ablation.protocol import folder_of
 from experiments.ablation.run import plan_ablation, run_ablation
-from pipeline.config import Options
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 
 
 def job(settings: Settings, options: Options) -> None:

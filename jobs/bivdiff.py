@@ -15,10 +15,9 @@ do; cut off, it goes on where it stopped, to the same files (on CPUs: with the s
 import sys
 
 from pipeline.bivdiff.run import plan_bivdiff, run_bivdiff
-from pipeline.config import Options
 from pipeline.report.page import write_report
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 
 
 def job(settings: Settings, options: Options) -> None:

@@ -13,10 +13,9 @@ what is missing. Rejected clips are not tried again, unless with --retry-rejects
 
 import sys
 
-from pipeline.config import Options
 from pipeline.data.cache.run import build_cache, plan_cache
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 
 
 def job(settings: Settings, options: Options) -> None:

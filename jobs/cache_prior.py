@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import Options
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.prior_outputs import describe_prior, missing_shards, outputs_of, rows_of_shard, save_outputs
 from pipeline.models.checkpoints.weights_hash import weights_hash
@@ -24,7 +23,7 @@ from pipeline.models.files.paths import shipped_path
 from pipeline.runtime.connect import bars_for_people_only, start_ray
 from pipeline.runtime.job import run_job
 from pipeline.runtime.placement import selector
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 from pipeline.train.initial import check_prior, load_frozen_prior
 
 log = logging.getLogger("cache_prior")

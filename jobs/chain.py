@@ -12,10 +12,9 @@ failed. --dry-run shows every step's plan, as far as the steps before have made 
 import subprocess
 import sys
 
-from pipeline.config import ROOT, Options
 from pipeline.errors import StepFailed
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Options, Settings
 
 
 def steps(settings: Settings) -> list[str]:

@@ -20,10 +20,10 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.config import ROOT, load
 from pipeline.data.plan.clips import plan_clips
 from pipeline.errors import UserError
 from pipeline.runtime.local import local_cluster
+from pipeline.settings import ROOT, load
 from pipeline.shipped.synthetic import make_dataset
 
 # what Ray's submission client, its packing and its own actors say of themselves

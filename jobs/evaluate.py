@@ -12,10 +12,9 @@ said to be. What the networks say of the clips is kept in features/, so that the
 
 import sys
 
-from pipeline.config import Options
 from pipeline.metrics.evaluate import plan_evaluation, run_evaluation
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 
 
 def job(settings: Settings, options: Options) -> None:

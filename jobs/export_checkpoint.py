@@ -9,9 +9,8 @@ named; give it to any job as --sample.model_path. Needs the run's settings and c
 
 import sys
 
-from pipeline.config import Options
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint
 
 

@@ -10,13 +10,12 @@ cache.gc_after_hours. A manifest part whose tar is gone is told, with status 1, 
 import sys
 from datetime import UTC, datetime
 
-from pipeline.config import Options
 from pipeline.data.cache.lease import only_writer
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.verify import Orphan, find_orphans, remove_orphans
 from pipeline.errors import JobFailed
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 
 
 def job(settings: Settings, options: Options) -> None:

@@ -20,7 +20,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Options
 from pipeline.data.cache.inspect import counts, statistics
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.run import print_rejects
@@ -29,7 +28,7 @@ from pipeline.models.files.vae import vae_identity
 from pipeline.models.vae import load_vae
 from pipeline.report.contact_sheet import contact_sheet, shown_frames
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 from pipeline.storage.files import write_bytes
 
 STATISTICS_CLIPS, SHEET_CLIPS = 256, 24

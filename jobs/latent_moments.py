@@ -16,7 +16,6 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Options
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.moments import Moments, merge, read_moments, save_moments
 from pipeline.data.cache.rows import Rows
@@ -24,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.runtime.connect import bars_for_people_only, start_ray
 from pipeline.runtime.job import run_job
 from pipeline.schema import TRAIN
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 
 AT_ONCE = 64  # clips whose latents a task holds: 64 of 16 x 256 x 256 are 16 MiB
 log = logging.getLogger("latent_moments")

@@ -10,10 +10,9 @@ and STORAGE/NAME/summary.json.
 
 import sys
 
-from pipeline.config import Options
 from pipeline.report.page import STAGES, read_stages, write_report
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 
 
 def job(settings: Settings, options: Options) -> None:

@@ -12,10 +12,9 @@ together, summary.json gives the medians; an image that cannot be used costs a l
 
 import sys
 
-from pipeline.config import Options
 from pipeline.runtime.job import run_job
 from pipeline.sampling.run import plan_sampling, run_sampling
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 
 
 def job(settings: Settings, options: Options) -> None:

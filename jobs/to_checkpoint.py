@@ -10,10 +10,9 @@ are those of diffusers. Read it with torch.load(..., weights_only=True).
 
 import sys
 
-from pipeline.config import Options
 from pipeline.models.checkpoints.exports import local_copy, save_checkpoint
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 from pipeline.storage.files import write_bytes
 
 

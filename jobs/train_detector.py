@@ -14,14 +14,13 @@ import sys
 import torch
 from safetensors.torch import save
 
-from pipeline.config import Options
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.decode.fetch import DecodeFailure
 from pipeline.data.plan.clips import plan_clips
 from pipeline.errors import UserError
 from pipeline.runtime.job import run_job
 from pipeline.schema import TEST, TRAIN
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 from pipeline.shipped.detector_training import DetectorTraining, accuracy, train
 from pipeline.storage.files import write_bytes, write_json
 

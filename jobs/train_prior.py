@@ -12,9 +12,8 @@ again; a finished one says that there is nothing to do.
 
 import sys
 
-from pipeline.config import Options
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 from pipeline.train.plan import plan_training, prepare
 
 

@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Options
 from pipeline.data.cache.info import require_info
 from pipeline.data.cache.lease import only_writer
 from pipeline.data.cache.manifest import MANIFEST, open_cache, read_manifest
@@ -26,7 +25,7 @@ from pipeline.data.cache.verify import Finding, check_shards, check_source, unco
 from pipeline.data.plan.clips import plan_table
 from pipeline.errors import JobFailed
 from pipeline.runtime.job import run_job
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 from pipeline.storage.files import list_files, write_json
 
 SHOWN = 20  # findings on the screen

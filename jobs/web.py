@@ -13,14 +13,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Options
 from pipeline.errors import UserError
 from pipeline.models.files.paths import shipped_path
 from pipeline.runtime.job import run_job
 from pipeline.sampling.animate import animate
 from pipeline.sampling.exports import find_exports
 from pipeline.sampling.generate import Sampler, load_sampler
-from pipeline.settings import Settings
+from pipeline.settings import Options, Settings
 from pipeline.storage.files import read_json
 
 

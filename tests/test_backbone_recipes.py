@@ -11,7 +11,6 @@ from helpers.tiny_networks import randomise
 from helpers.tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, save_cogvideox, save_text_to_video
 from PIL import Image
 
-from pipeline.config import load
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.load.batches import training_batches
 from pipeline.data.load.reader import training_source, with_text
@@ -22,7 +21,7 @@ from pipeline.models.checkpoints.weights import WeightsMismatch
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.sampling.generate import decode_clips, encode_images, generate, load_sampler
 from pipeline.sampling.run import plan_sampling
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import untrained
 from pipeline.train.losses import Task
@@ -30,21 +29,15 @@ from pipeline.train.plan import plan_training, prepare
 from pipeline.train.ranks import Place
 from pipeline.train.worker import build_task
 
-RECIPES = {
-    "videocrafter": ("webvid-videocrafter",),
-    "videocrafter-100k": ("webvid-videocrafter", "webvid-videocrafter-100k"),
-    "dynamicrafter": ("webvid-videocrafter", "webvid-dynamicrafter"),
-    "dynamicrafter-cil": ("webvid-videocrafter", "webvid-dynamicrafter", "webvid-dynamicrafter-cil"),
-    "cogvideox": ("webvid-cogvideox",),
-}
+RECIPES = ("videocrafter", "videocrafter-100k", "dynamicrafter", "dynamicrafter-cil", "cogvideox")  # webvid-NAME
 HERE = Place(0, 1, torch.device("cpu"))
 
 
 def shrunken(name: str, folder: Path, *more: str) -> Settings:
-    """The recipe, of small clips, models and batches: all that it says of the process stays."""
+    """The recipe with small clips, models and batches; what it says about the process stays."""
     cogvideox = name == "cogvideox"
     paths = folder / ("cogvideox" if cogvideox else "videocrafter")
-    lines = {
+    lines: dict[str, object] = {
         "run.storage": folder,
         "cache.path": folder / ("cache-of-cogvideox" if cogvideox else "cache"),
         "data.frames": 9 if cogvideox else 4,
@@ -69,8 +62,7 @@ def shrunken(name: str, folder: Path, *more: str) -> Settings:
     else:
         lines |= {f"model.unet3d.{key}": value for key, value in {**UNET3D, **RESAMPLER}.items()}
         lines["model.unet3d.image_encoder"] = paths / "image"
-    stack = [word for recipe in RECIPES[name] for word in ("--recipe", recipe)]
-    return load([*stack, *(f"--{key}={value}" for key, value in lines.items()), *more])[0]
+    return load(["--recipe", f"webvid-{name}", *(f"--{key}={value}" for key, value in lines.items()), *more])[0]
 
 
 def published(folder: Path, clips: int, held_out: int) -> Path:
@@ -93,7 +85,7 @@ def task_of(settings: Settings) -> Task:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_does_not_plan_or_train(name: str, folder: Path) -> None:
+def test_recipe_plans_and_trains_two_steps(name: str, folder: Path) -> None:
     settings = shrunken(name, folder)
     plan = plan_training(prepare("finetune", settings))
     assert "steps         2 of 4 clips" in plan and "tokens a clip" not in plan
@@ -126,7 +118,7 @@ def trained(name: str, folder: Path) -> tuple[VideoNetwork, Settings]:
 
 
 @pytest.mark.parametrize("name", ["videocrafter", "dynamicrafter", "cogvideox"])
-def test_export_samples_something_else(name: str, folder: Path) -> None:
+def test_export_samples_what_the_model_samples(name: str, folder: Path) -> None:
     model, settings = trained(name, folder)
     sampler = load_sampler(settings)
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -148,14 +140,14 @@ def test_export_samples_something_else(name: str, folder: Path) -> None:
     assert decode_clips(sampler, found).shape == (2, settings.data.frames, 32, 32, 3)
 
 
-def test_image_guidance_without_image_tokens_is_told_late(folder: Path) -> None:
+def test_image_guidance_without_image_tokens_is_refused_when_the_model_loads(folder: Path) -> None:
     _, settings = trained("cogvideox", folder)
     how = settings.sample.model_copy(update={"image_guidance": 2.0})
     with pytest.raises(UserError, match=r"sample.image_guidance = 2.0: guides image tokens, .*set null"):
         load_sampler(settings.model_copy(update={"sample": how}))
 
 
-def test_plan_says_another_number_of_evaluations(folder: Path, tmp_path: Path) -> None:
+def test_plan_says_how_often_guidance_evaluates_the_network(folder: Path, tmp_path: Path) -> None:
     _, settings = trained("videocrafter", folder)
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
     for guidance, of_image, said in ((1.0, None, 1), (2.0, None, 2), (2.0, 2.0, 2), (2.0, 4.0, 3), (1.0, 3.0, 3)):
@@ -165,13 +157,13 @@ def test_plan_says_another_number_of_evaluations(folder: Path, tmp_path: Path) -
         assert (f"{said} evaluations a step for guidance" in plan) == (said > 1)
 
 
-def test_another_text_encoder_is_sampled_with(folder: Path) -> None:
+def test_sampling_with_another_text_encoder_is_refused(folder: Path) -> None:
     _, settings = trained("videocrafter", folder)
     with pytest.raises(UserError, match=r"was trained with text.max_length = 12, not 11"):
         load_sampler(settings.model_copy(update={"text": settings.text.model_copy(update={"max_length": 11})}))
 
 
-def test_checkpoint_in_the_authors_layout_starts_another_model(folder: Path, tmp_path: Path) -> None:
+def test_checkpoint_in_the_authors_layout_starts_the_same_model(folder: Path, tmp_path: Path) -> None:
     model, settings = trained("videocrafter", folder)
     file = tmp_path / "model.ckpt"
     file.write_bytes(save_checkpoint(settings.model_export))
@@ -188,20 +180,20 @@ def test_checkpoint_in_the_authors_layout_starts_another_model(folder: Path, tmp
         ("cogvideox", "--model.cogvideox.num_layers=2", r"train.init = .*missing \(transformer_blocks.1"),
     ],
 )
-def test_weights_of_another_size_are_not_reported(name: str, change: str, report: str, folder: Path) -> None:
+def test_weights_of_another_size_are_refused(name: str, change: str, report: str, folder: Path) -> None:
     with pytest.raises(WeightsMismatch, match=report):
         prepare("finetune", shrunken(name, folder, change))
 
 
-def test_latents_that_do_not_halve_are_found_late(folder: Path) -> None:
+def test_latents_that_do_not_halve_are_refused(folder: Path) -> None:
     info = open_cache(shrunken("videocrafter", folder).cache_path).info
     with pytest.raises(
         UserError, match=r"latents of 5 x 4, which the U-Net's 2 levels halve 1 times; .* multiples of 16"
     ):
-        untrained("finetune", shrunken("videocrafter", folder), {**info, "latent_shape": [4, 4, 5, 4]})  # type: ignore[typeddict-item]
+        untrained("finetune", shrunken("videocrafter", folder), {**info, "latent_shape": [4, 4, 5, 4]})
 
 
-def test_cache_without_the_empty_caption_is_found_late(folder: Path, tmp_path: Path) -> None:
+def test_cache_without_the_empty_caption_is_refused_where_dropout_needs_it(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "cache"
     shutil.copytree(folder / "cache", copy)
     (copy / "null_text.npy").unlink()
@@ -210,7 +202,7 @@ def test_cache_without_the_empty_caption_is_found_late(folder: Path, tmp_path: P
     prepare("finetune", shrunken("videocrafter", folder, f"--cache.path={copy}", "--train.label_dropout=0"))
 
 
-def test_weights_of_another_backbone_are_not_reported(folder: Path) -> None:
+def test_weights_of_another_backbone_are_refused(folder: Path) -> None:
     with pytest.raises(WeightsMismatch, match="not a checkpoint of VideoCrafter"):
         latte = folder / "latte.pt"
         torch.save({"ema": {"x_embedder.proj.weight": torch.ones(1)}}, latte)
@@ -219,7 +211,7 @@ def test_weights_of_another_backbone_are_not_reported(folder: Path) -> None:
         prepare("finetune", shrunken("cogvideox", folder, f"--train.init={folder / 'cogvideox' / 'vae'}"))
 
 
-def test_text_is_left_out_of_the_wrong_share(folder: Path) -> None:
+def test_text_and_image_are_each_left_out_of_their_share(folder: Path) -> None:
     cache = open_cache(shrunken("videocrafter", folder).cache_path)
     source = with_text(training_source(cache, [], 0.5, 0), cache)
     batches = [pieces[0].latents for pieces in training_batches(source, 4, 4, 0, 1, 0, 40)]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from helpers.tiny_cache import tiny_settings, write_cache
 
-from pipeline.config import ROOT, to_yaml
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.moments import load_moments
 from pipeline.data.cache.prior_outputs import missing_shards, outputs_of, prior_reader
@@ -19,7 +18,7 @@ from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.checkpoints.weights_hash import weights_hash
 from pipeline.models.files.paths import shipped_path
 from pipeline.schema import TRAIN
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings, to_yaml
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import load_frozen_prior
 from pipeline.train.plan import prepare

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import ROOT, load, recipes
+from pipeline.settings import ROOT, load, recipes
 
 PAGE = (ROOT / "docs" / "mathematics.md").read_text()
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and "`" in line]

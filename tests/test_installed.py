@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 
 NEEDED = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ray_config.yaml", "pipeline", "jobs", "experiments")
 
@@ -53,7 +53,7 @@ def test_installed_package_works_beside_a_foreign_pipeline(site: Path, tmp_path:
     script = """
 import pipeline
 assert pipeline.FOREIGN
-from framebridge.config import load, recipes
+from framebridge.settings import load, recipes
 from framebridge.data.decode.child import IsolatedDecoder
 from framebridge.data.plan.clips import plan_clips
 from framebridge.models.files.paths import local_path

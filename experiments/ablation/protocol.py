@@ -5,8 +5,7 @@ A model is one job of jobs/finetune.py or jobs/train_prior.py with other setting
 
 from typing import Any, NamedTuple
 
-from pipeline.config import build
-from pipeline.settings import Settings
+from pipeline.settings import Settings, build
 from pipeline.train.initial import Job
 
 Overlay = dict[str, dict[str, Any]]

@@ -11,7 +11,7 @@ from ..errors import UserError
 from ..sampling.items import BadImage, check_image, open_image
 from ..schema import PlannedClip
 from ..settings import DataSettings
-from ..settings_bivdiff import CONTROLLED, BivdiffSettings
+from ..settings.bivdiff import CONTROLLED, BivdiffSettings
 from ..storage.files import read_bytes
 from .items import BadItem, Clip, pictures
 

@@ -14,7 +14,7 @@ from typing import TypedDict
 from ..errors import UserError
 from ..sampling.images import COMPANIONS, text_of
 from ..sampling.items import Refused, image_key
-from ..settings_bivdiff import CONTROLLED, BivdiffSettings
+from ..settings.bivdiff import CONTROLLED, BivdiffSettings
 from ..storage.files import exists, is_remote, local, read_bytes, walk
 
 FILES = ("video", "control", "mask")

@@ -14,9 +14,8 @@ from ..models.files.vae import vae_identity
 from ..models.vae import DTYPES, Vae
 from ..sampling.exports import check_text, check_vae, find_exports
 from ..sampling.generate import load_sampler
-from ..settings import Settings
-from ..settings_bivdiff import JOINT, BivdiffSettings
-from ..settings_checks import VAE_DOWNSAMPLING
+from ..settings import VAE_DOWNSAMPLING, Settings
+from ..settings.bivdiff import JOINT, BivdiffSettings
 from ..storage.files import exists
 from .adapters import image_diffusion, own_diffusion, vae_of, video_diffusion
 from .diffusion import LatentDiffusion

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from ..settings_bivdiff import BivdiffSettings
+from ..settings.bivdiff import BivdiffSettings
 from .frames import Sources
 from .items import Clip
 from .prompt_to_prompt import EDITS, edit_frames

@@ -19,9 +19,8 @@ from ..media import encode_mp4
 from ..metrics.networks import Network
 from ..sampling.generate import noise_of_keys
 from ..sampling.items import Refused
-from ..settings import DataSettings, Settings
-from ..settings_bivdiff import JOINT, BivdiffSettings
-from ..settings_checks import VAE_DOWNSAMPLING
+from ..settings import VAE_DOWNSAMPLING, DataSettings, Settings
+from ..settings.bivdiff import JOINT, BivdiffSettings
 from ..storage.files import write_bytes, write_json
 from .adapters import image_diffusion, vae_of
 from .diffusion import Asked

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import UserError
-from ..settings_checks import VAE_DOWNSAMPLING
+from ..settings import VAE_DOWNSAMPLING
 from .checkpoints.weights import load_strict
 from .files.vae import IMAGE_VAE, derive_config, find_vae, read_state, unloadable, vae_geometry, vae_identity
 

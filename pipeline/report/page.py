@@ -11,9 +11,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ..config import ROOT, to_yaml
 from ..errors import UserError
-from ..settings import Settings
+from ..settings import ROOT, Settings, to_yaml
 from ..storage.files import read_json, write_bytes, write_json
 from ..train.report.history import duration
 from ..train.report.rows import column, read_history

@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from ..config import Options, load, to_yaml
 from ..errors import JobFailed, StepFailed, UserError
-from ..settings import Settings
+from ..settings import Options, Settings, load, to_yaml
 from ..storage.files import check_reachable, check_writable_place
 
 Job = Callable[[Settings, Options], None]

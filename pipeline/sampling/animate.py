@@ -7,7 +7,7 @@ import torch
 
 from ..errors import UserError
 from ..media import encode_mp4
-from ..settings_checks import VAE_DOWNSAMPLING
+from ..settings import VAE_DOWNSAMPLING
 from .generate import Sampler, decode_clips, encode_images, generate
 from .items import BadImage, check_image, class_of, image_key, open_image
 

@@ -18,7 +18,7 @@ from ..data.cache.manifest import Cache
 from ..data.decode.crop import resize_and_crop
 from ..errors import UserError
 from ..schema import TEST, ManifestRow
-from ..settings_checks import VAE_DOWNSAMPLING
+from ..settings import VAE_DOWNSAMPLING
 from ..storage.files import read_bytes
 from .images import Candidate, candidates
 

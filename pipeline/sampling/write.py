@@ -20,8 +20,7 @@ from ..metrics.motion import frame_difference, motion_ratio
 from ..metrics.psnr import psnr
 from ..models.prior import replicate
 from ..schema import CacheInfo, ManifestRow
-from ..settings import DataSettings, Settings
-from ..settings_checks import VAE_DOWNSAMPLING
+from ..settings import VAE_DOWNSAMPLING, DataSettings, Settings
 from ..storage.files import read_bytes, write_bytes, write_json
 from .generate import Sampler, decode_clips, encode_images, generate
 from .items import BadImage, Item, Refused, open_image

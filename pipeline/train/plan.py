@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import load, to_yaml
 from ..data.cache.manifest import Cache, read_null_text
 from ..data.cache.prior_outputs import check_outputs
 from ..data.load.mix import Mix, hash_of_clips
@@ -24,7 +23,7 @@ from ..models.latte import Latte
 from ..models.prior import NeuralPrior
 from ..models.videocrafter import VideoCrafter
 from ..schema import TEST, TRAIN, CacheInfo
-from ..settings import Settings
+from ..settings import Settings, load, to_yaml, without_removed
 from ..storage.files import exists, read_json, write_bytes, write_json
 from .initial import Job, check_prior, freeze, load_initial, sections, untrained, uses_prior
 from .report.trackers import check_trackers
@@ -147,7 +146,8 @@ def standing(run: Run) -> Literal["new", "interrupted", "done"]:
         if state == "done":
             raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
         return "new"
-    before = defaults(run.made_with) | read_json(address)  # what an earlier version could not set was as the default is
+    # a setting that an earlier version did not have was at its default
+    before = without_removed(defaults(run.made_with) | read_json(address))
     differences = [
         f"{key}: was {before.get(key)!r}, now {run.made_with.get(key)!r}"
         for key in sorted(before.keys() | run.made_with.keys())

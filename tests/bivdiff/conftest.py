@@ -3,7 +3,7 @@
 import pytest
 from helpers.tiny_bivdiff import Folders, save_folders, settings_of
 
-from pipeline.settings_bivdiff import BivdiffSettings
+from pipeline.settings.bivdiff import BivdiffSettings
 
 
 @pytest.fixture(scope="session")

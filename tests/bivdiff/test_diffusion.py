@@ -10,7 +10,7 @@ from pipeline.bivdiff.diffusion import Asked, LatentDiffusion, ddim_invert
 from pipeline.bivdiff.models import load_pipeline
 from pipeline.bridge.samplers import ddim, diffusion_clean
 from pipeline.bridge.schedule import ddpm_alphas_cumprod, sampling_indices
-from pipeline.settings_bivdiff import BivdiffSettings
+from pipeline.settings.bivdiff import BivdiffSettings
 
 STEPS = np.array([20, 40, 80])
 TOLERANCE = 0.15  # of 80 steps, relative to the clip; random networks are rougher than trained ones

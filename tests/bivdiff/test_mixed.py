@@ -17,7 +17,7 @@ from pipeline.bivdiff.models import load_pipeline
 from pipeline.bridge.schedule import ddpm_alphas_cumprod, sampling_indices
 from pipeline.errors import UserError
 from pipeline.models.vae import Vae, load_vae
-from pipeline.settings_bivdiff import BivdiffSettings
+from pipeline.settings.bivdiff import BivdiffSettings
 
 STEPS = 4
 

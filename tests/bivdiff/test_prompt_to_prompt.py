@@ -7,7 +7,7 @@ from helpers.tiny_bivdiff import Folders
 from pipeline.bivdiff.items import BadItem
 from pipeline.bivdiff.models import load_pipeline
 from pipeline.bivdiff.prompt_to_prompt import EDITS, Edit, EditedAttention, Progress, edit_frames, refine, replace
-from pipeline.settings_bivdiff import BivdiffSettings
+from pipeline.settings.bivdiff import BivdiffSettings
 
 HOW = {"num_inference_steps": 3, "guidance_scale": 7.5}
 

@@ -18,9 +18,8 @@ from helpers.tiny_vae import save_tiny_vae
 from pipeline.bivdiff.models import load_models
 from pipeline.bivdiff.run import load_networks, make_plan, plan_bivdiff, run_bivdiff
 from pipeline.bivdiff.work import make_clips
-from pipeline.config import ROOT, to_yaml
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings, to_yaml
 
 ROWS: list[dict[str, str]] = [{}, {"mask": "narrow.png"}, *({"prompt": f"a dog {number}"} for number in range(4))]
 

@@ -19,7 +19,7 @@ from pipeline.metrics.psnr import psnr
 from pipeline.models.files.paths import shipped_path
 from pipeline.sampling.items import Refused
 from pipeline.settings import Settings
-from pipeline.settings_bivdiff import PAPER_ALPHA
+from pipeline.settings.bivdiff import PAPER_ALPHA
 
 MEMBERS = {  # of a clip's files, besides the record, the source, the image model's frames and the clip
     "controlnet": {"control"},

@@ -16,9 +16,9 @@ import pytest
 from helpers.tiny_cache import write_cache
 from helpers.tiny_vae import save_tiny_vae
 
-from pipeline.config import ROOT, load
 from pipeline.data.cache.manifest import open_cache
 from pipeline.runtime.local import free_ports
+from pipeline.settings import ROOT, load
 from pipeline.shipped.synthetic import make_dataset
 
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"

@@ -10,7 +10,7 @@ from helpers.kuberay_schema import SCHEMAS
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 
 FOLDER = ROOT / "cluster" / "kuberay"
 MANIFESTS: dict[str, dict[str, Any]] = {

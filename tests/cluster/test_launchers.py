@@ -10,8 +10,8 @@ import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipeline.config import ROOT, load
 from pipeline.runtime.placement import fits, needs, places, selector
+from pipeline.settings import ROOT, load
 
 FILES = ("aws", "gcp", "on-premises")
 CLOUDS = ("aws", "gcp")

@@ -6,8 +6,8 @@ import re
 import pytest
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from pipeline.config import ROOT
 from pipeline.runtime.metrics import METRICS
+from pipeline.settings import ROOT
 
 DASHBOARD = json.loads((ROOT / "cluster" / "grafana.json").read_text())
 TARGETS = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]

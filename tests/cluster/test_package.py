@@ -7,7 +7,7 @@ import pytest
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 
 LIMIT = 5_000_000
 

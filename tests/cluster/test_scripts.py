@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ROOT, load
+from pipeline.settings import ROOT, load
 
 CLUSTER = ROOT / "cluster"
 

@@ -20,9 +20,9 @@ import pytest
 from ray.core.generated import ray_client_pb2, ray_client_pb2_grpc
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from pipeline.config import ROOT
 from pipeline.data.cache.manifest import open_cache
 from pipeline.runtime.local import local_cluster
+from pipeline.settings import ROOT
 from pipeline.shipped.synthetic import CLASSES, make_dataset
 from pipeline.train.plan import CHECKPOINTS
 from pipeline.train.report.history import HISTORY

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny_cache import tiny_settings, write_cache
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cache-format.md").read_text(), re.DOTALL)
 

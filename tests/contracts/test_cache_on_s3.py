@@ -15,13 +15,13 @@ from helpers.faulty_s3 import FaultyS3, Plan, faulty_s3
 from helpers.tiny_vae import save_tiny_vae
 from helpers.video_files import write_video
 
-from pipeline.config import ROOT, load
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.run import build_cache
 from pipeline.data.cache.shards import read_latent
 from pipeline.data.load.batches import training_batches
 from pipeline.data.load.node_cache import keep_locally
 from pipeline.data.load.reader import training_source
+from pipeline.settings import ROOT, load
 from pipeline.storage.files import entries, read_bytes
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]

@@ -15,12 +15,11 @@ import pytest
 from helpers import treacherous
 from helpers.video_files import number, write_video
 
-from pipeline.config import ROOT, load
 from pipeline.data.decode import stage
 from pipeline.data.decode.child import IsolatedDecoder
 from pipeline.data.decode.fetch import DecodeFailure
 from pipeline.schema import PLAN_SCHEMA, PlannedClip
-from pipeline.settings import DataSettings
+from pipeline.settings import ROOT, DataSettings, load
 
 
 def data(**changes: Any) -> DataSettings:
@@ -136,7 +135,7 @@ def test_a_child_dies_with_its_parent(video: str) -> None:
     script = f"""
 import sys
 from helpers import treacherous
-from pipeline.config import load
+from pipeline.settings import load
 from pipeline.data.decode.child import IsolatedDecoder
 isolated = IsolatedDecoder(treacherous.decode)
 data = load(["--recipe", "demo"])[0].data.model_copy(update={{"decode_timeout_s": 1000.0}})

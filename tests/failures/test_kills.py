@@ -24,13 +24,12 @@ import pytest
 from helpers.caching_job import start_job
 from helpers.tiny_vae import save_tiny_vae
 
-from pipeline.config import load
 from pipeline.data.cache.encode import EncodeClips
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.shards import read_latent
 from pipeline.data.decode import stage
 from pipeline.data.plan.clips import plan_table
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 from pipeline.shipped.synthetic import CLASSES, random_scene, render, write_video
 from pipeline.storage.files import read_json
 

@@ -13,10 +13,10 @@ import psutil
 import pyarrow as pa
 from helpers.video_files import write_video
 
-from pipeline.config import ROOT, load
 from pipeline.data.decode import stage
 from pipeline.data.decode.stage import decode_clips
 from pipeline.schema import PLAN_SCHEMA
+from pipeline.settings import ROOT, load
 
 REAL = ROOT.parent / "shared" / "clips"
 CACHED = None

@@ -23,7 +23,7 @@ from helpers.training_job import TrainingJob, checkpoints, workers
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 from pipeline.train.plan import CHECKPOINTS
 from pipeline.train.report.history import HISTORY
 from pipeline.train.report.rows import Row, read_history

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import textwrap
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 
 # What takes longest is to import torch and DeepSpeed: that is done once, and the ranks are forks of what did it.
 FORKS = """

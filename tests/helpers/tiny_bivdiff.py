@@ -9,8 +9,7 @@ from helpers.tiny_diffusers import SIDE, save_controlnet, save_image_model, save
 from helpers.video_files import picture, write_video
 from PIL import Image
 
-from pipeline.config import load
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 
 FRAMES = 3
 SIZE = (48, 64)  # of the videos, height and width

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import load
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import npy_bytes
 from pipeline.data.cache.info import describe, write_info
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.schema import ENCODED_SCHEMA, NULL_TEXT
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 from pipeline.storage.files import write_bytes
 
 CLASSES = ["bounce", "slide"]

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from pipeline.config import ROOT, build, read_yaml
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import EncodeClips, npy_bytes
 from pipeline.data.cache.info import describe, write_info
@@ -15,7 +14,7 @@ from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.files.vae import vae_identity
 from pipeline.schema import ENCODED_SCHEMA
-from pipeline.settings import ModelSettings, Settings, VideoModelSettings
+from pipeline.settings import ROOT, ModelSettings, Settings, VideoModelSettings, build, read_yaml
 
 FRAMES, SIDE = 4, 32
 CLASSES = ["bounce", "slide left"]

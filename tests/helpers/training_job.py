@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 from pipeline.train.plan import CHECKPOINTS
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.config import ROOT, build, read_yaml
 from pipeline.errors import JobFailed, UserError
 from pipeline.media import encode_mp4
 from pipeline.metrics.evaluate import (
@@ -21,7 +20,7 @@ from pipeline.metrics.evaluate import (
     plan_evaluation,
     run_evaluation,
 )
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings, build, read_yaml
 from pipeline.shipped.detector import Detector
 
 CLIPS = 6

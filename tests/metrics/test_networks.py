@@ -10,12 +10,11 @@ from helpers.tiny_text import TOKENS, save_tiny_clip
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.config import ROOT, build, read_yaml
 from pipeline.errors import UserError
 from pipeline.metrics.frechet import FeatureMoments, feature_moments, frechet_distance
 from pipeline.metrics.networks import clip_pixels, detector_consistency, frame_consistency, load_network, weights_sha256
 from pipeline.models.image_encoder import DEVIATION, MEAN
-from pipeline.settings import EvaluateSettings
+from pipeline.settings import ROOT, EvaluateSettings, build, read_yaml
 from pipeline.shipped.detector import FEATURES, Detector
 from pipeline.shipped.synthetic import CLASSES, FPS, random_scene, render
 

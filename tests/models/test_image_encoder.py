@@ -7,12 +7,11 @@ import torch
 from helpers.tiny_published import save_text_to_video
 from helpers.tiny_vae import save_tiny_vae
 
-from pipeline.config import load
 from pipeline.errors import UserError
 from pipeline.models.files.open_clip import IMAGE
 from pipeline.models.image_encoder import DEVIATION, MEAN, load_image_encoder
 from pipeline.models.vae import Vae, load_vae
-from pipeline.settings import VideoModelSettings
+from pipeline.settings import VideoModelSettings, load
 
 BASE = load([])[0].model
 

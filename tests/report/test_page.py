@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import ROOT, build, read_yaml
 from pipeline.errors import UserError
 from pipeline.media import encode_mp4, encode_png
 from pipeline.report.page import write_report
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings, build, read_yaml
 
 EVIL = "<script>alert('x')</script> \"quoted\" & <img src=http://evil.example/x>"
 

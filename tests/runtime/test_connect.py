@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.config import load
 from pipeline.errors import UserError
 from pipeline.runtime.connect import process_setup, start_ray
+from pipeline.settings import load
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

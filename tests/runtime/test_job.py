@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ROOT
+from pipeline.settings import ROOT
 
 TALKATIVE_JOB = """
 import sys, time

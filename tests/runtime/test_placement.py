@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from ray._private.label_utils import validate_label_selector
 
-from pipeline.config import load
 from pipeline.errors import UserError
 from pipeline.runtime.placement import check_room, fits, places
+from pipeline.settings import load
 
 NODES = [
     {"Alive": True, "Resources": {"CPU": 0.0}, "Labels": {"stage": "head"}},

@@ -12,12 +12,11 @@ import pytest
 from helpers.tiny_models import FRAMES, SIDE
 from PIL import Image
 
-from pipeline.config import ROOT
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.animate import animate
 from pipeline.sampling.generate import Sampler, load_sampler
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,12 @@ import pytest
 from helpers.tiny_models import SIDE, save_model, tiny_model, tiny_settings
 from PIL import Image
 
-from pipeline.config import ROOT, to_yaml
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.generate import load_sampler
 from pipeline.sampling.run import make_plan, plan_sampling, run_sampling
 from pipeline.sampling.write import sample_batch
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings, to_yaml
 
 pytestmark = pytest.mark.ray
 

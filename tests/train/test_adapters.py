@@ -9,12 +9,11 @@ from helpers.tiny_cache import tiny_settings, write_cache
 from helpers.tiny_networks import randomise
 from test_backbone_recipes import published, shrunken
 
-from pipeline.config import to_yaml
 from pipeline.data.cache.manifest import open_cache
 from pipeline.errors import UserError
 from pipeline.models.build import build_image_to_video
 from pipeline.models.checkpoints.exports import save_export
-from pipeline.settings import Settings
+from pipeline.settings import Settings, to_yaml
 from pipeline.train.adapters import merged
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import untrained
@@ -23,11 +22,11 @@ from pipeline.train.plan import made_with, plan_training, prepare
 LORA = ("--train.lora.rank=2", "--train.lora.alpha=4")
 
 
-def settings_of(backbone: str, folder: Path, *more: str) -> Settings:
+def settings_of(backbone: str, folder: Path, *more: str, lora: tuple[str, ...] = LORA) -> Settings:
     """A tiny `backbone` with pre-trained weights and adapters."""
     if backbone == "latte":
-        return tiny_settings(folder, f"--train.init={folder}/latte", *LORA, *more)
-    return shrunken({"unet3d": "videocrafter"}.get(backbone, backbone), folder, *LORA, *more)
+        return tiny_settings(folder, f"--train.init={folder}/latte", *lora, *more)
+    return shrunken({"unet3d": "videocrafter"}.get(backbone, backbone), folder, *lora, *more)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ PROGRAM = """
     import yaml
     from helpers.process_group import join
 
-    from pipeline.config import build
+    from pipeline.settings import build
     from pipeline.data.load.batches import training_batches
     from pipeline.data.load.reader import training_source, with_text
     from pipeline.data.load.mix import open_training_cache
@@ -126,7 +125,7 @@ def test_resumed_is_bit_equal_and_the_export_holds_the_sum(
 ) -> None:
     """The program above checks the first; frozen weights are exported as they came, not as bf16 rounded them."""
     state, trained = exports[backbone]
-    settings = settings_of(backbone, folder, "--train.lora.rank=null")
+    settings = settings_of(backbone, folder, lora=())
     info = open_cache(settings.cache_path).info
     from pipeline.train.initial import initial_model
 

@@ -11,7 +11,7 @@ PROGRAM = """
     from helpers.tiny_networks import randomise
     from helpers.tiny_published import UNET3D
 
-    from pipeline.config import load
+    from pipeline.settings import load
     from pipeline.data.load.reader import Source
     from pipeline.data.load.batches import training_batches
     from pipeline.train.deepspeed.engine import start_engine

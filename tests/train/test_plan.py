@@ -80,6 +80,16 @@ def test_a_run_of_a_version_without_a_setting_had_its_default(storage: Path) -> 
         standing(prepare("finetune", tiny_settings(storage, "--train.ema_decay=0.9")))
 
 
+def test_a_run_recorded_with_settings_that_are_gone_is_the_same_run(storage: Path) -> None:
+    run = prepare("prior", tiny_settings(storage))
+    record(run)
+    finish(run.folder)
+    address = f"{run.folder}/{MADE_WITH}"
+    gone = {"prior.model.image_condition": "none", "prior.model.prior_condition": False}
+    write_json(address, read_json(address) | gone)
+    assert standing(run) == "done"
+
+
 def test_more_clips_are_another_run(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     record(run)

@@ -16,8 +16,7 @@ import pyarrow as pa
 import torch
 
 from ...schema import ENCODED_SCHEMA
-from ...settings import DataSettings, TextSettings, VaeSettings
-from ...settings_checks import VAE_DOWNSAMPLING
+from ...settings import VAE_DOWNSAMPLING, DataSettings, TextSettings, VaeSettings
 from ...storage.files import write_bytes
 
 log = logging.getLogger("encode")

@@ -10,8 +10,7 @@ from ...errors import UserError
 from ...models.files.text import find_text_encoder, text_identity
 from ...models.files.vae import vae_geometry, vae_identity
 from ...schema import CacheInfo
-from ...settings import Settings
-from ...settings_checks import VAE_DOWNSAMPLING
+from ...settings import VAE_DOWNSAMPLING, Settings
 from ...storage.files import read_json, write_json
 
 if TYPE_CHECKING:

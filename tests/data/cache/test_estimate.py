@@ -9,14 +9,13 @@ from diffusers import AutoencoderKL
 from helpers.tiny_vae import save_tiny_vae
 from helpers.video_files import write_video
 
-from pipeline.config import load
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import EncodeClips
 from pipeline.data.cache.estimate import Estimate, _seconds, estimate, flops_a_frame, in_words, online_in_words, spread
 from pipeline.data.cache.run import plan_cache
 from pipeline.data.decode.stage import decode_clips
 from pipeline.data.plan.clips import plan_table
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import ROOT
 from pipeline.data.cache import lease
 from pipeline.data.cache.lease import Held, only_writer
 from pipeline.errors import JobFailed, UserError
+from pipeline.settings import ROOT
 
 HOLDER = """
 import sys, time

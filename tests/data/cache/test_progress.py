@@ -40,7 +40,7 @@ def names(table: pa.Table) -> list[str]:
 
 @pytest.fixture
 def data() -> DataSettings:
-    from pipeline.config import load
+    from pipeline.settings import load
 
     return load([])[0].data
 

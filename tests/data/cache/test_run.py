@@ -16,7 +16,6 @@ from helpers.tiny_vae import save_tiny_vae
 from helpers.video_files import write_video
 from PIL import Image
 
-from pipeline.config import ROOT, load
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.pipeline import chain
 from pipeline.data.cache.run import build_cache, plan_cache
@@ -26,7 +25,7 @@ from pipeline.data.plan.clips import plan_table
 from pipeline.errors import JobFailed, UserError
 from pipeline.models.files.vae import vae_identity
 from pipeline.models.vae import load_vae
-from pipeline.settings import Settings
+from pipeline.settings import ROOT, Settings, load
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +143,7 @@ def test_a_second_run_does_nothing_and_says_so(built: Settings, caplog: pytest.L
 def test_finding_nothing_to_do_imports_no_ray_and_no_torch(built: Settings) -> None:
     script = f"""
 import sys
-from pipeline.config import load
+from pipeline.settings import load
 from pipeline.data.cache.run import build_cache
 build_cache(load({_arguments(built)!r})[0])
 assert not {{"ray", "torch", "diffusers", "transformers"}} & set(sys.modules), "too much was imported"

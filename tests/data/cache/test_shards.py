@@ -13,7 +13,6 @@ import pytest
 import webdataset
 from helpers.tiny_text import save_tiny_clip
 
-from pipeline.config import load
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import npy_bytes
 from pipeline.data.cache.info import check_same, describe, read_info, write_info
@@ -21,6 +20,7 @@ from pipeline.data.cache.manifest import Cache, next_round, open_cache, read_man
 from pipeline.data.cache.shards import CorruptShard, read_latent, read_text
 from pipeline.errors import UserError
 from pipeline.schema import ENCODED_SCHEMA, CacheInfo
+from pipeline.settings import load
 
 
 def latent(index: int) -> np.ndarray:
@@ -117,7 +117,9 @@ def test_the_text_encoder_is_part_of_what_a_cache_is_made_with(tmp_path: Path) -
 
     without, clip = described(), described("--text.path", first, "--text.max_length", "8")
     assert (without["text_shape"], clip["text_shape"]) == (None, [8, 16])
-    assert without["fingerprint"] == described("--text.max_length", "5")["fingerprint"], "nothing is embedded"
+    demo = load(["--recipe", "demo"])[0]
+    shorter = demo.model_copy(update={"text": demo.text.model_copy(update={"max_length": 5})})
+    assert without["fingerprint"] == describe(shorter, [])["fingerprint"], "nothing is embedded"
     for changed, expected in [
         (["--text.path", other, "--text.max_length", "8"], "text.path .hash of its files"),
         (["--text.path", first, "--text.max_length", "9"], "text.max_length: cache has 8, settings say 9"),

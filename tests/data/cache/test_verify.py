@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from helpers.tiny_cache import tiny_settings, write_cache
 
-from pipeline.config import ROOT
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.verify import check_shards, find_orphans
+from pipeline.settings import ROOT
 
 HOUR = 3600.0
 

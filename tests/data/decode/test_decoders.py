@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from helpers.video_files import number, sequential, write_video
 
-from pipeline.config import load
 from pipeline.data.decode.crop import resize_and_crop
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.decode.fetch import DecodeFailure
 from pipeline.schema import ClipSpan, PlannedClip
-from pipeline.settings import DataSettings
+from pipeline.settings import DataSettings, load
 
 DECODERS = ["decord", "pyav", *(["torchcodec"] if find_spec("torchcodec") else [])]
 

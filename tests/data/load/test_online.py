@@ -10,7 +10,6 @@ from helpers.tiny_cache import MODEL, TRAIN
 from helpers.tiny_vae import save_tiny_vae
 from helpers.video_files import write_video
 
-from pipeline.config import load
 from pipeline.data.cache.encode import EncodeClips
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.load.batches import TrainingBatch, training_batches
@@ -18,7 +17,7 @@ from pipeline.data.load.online import open_training_data, training_clips
 from pipeline.data.load.reader import training_source
 from pipeline.data.plan.clips import plan_clips
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 from pipeline.train.plan import plan_training, prepare
 from pipeline.train.report.history import HISTORY
 from pipeline.train.report.rows import read_history

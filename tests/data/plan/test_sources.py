@@ -11,12 +11,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import load
 from pipeline.data.decode.fetch import DecodeFailure, local_file
 from pipeline.data.plan.clips import plan_clips
 from pipeline.errors import UserError
 from pipeline.schema import PlannedClip
-from pipeline.settings import DataSettings
+from pipeline.settings import DataSettings, load
 
 
 def settings(path: Path, source: str, **changes: Any) -> DataSettings:

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import load
 from pipeline.data.decode.crop import crop_box, resize_and_crop
 from pipeline.data.plan.windows import (
     TooShort,
@@ -17,7 +16,7 @@ from pipeline.data.plan.windows import (
     window_indices,
     window_start,
 )
-from pipeline.settings import DataSettings
+from pipeline.settings import DataSettings, load
 
 DEFAULT = load([])[0].data
 AUTHORS = [0, 3, 6, 9, 12, 15, 18, 21, 25, 28, 31, 34, 37, 40, 43, 47]

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from experiments.ablation.protocol import SCRATCH, TUNED, measurements, models
-from pipeline.config import load
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 
 
 @pytest.fixture(scope="module")

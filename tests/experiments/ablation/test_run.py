@@ -11,9 +11,8 @@ from helpers.tiny_models import write_cache
 from experiments.ablation import protocol, tables
 from experiments.ablation.protocol import SCRATCH
 from experiments.ablation.run import make_plan, plan_ablation, run_ablation
-from pipeline.config import load
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 from pipeline.shipped.synthetic import make_dataset
 
 SMALL = {

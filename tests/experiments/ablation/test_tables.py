@@ -11,8 +11,7 @@ import pytest
 
 from experiments.ablation.page import write_page
 from experiments.ablation.protocol import STILL, Measurement, folder_of, measurements, models
-from pipeline.config import load
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 from pipeline.storage.files import write_bytes, write_json
 
 CLIPS, SEEDS = 12, 2

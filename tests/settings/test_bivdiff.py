@@ -1,11 +1,10 @@
-"""Settings of jobs/bivdiff.py that are refused, and its recipes."""
+"""Contradictions in section `bivdiff` are refused, and its recipes are the paper's."""
 
 import pytest
 
-from pipeline.config import load, recipes
 from pipeline.errors import UserError
-from pipeline.settings import Settings
-from pipeline.settings_bivdiff import PAPER_ALPHA
+from pipeline.settings import Settings, load, recipes
+from pipeline.settings.bivdiff import PAPER_ALPHA
 
 RECIPES = [name for name in recipes() if name.startswith("bivdiff-")]
 MODELS = ["image_model", "adapter", "inversion_model", "video_model"]
@@ -32,28 +31,32 @@ def settings_of(*lines: str, given: str = "", recipe: str | None = None) -> Sett
         (("--bivdiff.alpha=[0.5, 2]",), "image_model video_model adapter", "bivdiff.alpha"),
     ],
 )
-def test_refused(lines: tuple[str, ...], given: str, words: str) -> None:
+def test_a_contradiction_is_refused_in_one_line(lines: tuple[str, ...], given: str, words: str) -> None:
     with pytest.raises(UserError) as problem:
         settings_of(*lines, given=given)
     assert words in str(problem.value) and "\n" not in str(problem.value)
 
 
-def test_what_a_framework_does_without_is_not_asked_for() -> None:
+def test_a_framework_needs_its_own_models_only() -> None:
     settings_of("--bivdiff.framework=vdm_only", given="video_model")
     settings_of("--bivdiff.framework=idm_only", given="image_model adapter")
     settings_of("--bivdiff.task=inpainting", "--bivdiff.alpha=0", given="image_model video_model")
 
 
-def test_alpha_is_the_papers_a_number_or_a_sweep() -> None:
+def test_alpha_is_the_papers_or_a_number_or_a_sweep() -> None:
     every = "image_model adapter inversion_model video_model"
     for task, alpha in PAPER_ALPHA.items():
         assert settings_of(f"--bivdiff.task={task}", given=every).bivdiff.alphas == [alpha]
     assert settings_of("--bivdiff.alpha=[1, 0, 0.5, 0]", given=every).bivdiff.alphas == [0, 0.5, 1]
-    with_fuse = settings_of("--bivdiff.alpha=[1, 0]", "--bivdiff.framework=fuse", given=every).bivdiff
-    assert len(with_fuse.alphas) == 1 and not with_fuse.inverts_frames
 
 
-def test_recipes_are_the_papers() -> None:
+def test_a_framework_without_inversion_has_one_alpha_whatever_is_set() -> None:
+    given = settings_of("--bivdiff.alpha=[1, 0]", given="image_model adapter video_model").bivdiff
+    fused = given.model_copy(update={"framework": "fuse"})
+    assert len(fused.alphas) == 1 and not fused.inverts_frames
+
+
+def test_recipes_have_the_papers_settings() -> None:
     """8 frames of 512 x 512, 50 steps, guidance 7.5, and the mixing ratio of the task, for every task."""
     found = set()
     for name in RECIPES:

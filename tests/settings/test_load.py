@@ -1,4 +1,4 @@
-"""Settings: the file is complete, precedence holds, and every mistake is one line that names the remedy."""
+"""ray_config.yaml is complete, later layers win, and every mistake is one line that names the remedy."""
 
 import re
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import RECIPES, ROOT, build, load, read_yaml, recipes, to_yaml
 from pipeline.errors import UserError
+from pipeline.settings import RECIPES, ROOT, build, load, parse_overrides, read_yaml, to_yaml
 
 BASE = read_yaml(ROOT / "ray_config.yaml")
 
@@ -30,18 +30,14 @@ def test_every_key_of_the_base_file_is_explained_where_its_name_first_appears() 
     assert not bare
 
 
-@pytest.mark.parametrize("name", recipes())
-def test_recipes_are_valid_and_hold_only_what_differs(name: str) -> None:
-    text = (RECIPES / f"{name}.yaml").read_text()
-    stack = ["--recipe", "demo", "--recipe", name] if "On top of demo" in text else ["--recipe", name]
-    settings, _ = load(stack)
+def test_resolved_settings_are_yaml_of_the_same_settings() -> None:
+    settings, _ = load([])
     assert yaml.safe_load(to_yaml(settings)) == settings.model_dump(mode="json")
-    assert text.startswith("#"), "a recipe says what it is for"
 
 
 def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
     assert load([])[0].train.steps == BASE["train"]["steps"]
-    assert load(["--recipe", "demo"])[0].train.steps == read_yaml(RECIPES / "demo.yaml")["train"]["steps"]
+    assert load(["--recipe", "demo"])[0].train.steps == read_yaml(RECIPES / "demo.yaml")["train"]["steps"] == 300
     settings, options = load(["--recipe", "demo", "--train.steps", "25", "--data.max_videos=null", "--dry-run"])
     assert settings.train.steps == 25
     assert settings.data.max_videos is None
@@ -52,6 +48,7 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
     ("arguments", "expected"),
     [
         (["--train.stepz", "5"], "train.stepz = 5: unknown setting; did you mean train.steps?"),
+        (["--model.unet3d.model_chanels", "5"], "unknown setting; did you mean model.unet3d.model_channels?"),
         (["--train.steps", "many"], "train.steps = 'many': input should be a valid integer"),
         (["--train.steps", "0"], "train.steps = 0: input should be greater than 0"),
         (["--data.height", "100"], "use 96 or 104"),
@@ -78,7 +75,7 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
             "set bridge.target v or z0",
         ),
         (["--bridge.process", "diffusion", "--bridge.loss_weight", "noise"], "with process diffusion set uniform"),
-        (["--recipe", "demo", "--recipe", "teacher", "--bridge.time_noise", "2"], "does not show; set null"),
+        (["--recipe", "teacher", "--bridge.time_noise", "2"], "does not show; set null"),
         (["--sample.order", "2"], "set sample.order 1 or sample.sampler dbim"),
         (["--sample.sampler", "ode_first_order", "--sample.eta", "0.5"], "set sample.eta 0"),
         (["--model.image_condition", "none"], "leaves a bridge without its image"),
@@ -93,7 +90,7 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
         (["--run", "5"], "settings are --SECTION.KEY VALUE"),
     ],
 )
-def test_mistakes_are_one_line_naming_key_value_and_remedy(arguments: list[str], expected: str) -> None:
+def test_a_mistake_is_one_line_with_key_value_and_remedy(arguments: list[str], expected: str) -> None:
     with pytest.raises(UserError) as error:
         load(arguments)
     assert expected in str(error.value)
@@ -108,7 +105,43 @@ def test_an_unreadable_config_is_refused_with_its_name(tmp_path: Path, content: 
         load(["--config", str(path)])
 
 
-def test_a_missing_key_is_named(tmp_path: Path) -> None:
+def test_a_key_that_is_there_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("train:\n  steps: 5\n  steps: 6\n")
+    with pytest.raises(UserError, match=r"twice.yaml line 3: not valid YAML \(steps is there twice\)"):
+        load(["--config", str(path)])
+
+
+def test_a_mistake_that_prior_inherits_is_counted_once() -> None:
+    with pytest.raises(UserError) as error:
+        load(["--train.micro_batch", "0"])
+    assert str(error.value).startswith("train.micro_batch = 0: ") and "more)" not in str(error.value)
+
+
+def test_values_on_the_command_line_are_yaml() -> None:
+    arguments = [
+        "--data.stride",
+        "[1, 6]",
+        "--cluster.decode.labels={stage: decode}",
+        "--run.seed=7",
+        "--text.path=null",
+    ]
+    assert parse_overrides(arguments) == {
+        "data": {"stride": [1, 6]},
+        "cluster": {"decode": {"labels": {"stage": "decode"}}},
+        "run": {"seed": 7},
+        "text": {"path": None},
+    }
+
+
+def test_environment_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TRAIN", '{"steps": 5}'), ("train", '{"steps": 5}'), ("RUN__SEED", "7")):
+        monkeypatch.setenv(name, value)
+    settings, _ = load([])
+    assert (settings.train.steps, settings.run.seed) == (BASE["train"]["steps"], BASE["run"]["seed"])
+
+
+def test_a_missing_key_is_named() -> None:
     lacking = {**BASE, "train": {k: v for k, v in BASE["train"].items() if k != "steps"}}
     with pytest.raises(UserError, match=r"^train.steps: not set"):
         build([lacking])
