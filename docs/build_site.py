@@ -33,9 +33,10 @@ def main() -> int:
     shutil.rmtree(STAGED, ignore_errors=True)
     STAGED.mkdir(parents=True)
     config = load_config(str(ROOT / "mkdocs.yml"), strict=True)
-    for page in pages_of(config.nav):
+    nav: Nav = config.nav or []
+    for page in pages_of(nav):
         stage(page)
-    config.nav += [{"Reference": write_reference()}]
+    config.nav = [*nav, {"Reference": write_reference()}]
     config.plugins.on_startup(command="build", dirty=False)
     try:
         build(config)
