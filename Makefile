@@ -2,7 +2,8 @@
 # make test   the checks and the tests, but for the long ones
 # make test-all   with the long ones: the road stopped in every step, everything happening to one training, autoscaling
 # make test-cluster   the page of clusters tried on three hosts, one cut off and one killed: root on Linux
-# make evaluate   the metrics of the shipped models, again: are they those of docs/results.md?
+# make evaluate   measure the shipped models again and compare with docs/results.md
+# make docs   the documentation site, in build/site
 # All make the virtual environment first. Needed: make, Python 3.11 with venv.
 
 PYTHON ?= python3
@@ -14,9 +15,9 @@ export PATH := $(abspath $(BIN)):$(PATH)
 LONGEST := tests/cluster/test_submission.py tests/failures tests/train/test_worker.py tests/cluster/test_autoscaling.py
 
 # What `make evaluate` runs its jobs with
-SHIPPED := --recipe demo --recipe shipped --run.storage $(abspath runs) --data.path $(abspath runs/shipped-videos)
+SHIPPED := --recipe shipped --run.storage $(abspath runs) --data.path $(abspath runs/shipped-videos)
 
-.PHONY: demo test test-all test-cluster evaluate check format clean
+.PHONY: demo test test-all test-cluster evaluate docs check format clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python jobs/demo.py $(if $(VIDEOS),--videos "$(VIDEOS)") $(ARGS)
@@ -38,7 +39,10 @@ test-all: check
 test-cluster: $(VENV)/installed
 	@$(BIN)/python tests/cluster/three_hosts.py $(ARGS)
 
-check: $(VENV)/installed
+docs: $(VENV)/installed
+	$(BIN)/python docs/build_site.py
+
+check: docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

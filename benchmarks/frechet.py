@@ -1,6 +1,6 @@
 """What the Frechet distance that docs/ablation.md decides by makes of defects whose size is known.
 
-    python benchmarks/frechet.py --recipe demo --recipe ablation --run.storage runs    # after jobs/ablate.py; a minute or two
+    python benchmarks/frechet.py --recipe ablation --run.storage runs    # after jobs/ablate.py; a minute or two
 
 Takes the ablation's held-out clips, spoils their latents more and more in one way at a time, and measures them as the
 ablation measures a model's clips: through the VAE and the shipped detector, against the same clips unspoilt. A measure of

@@ -1,7 +1,7 @@
 """The paper's comparisons on synthetic videos: SAF, priors, samplers, leakage, three seeds each, with intervals.
 
-    python jobs/ablate.py --recipe demo --recipe ablation --run.storage runs
-    ray job submit --working-dir . -- python jobs/ablate.py --recipe demo --recipe ablation --run.storage /SHARED
+    python jobs/ablate.py --recipe ablation --run.storage runs
+    ray job submit --working-dir . -- python jobs/ablate.py --recipe ablation --run.storage /SHARED
 
 What is run, and what decides, is written in docs/ablation.md. Add --dry-run to see the plan. Makes its own videos and cache, trains
 the models and measures them, each as a Ray task of one CPU: about an hour on one core. Expect a line a task with an

@@ -51,7 +51,7 @@ def make_plan(settings: Settings) -> Plan:
     needed = {"train.init": settings.train.init, "evaluate.detector": settings.evaluate.detector}
     for key, value in needed.items():
         if value is None:
-            raise UserError(f"{key} = null: the ablation needs it; give --recipe demo --recipe ablation, or set {key}")
+            raise UserError(f"{key} = null: the ablation needs it; give --recipe ablation, or set {key}")
     data = settings.data.model_copy(update={"path": f"{settings.run.folder}/videos", "source": "ucf101"})
     settings = settings.model_copy(update={"data": data})
     folder = folder_of(settings)

@@ -75,8 +75,3 @@ def test_only_what_is_asked_for_is_trained(settings: Settings) -> None:
 def test_more_held_out_than_trained_on_is_refused() -> None:
     with pytest.raises(UserError, match=r"ablate\.clips = 64 of ablate\.videos = 100 would be held out"):
         load(["--ablate.videos", "100"])
-
-
-def test_page_names_the_recipe_it_was_made_with() -> None:
-    text = Path(__file__).parents[3].joinpath("docs", "ablation.md").read_text()
-    assert "--recipe demo --recipe ablation" in text
