@@ -13,15 +13,14 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
+from pipeline.config import load
 from torch import nn
 
-from pipeline.config import load
 from pipeline.data.cache.estimate import flops_a_frame
 from pipeline.schema import CacheInfo
 from pipeline.settings import Settings
+from pipeline.train.initial import Job, sections, untrained, uses_prior
 from pipeline.train.plan import training_flops
-from pipeline.train.initial import uses_prior
-from pipeline.train.initial import Job, sections, untrained
 from pipeline.train.report.utilisation import peak_of
 
 GPU = "H100"

@@ -65,16 +65,7 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
         recipes = ["--recipe", "demo", "--recipe", "demo-videos"]
     else:
         videos, name, recipes = storage / "videos", "demo", ["--recipe", "demo"]
-    line = [
-        *recipes,
-        "--run.name",
-        name,
-        "--run.storage",
-        str(storage),
-        "--data.path",
-        str(videos),
-        *overrides,
-    ]
+    line = [*recipes, "--run.name", name, "--run.storage", str(storage), "--data.path", str(videos), *overrides]
     settings, _ = load(line)  # wrong settings, or no videos, are found before anything starts
     if arguments.videos:
         next(plan_clips(settings.data))
@@ -95,10 +86,7 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
             say(f"step {number} of {len(commands)}", submit_line(command))
             status = run([*submit(), "--", *command], environment)
             if status:
-                print(
-                    f"demo.py: {command[1]} ended with status {status}; its own message is above",
-                    file=sys.stderr,
-                )
+                print(f"demo.py: {command[1]} ended with status {status}; its own message is above", file=sys.stderr)
                 return status
     finish(storage / name, time.monotonic() - started)
     return 0
@@ -141,10 +129,7 @@ def submit_line(command: list[str]) -> str:
 
 
 def say(title: str, text: str) -> None:
-    print(
-        f"\n=== {title} ===\n$ {text}" if text.startswith("ray ") else f"\n=== {title} ===\n{text}",
-        flush=True,
-    )
+    print(f"\n=== {title} ===\n$ {text}" if text.startswith("ray ") else f"\n=== {title} ===\n{text}", flush=True)
 
 
 def finish(folder: Path, seconds: float) -> None:

@@ -58,11 +58,7 @@ def job(settings: Settings, options: Options) -> None:
 def partial_moments(rows: pa.Table, path: str, scaling_factor: float) -> dict[str, np.ndarray]:
     """map_batches: up to AT_ONCE manifest rows in, their moments out as one row."""
     found = read_moments(path, Rows(rows), scaling_factor)
-    return {
-        "clips": np.array([found.clips]),
-        "mean": found.mean.reshape(1, -1),
-        "squares": np.array([found.squares]),
-    }
+    return {"clips": np.array([found.clips]), "mean": found.mean.reshape(1, -1), "squares": np.array([found.squares])}
 
 
 def plan(settings: Settings, options: Options) -> str:

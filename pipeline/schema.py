@@ -99,12 +99,7 @@ _SPAN_FIELDS = [
     ("source_width", pa.int32()),
     ("decoder", pa.string()),
 ]
-_FAILURE_FIELDS = [
-    ("stage", pa.string()),
-    ("reason", pa.string()),
-    ("detail", pa.string()),
-    ("attempts", pa.int32()),
-]
+_FAILURE_FIELDS = [("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("attempts", pa.int32())]
 # Between the stages of the cache, where a clip that failed travels on as a row: its payload, and its span if it has
 # none, are null; of a good clip `reason` is null.
 DECODED_SCHEMA = pa.schema(

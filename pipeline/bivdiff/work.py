@@ -111,8 +111,7 @@ def synthesise(
     z0 = encode(models, frames)
     inverted = invert_both(models.image, models.video, z0, [clip["alpha"] for clip in clips], steps)
     return Made(
-        frames,
-        [decode(models, models.video.sample(mix(inverted, clip["alpha"]), asked, steps, z0)) for clip in clips],
+        frames, [decode(models, models.video.sample(mix(inverted, clip["alpha"]), asked, steps, z0)) for clip in clips]
     )
 
 

@@ -32,11 +32,7 @@ Callback = Callable[[int, Tensor, Tensor], None]
 
 
 def bridge_clean(
-    denoise: Denoise,
-    table: BridgeTable,
-    prior: Tensor,
-    aligned_t: Tensor | None = None,
-    target: Target = "noise",
+    denoise: Denoise, table: BridgeTable, prior: Tensor, aligned_t: Tensor | None = None, target: Target = "noise"
 ) -> Clean:
     """The clean estimate of a bridge's network; `aligned_t` (N,) and `target` as in `bridge_loss`."""
 
@@ -63,12 +59,7 @@ def diffusion_clean(denoise: Denoise, alphas_cumprod: Tensor, target: Target = "
 
 @torch.no_grad()
 def sde_first_order(
-    clean: Clean,
-    table: BridgeTable,
-    prior: Tensor,
-    indices: Tensor,
-    noise: Noise,
-    callback: Callback | None = None,
+    clean: Clean, table: BridgeTable, prior: Tensor, indices: Tensor, noise: Noise, callback: Callback | None = None
 ) -> Tensor:
     """First-order sampler of the bridge SDE, from z_T = prior (B, F, C, h, w) to z_0 (B, F, C, h, w).
 

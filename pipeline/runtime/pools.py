@@ -28,11 +28,7 @@ def actor_pool(stage: ActorResources, most: int | None = None, calls_per_actor: 
 
 
 def map_rows(
-    actor: type,
-    rows: Sequence[Mapping[str, Any]],
-    stage: ActorResources,
-    batch_size: int = 1,
-    **constructor: Any,
+    actor: type, rows: Sequence[Mapping[str, Any]], stage: ActorResources, batch_size: int = 1, **constructor: Any
 ) -> "ray.data.Dataset":
     """The rows through a pool of `actor`, `batch_size` at a time: a block is one call, the unit of work and of retries.
 
@@ -47,7 +43,7 @@ def map_rows(
 
 
 def stage_device(stage: ActorResources | TrainResources) -> str:
-    """"cuda" or "cpu", for a process of the stage; on a CPU, PyTorch gets as many threads as the stage has CPUs."""
+    """ "cuda" or "cpu", for a process of the stage; on a CPU, PyTorch gets as many threads as the stage has CPUs."""
     import torch
 
     if stage.num_gpus > 0:

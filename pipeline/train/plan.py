@@ -211,11 +211,9 @@ def plan_training(run: Run) -> str:
 
 
 def _standing_in_words(run: Run) -> str:
-    return {
-        "new": "new",
-        "interrupted": "goes on from its last checkpoint",
-        "done": "done already: nothing to do",
-    }[standing(run)]
+    return {"new": "new", "interrupted": "goes on from its last checkpoint", "done": "done already: nothing to do"}[
+        standing(run)
+    ]
 
 
 def _trained_in_words(model: nn.Module) -> str:

@@ -57,12 +57,7 @@ def run_training(run: Run) -> dict[str, Any]:
     if "stopped" in result.return_value:
         raise JobFailed(f"{result.return_value['stopped']}; the last checkpoint is in {run.folder}")
     write_json(summary, result.return_value)
-    log.info(
-        "%s: %d steps in %s",
-        run.export,
-        result.return_value["steps"],
-        duration(result.return_value["seconds"]),
-    )
+    log.info("%s: %d steps in %s", run.export, result.return_value["steps"], duration(result.return_value["seconds"]))
     return dict(result.return_value)
 
 

@@ -30,14 +30,7 @@ from .deepspeed.engine import start_engine
 from .deepspeed.state import Ema, full_state, optimizer_keys, put_back, weights
 from .export.write import write_export
 from .failures import alive, asleep, told
-from .initial import (
-    Job,
-    frozen_image_encoder,
-    initial_model,
-    load_frozen_prior,
-    sections,
-    uses_prior,
-)
+from .initial import Job, frozen_image_encoder, initial_model, load_frozen_prior, sections, uses_prior
 from .loop import Batches, train_steps, validate
 from .losses import Task, class_map, finetune_task, prior_task, replicated_error
 from .plan import run_folder

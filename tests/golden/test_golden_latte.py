@@ -79,11 +79,6 @@ def test_neural_prior_differs_from_the_authors() -> None:
 def test_parameters_differ_from_the_published_ones(size: str) -> None:
     with torch.device("meta"):
         latte = Latte(
-            input_size=32,
-            patch_size=2,
-            in_channels=4,
-            num_frames=17,
-            num_classes=101,
-            **LATTE_SIZES[size]._asdict(),
+            input_size=32, patch_size=2, in_channels=4, num_frames=17, num_classes=101, **LATTE_SIZES[size]._asdict()
         )
     assert {key: list(value.shape) for key, value in latte.state_dict().items()} == KEYS[f"Latte-{size}/2"]

@@ -65,13 +65,7 @@ def save_folders(root: Path) -> Folders:
     )
 
 
-ROW = {
-    "video": "source.mp4",
-    "prompt": "a red dog",
-    "source_prompt": "a dog",
-    "control": "maps",
-    "mask": "mask.png",
-}
+ROW = {"video": "source.mp4", "prompt": "a red dog", "source_prompt": "a dog", "control": "maps", "mask": "mask.png"}
 
 
 def write_list(folders: Folders, name: str, *rows: dict[str, str]) -> str:

@@ -35,19 +35,8 @@ def tiny_settings(storage: Path, *more: str) -> Settings:
 
 def tiny_arguments(storage: Path, *more: str) -> list[str]:
     """The same, as the command line of a job."""
-    lines = {
-        "run.storage": storage,
-        "run.name": "tiny",
-        "data.frames": 4,
-        "data.height": 32,
-        "data.width": 32,
-    }
-    lines |= {
-        "train.init": "null",
-        "bridge.saf": "false",
-        "bridge.prior": "replicated",
-        "cluster.train.num_cpus": 1,
-    }
+    lines = {"run.storage": storage, "run.name": "tiny", "data.frames": 4, "data.height": 32, "data.width": 32}
+    lines |= {"train.init": "null", "bridge.saf": "false", "bridge.prior": "replicated", "cluster.train.num_cpus": 1}
     for section in ("", "prior."):
         lines |= {f"{section}model.{key}": value for key, value in MODEL.items()}
         lines |= {f"{section}train.{key}": value for key, value in TRAIN.items()}

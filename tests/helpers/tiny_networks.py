@@ -6,14 +6,7 @@ import torch
 from torch import nn
 
 LATTE: dict[str, Any] = dict(
-    input_size=4,
-    patch_size=2,
-    in_channels=4,
-    hidden_size=16,
-    depth=2,
-    num_heads=2,
-    num_frames=3,
-    num_classes=5,
+    input_size=4, patch_size=2, in_channels=4, hidden_size=16, depth=2, num_heads=2, num_frames=3, num_classes=5
 )
 Module = TypeVar("Module", bound=nn.Module)
 

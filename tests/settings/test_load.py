@@ -163,11 +163,7 @@ JOBS = (
 @pytest.mark.parametrize("job", JOBS)
 def test_jobs_exit_2_with_one_line_and_no_traceback(job: str) -> None:
     result = subprocess.run(
-        [sys.executable, f"jobs/{job}.py", "--train.stepz", "5"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, f"jobs/{job}.py", "--train.stepz", "5"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith(f"{job}.py: train.stepz = 5: unknown setting")

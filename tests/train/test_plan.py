@@ -147,17 +147,7 @@ def test_the_plan_gives_the_figures(storage: Path) -> None:
 def test_the_export_says_what_sampling_needs(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     config = export_config("finetune", run.settings, run.cache.info)
-    wanted = {
-        "kind",
-        "model",
-        "bridge",
-        "latent_shape",
-        "classes",
-        "vae",
-        "cache_fingerprint",
-        "steps",
-        "data",
-    }
+    wanted = {"kind", "model", "bridge", "latent_shape", "classes", "vae", "cache_fingerprint", "steps", "data"}
     assert wanted | {"prior_export"} <= set(config) and config["prior_export"] is None
 
 

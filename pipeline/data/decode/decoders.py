@@ -178,8 +178,7 @@ class _Clip:
         height, width = frame.shape[:2]
         if not first and (height, width) != self.source_size:
             raise DecodeFailure(
-                "resolution_change",
-                f"from {self.source_size[1]} x {self.source_size[0]} to {width} x {height}",
+                "resolution_change", f"from {self.source_size[1]} x {self.source_size[0]} to {width} x {height}"
             )
         self.source_size = (height, width)
         return resize_and_crop(frame, self.data.height, self.data.width)

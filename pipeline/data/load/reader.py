@@ -70,12 +70,7 @@ def training_source(
 
 
 def validation_source(
-    cache: Cache,
-    classes: list[str],
-    clips: int,
-    seed: int,
-    read_prior: Read | None = None,
-    kept: Kept | None = None,
+    cache: Cache, classes: list[str], clips: int, seed: int, read_prior: Read | None = None, kept: Kept | None = None
 ) -> Source:
     """At most `clips` held-out clips, spread evenly over the sorted keys; no label is dropped."""
     held_out = cache.select(TEST)

@@ -90,12 +90,7 @@ def test_frames_that_xvid_dropped_are_no_frames_and_no_damage(tmp_path: Path) ->
                 continue
             if index >= 50:  # the encoder's mark of a frame like the one before
                 mark = av.Packet(b"\x7f")
-                mark.pts, mark.dts, mark.time_base, mark.duration = (
-                    packet.pts,
-                    packet.dts,
-                    packet.time_base,
-                    1,
-                )
+                mark.pts, mark.dts, mark.time_base, mark.duration = (packet.pts, packet.dts, packet.time_base, 1)
                 packet = mark
             packet.stream = stream
             target.mux(packet)

@@ -1,6 +1,5 @@
 """What is compared differs in what is claimed, and in nothing else."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

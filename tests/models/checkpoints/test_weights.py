@@ -109,11 +109,7 @@ def test_published_checkpoint_is_not_unwrapped(tmp_path: Path, wrapper: str | No
 
 
 def test_averaged_weights_are_not_preferred(tmp_path: Path) -> None:
-    checkpoint = {
-        "model": {"w": torch.zeros(1)},
-        "ema": {"w": torch.ones(1)},
-        "args": argparse.Namespace(lr=1e-4),
-    }
+    checkpoint = {"model": {"w": torch.zeros(1)}, "ema": {"w": torch.ones(1)}, "args": argparse.Namespace(lr=1e-4)}
     torch.save(checkpoint, tmp_path / "model.pt")
     assert load_published(tmp_path / "model.pt")["w"].item() == 1
 
