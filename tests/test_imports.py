@@ -36,6 +36,7 @@ RAY = {
     "pipeline/runtime/connect.py",
     "pipeline/runtime/placement.py",
     "pipeline/runtime/metrics.py",
+    "pipeline/runtime/pools.py",
     "pipeline/runtime/ray_internals.py",
     "pipeline/data/cache/pipeline.py",
     "pipeline/data/cache/run.py",  # for types
