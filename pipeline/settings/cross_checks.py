@@ -1,66 +1,34 @@
 """Checks that look at several sections: each value may be right, and together they contradict.
 
 A check of one section stands in that section's file. Each raises ValueError with one line: key, value, expectation and
-remedy.
+remedy. tree.py calls them.
 """
 
-from typing import TYPE_CHECKING
-
-from .encoders import VAE_DOWNSAMPLING
-
-if TYPE_CHECKING:
-    from .tree import Settings
-
-
-def check_combinations(settings: "Settings") -> None:
-    """Raise ValueError at the first combination of sections that cannot be."""
-    _check_patches(settings)
-    most_workers, gpus = settings.cluster.train.workers_range[1], settings.cluster.train.num_gpus
-    settings.train.check("train", most_workers, gpus)
-    settings.prior.train.check("prior.train", most_workers, gpus)
-    if settings.data.online:
-        _check_online(settings)
-    _check_process(settings)
+from .bridge import BridgeSettings
+from .data import CacheSettings, DataSettings
+from .encoders import VAE_DOWNSAMPLING, TextSettings
+from .model import ModelSettings, VideoModelSettings
+from .sample import SampleSettings
+from .train import TrainSettings
 
 
-def without_effect_across(settings: "Settings") -> dict[str, str]:
-    """Dotted names of settings that do nothing beside those of other sections, each with the cause and the remedy."""
-    found = {}
-    bridge, model, sample = settings.bridge, settings.model, settings.sample
-    if not settings.uses_neural_prior:
-        if bridge.prior == "neural":
-            found["bridge.prior"] = (
-                "with bridge.process = diffusion and model.prior_condition = false; set it replicated, or "
-                "model.prior_condition true"
+def check_patches(key: str, model: ModelSettings, data: DataSettings) -> None:
+    """Latents divide into the model's patches; `key` is the dotted name of the model's section."""
+    for side, latent in zip(("height", "width"), data.latent_size, strict=True):
+        if latent % model.patch_size:
+            raise ValueError(
+                f"{key}.patch_size = {model.patch_size} does not divide the latent {side} {getattr(data, side)} / "
+                f"{VAE_DOWNSAMPLING} = {latent}; choose another data.{side} or patch size"
             )
-        if bridge.cached_prior:
-            found["bridge.cached_prior"] = (
-                f"with bridge.process = {bridge.process} and bridge.prior = {bridge.prior}; set it false, or "
-                "bridge.prior neural, or model.prior_condition true"
-            )
-    of_own_model = sample.model_path is None and settings.bivdiff.items is None
-    if of_own_model and not model.takes_stride:
-        found["sample.stride"] = f"with model.backbone = {model.backbone}, which is not told the stride; leave it out"
-    return found
 
 
-def _check_patches(settings: "Settings") -> None:
-    for key, model in (("model", settings.model), ("prior.model", settings.prior.model)):
-        for side, latent in zip(("height", "width"), settings.data.latent_size, strict=True):
-            if latent % model.patch_size:
-                raise ValueError(
-                    f"{key}.patch_size = {model.patch_size} does not divide the latent {side} "
-                    f"{getattr(settings.data, side)} / {VAE_DOWNSAMPLING} = {latent}; choose another data.{side} or "
-                    "patch size"
-                )
-
-
-def _check_online(settings: "Settings") -> None:
+def check_online(cache: CacheSettings, bridge: BridgeSettings, sample: SampleSettings, text: TextSettings) -> None:
+    """Nothing asks for a cache while data.online trains without one."""
     for key, contradicts, remedy in (
-        ("cache.mix", bool(settings.cache.mix), "set it []"),
-        ("bridge.cached_prior", settings.bridge.cached_prior, "set it false"),
-        ("sample.while_training", settings.sample.while_training is not None, "set it null"),
-        ("text.path", settings.text.is_used, "cache the captions' embeddings with jobs/cache_latents.py"),
+        ("cache.mix", bool(cache.mix), "set it []"),
+        ("bridge.cached_prior", bridge.cached_prior, "set it false"),
+        ("sample.while_training", sample.while_training is not None, "set it null"),
+        ("text.path", text.is_used, "cache the captions' embeddings with jobs/cache_latents.py"),
     ):
         if contradicts:
             raise ValueError(
@@ -68,20 +36,20 @@ def _check_online(settings: "Settings") -> None:
             )
 
 
-def _check_process(settings: "Settings") -> None:
-    bridge, model = settings.bridge, settings.model
+def check_process(bridge: BridgeSettings, model: VideoModelSettings, train: TrainSettings, text: TextSettings) -> None:
+    """The network is shown what the process needs, and starts from weights that SAF can align to."""
     if bridge.time_noise is not None and model.image_condition == "none":
         raise ValueError(
             "bridge.time_noise disturbs the image, which model.image_condition none does not show; set null"
         )
     if bridge.saf and bridge.process == "diffusion":
         raise ValueError("bridge.saf = true aligns a bridge; with bridge.process = diffusion set bridge.saf false")
-    if bridge.saf and settings.train.init is None:
+    if bridge.saf and train.init is None:
         raise ValueError(
             "bridge.saf = true aligns the bridge to a pre-trained diffusion model, but train.init is null; "
             "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
         )
-    if model.takes_text and not settings.text.is_used:
+    if model.takes_text and not text.is_used:
         raise ValueError(
             f"model.backbone = {model.backbone} is conditioned on text; set text.path to its encoder, or "
             "model.backbone latte"

@@ -8,7 +8,7 @@ from .ablate import AblateSettings
 from .bivdiff import BivdiffSettings
 from .bridge import BridgeSettings
 from .cluster import ClusterSettings
-from .cross_checks import check_combinations, without_effect_across
+from .cross_checks import check_online, check_patches, check_process
 from .data import CacheSettings, DataSettings
 from .encoders import TextSettings, VaeSettings
 from .evaluate import EvaluateSettings
@@ -59,12 +59,37 @@ class Settings(Section):
 
     def without_effect(self, key: str = "") -> dict[str, str]:
         """Dotted names of settings that do nothing beside the others, each with the cause and the remedy."""
-        found = without_effect_across(self)
-        for name, section in subsections(self):
-            found |= {f"{name}.{setting}": cause for setting, cause in section.without_effect(name).items()}
+        found = {
+            f"{name}.{setting}": cause
+            for name, section in subsections(self)
+            for setting, cause in section.without_effect(name).items()
+        }
+        bridge, model = self.bridge, self.model
+        if not self.uses_neural_prior and bridge.prior == "neural":
+            found["bridge.prior"] = (
+                "with bridge.process = diffusion and model.prior_condition = false; set it replicated, or "
+                "model.prior_condition true"
+            )
+        if not self.uses_neural_prior and bridge.cached_prior:
+            found["bridge.cached_prior"] = (
+                f"with bridge.process = {bridge.process} and bridge.prior = {bridge.prior}; set it false, or "
+                "bridge.prior neural, or model.prior_condition true"
+            )
+        samples_own_model = self.sample.model_path is None and self.bivdiff.items is None
+        if samples_own_model and not model.takes_stride:
+            found["sample.stride"] = (
+                f"with model.backbone = {model.backbone}, which is not told the stride; leave it out"
+            )
         return found
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        check_combinations(self)
+        check_patches("model", self.model, self.data)
+        check_patches("prior.model", self.prior.model, self.data)
+        workers = self.cluster.train
+        self.train.check("train", workers.workers_range[1], workers.num_gpus)
+        self.prior.train.check("prior.train", workers.workers_range[1], workers.num_gpus)
+        if self.data.online:
+            check_online(self.cache, self.bridge, self.sample, self.text)
+        check_process(self.bridge, self.model, self.train, self.text)
         return self
