@@ -88,7 +88,7 @@ def own_diffusion(sampler: Sampler) -> LatentDiffusion:
             f"bivdiff.video_model = {exports.model_path}: a {exports.bridge.process} model, which starts from no noise; give "
             "a diffusion model (bridge.process diffusion)"
         )
-    alphas_cumprod = sampler.process.alphas_cumprod
+    alphas_cumprod = sampler.alphas_cumprod
 
     def conditioned(asked: Asked, first: Tensor) -> Denoise:
         label = class_of(asked.prompt, exports.config["classes"])

@@ -1,4 +1,4 @@
-"""Training losses, one number a sample: the bridge's (eq. 17), and its diffusion counterpart's."""
+"""Training losses, one number per sample: the bridge's (eq. 17) and its diffusion counterpart's."""
 
 from __future__ import annotations
 
@@ -7,42 +7,31 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .alignment import network_input
-from .schedule import BridgeTable
-from .targets import Target, Weighting, loss_weight, q_sample, target_of
+from .bridge import Bridge
+from .targets import Target
 
 # denoise(z, t): latent (B, F, C, h, w) and timestep (B,) on the scale 0..999 -> prediction (B, F, C, h, w).
-# The closure holds whatever conditions the network: image, class or text, guidance.
+# The closure holds the network's conditions: image, class or text, guidance.
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over all but the first dimension, (B,)."""
+    """Mean squared error over all but the first dimension, (B,). Raises ValueError where the shapes differ."""
     if prediction.shape != target.shape:
         raise ValueError(f"the network predicts {tuple(prediction.shape)}, expected {tuple(target.shape)}")
     return (prediction - target).square().flatten(1).mean(1)
 
 
-def bridge_loss(
-    denoise: Denoise,
-    table: BridgeTable,
-    z0: Tensor,
-    prior: Tensor,
-    index: Tensor,
-    noise: Tensor,
-    aligned_t: Tensor | None = None,
-    target: Target = "noise",
-    weighting: Weighting = "uniform",
-) -> Tensor:
+def bridge_loss(denoise: Denoise, bridge: Bridge, z0: Tensor, prior: Tensor, index: Tensor, noise: Tensor) -> Tensor:
     """E || denoise - eps_psi ||^2 (eq. 17), (B,). z0, prior, noise (B, F, C, h, w); index (B,) int64.
 
-    With `aligned_t` (N,) the network sees (z~_t, t~) (SAF, eq. 24); its target stays the same. `target` names another
-    parametrisation than eps_psi, `weighting` the weight over time (see `targets`).
+    With SAF the network sees (z~_t, t~) (eq. 24), and its target stays the same. The bridge names the target and the
+    weighting over time (see `targets`).
     """
-    z_t = q_sample(z0, prior, noise, table, index)
-    z, t = network_input(z_t, prior, table, index, aligned_t)
-    error = per_sample_mse(denoise(z, t), target_of(target, z_t, z0, noise, table, index))
-    return error * loss_weight(target, weighting, table, index).to(error)
+    z_t = bridge.q_sample(z0, prior, noise, index)
+    z, t = bridge.network_input(z_t, prior, index)
+    error = per_sample_mse(denoise(z, t), bridge.target_of(z_t, z0, noise, index))
+    return error * bridge.loss_weight(index).to(error)
 
 
 def diffusion_loss(
@@ -50,7 +39,7 @@ def diffusion_loss(
 ) -> Tensor:
     """DDPM's E || denoise - eps ||^2, (B,): z_t = sqrt(abar) z_0 + sqrt(1 - abar) eps at index (B,).
 
-    target v asks for sqrt(abar) eps - sqrt(1 - abar) z_0 (Salimans & Ho 2022), z0 for the clip.
+    Target v is sqrt(abar) eps - sqrt(1 - abar) z_0 (Salimans & Ho 2022); target z0 is the clip.
     """
     dtype = torch.promote_types(z0.dtype, torch.float32)
     abar = alphas_cumprod[index].view(-1, *(1,) * (z0.dim() - 1))

@@ -3,9 +3,13 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..bridge.alignment import aligned_timesteps
+from ..bridge.bridge import Bridge
+from ..bridge.schedule import SCHEDULES, bridge_grid, ddpm_alphas_cumprod
 from ..errors import UserError
-from ..settings import ModelSettings, VideoModelSettings
+from ..settings import BridgeSettings, ModelSettings, VideoModelSettings
 from .checkpoints.exports import load_export
 from .checkpoints.weights import load_strict
 from .cogvideox import build_transformer
@@ -16,6 +20,24 @@ from .prior import NeuralPrior
 from .resampler import Resampler
 from .unet3d import UNet3D
 from .videocrafter import VideoCrafter
+
+
+def build_bridge(bridge: BridgeSettings) -> Bridge:
+    """Build the bridge on its grid, in float64 on the CPU; with bridge.saf it is aligned to the pre-trained schedule."""
+    table = bridge_grid(SCHEDULES[bridge.schedule](bridge.beta0, bridge.beta1))
+    aligned_t = aligned_timesteps(table, pretrained_schedule(bridge), bridge.saf_edge) if bridge.saf else None
+    return Bridge(table, aligned_t, bridge.target, bridge.loss_weight)
+
+
+def pretrained_schedule(bridge: BridgeSettings) -> Tensor:
+    """Tabulate alphas_cumprod (1000,) float64: diffusion runs on them, and SAF aligns a bridge to them."""
+    return ddpm_alphas_cumprod(
+        bridge.pretrained_beta_start,
+        bridge.pretrained_beta_end,
+        scaled=bridge.pretrained_betas == "scaled_linear",
+        snr_shift=bridge.pretrained_snr_shift,
+        zero_terminal_snr=bridge.pretrained_zero_terminal_snr,
+    )
 
 
 def dimensions(model: ModelSettings) -> tuple[int, int, int]:
@@ -193,7 +215,7 @@ def _expect(config: dict[str, Any], kind: str, path: str) -> None:
         raise UserError(f"{path}: holds a {config.get('kind')} model, expected {kind}; {remedy}")
 
 
-def class_indices(labels: list[str], classes: list[str]) -> torch.Tensor:
+def class_indices(labels: list[str], classes: list[str]) -> Tensor:
     """(B,) int64 class indices; a name the model does not know, and "", is the null class (index len(classes))."""
     index = {name: i for i, name in enumerate(classes)}
     return torch.tensor([index.get(label, len(classes)) for label in labels], dtype=torch.int64)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..bridge.bridge import Bridge
 from ..bridge.leakage import analytic_init
 from ..bridge.loss import Denoise
-from ..bridge.process import Process, process_of
 from ..bridge.samplers import (
     Clean,
     Noise,
@@ -30,7 +30,7 @@ from ..bridge.samplers import (
 )
 from ..bridge.schedule import sampling_indices
 from ..data.cache.moments import Moments, load_moments
-from ..models.build import class_indices, video_model
+from ..models.build import build_bridge, class_indices, pretrained_schedule, video_model
 from ..models.conditioning import guided, guided_by_text_and_image
 from ..models.image_encoder import ImageEncoder, load_image_encoder
 from ..models.image_to_video import VideoNetwork
@@ -53,7 +53,8 @@ class Sampler:
     text_encoder: TextEncoder | None
     image_encoder: ImageEncoder | None
     device: torch.device
-    process: Process
+    bridge: Bridge
+    alphas_cumprod: Tensor  # of diffusion, (1000,)
     how: SampleSettings
     moments: Moments | None  # of the training clips, for Analytic-Init
     decode_frames: int  # frames that the VAE decodes at once
@@ -87,7 +88,8 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
         text_encoder=load_text_encoder(settings.text, device) if "text" in model.conditions else None,
         image_encoder=image_encoder,
         device=torch.device(device),
-        process=process_of(exports.bridge),
+        bridge=build_bridge(exports.bridge),
+        alphas_cumprod=pretrained_schedule(exports.bridge),
         how=how,
         moments=None if how.analytic_init is None else load_moments(how.analytic_init, exports.config["latent_shape"]),
         decode_frames=settings.vae.batch_frames,
@@ -126,11 +128,11 @@ def generate(
         sampler, image_latent, labels, captions or labels, strides, neural, how.guidance, how.image_guidance
     )
     noise = noise_of_keys(seed, keys, end_point.shape[1:], sampler.device)
-    bridge, (table, alphas_cumprod, aligned_t) = sampler.exports.bridge, sampler.process
-    if bridge.process == "bridge":
-        clean = bridge_clean(denoise, table, end_point, aligned_t, bridge.target)
+    if sampler.exports.bridge.process == "bridge":
+        clean = bridge_clean(denoise, sampler.bridge, end_point)
         return Generated(sample_bridge(sampler, clean, end_point, noise), end_point)
-    clean = diffusion_clean(denoise, alphas_cumprod, bridge.target)
+    alphas_cumprod = sampler.alphas_cumprod
+    clean = diffusion_clean(denoise, alphas_cumprod, sampler.bridge.target)
     first = max(round(sampler.how.start * len(alphas_cumprod)), 1)
     indices = sampling_indices(min(sampler.how.steps, first), first, sampler.how.spacing)
     z = start_noise(sampler, noise(0), float(alphas_cumprod[first - 1]))
@@ -178,7 +180,7 @@ def conditions_of(
 
 def sample_bridge(sampler: Sampler, clean: Clean, prior: Tensor, noise: Noise) -> Tensor:
     """z_0 (B, F, C, h, w) by the bridge sampler that the settings name."""
-    how, table = sampler.how, sampler.process.table
+    how, table = sampler.how, sampler.bridge.table
     indices = sampling_indices(how.steps, len(table), how.spacing)
     name = sampler_name(sampler.exports, how)
     if name == "dbim":

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from ..bridge.leakage import add_time_noise, seeded_noise, time_noise_level
 from ..bridge.loss import bridge_loss, diffusion_loss, per_sample_mse
-from ..bridge.process import process_of
 from ..data.load.batches import TrainingBatch
-from ..models.build import class_indices
+from ..models.build import build_bridge, class_indices, pretrained_schedule
 from ..models.image_encoder import ImageEncoder
 from ..models.image_to_video import VideoNetwork
 from ..models.prior import NeuralPrior, replicate
@@ -50,7 +49,7 @@ def finetune_task(
     the network is shown (model.prior_condition), or both; `same_classes` gives its index of each of the model's classes,
     as it may know them in another order. A batch that brings F_eta's output along (bridge.cached_prior) needs neither.
     `image_encoder` makes the tokens of a model that takes image_features."""
-    table, alphas_cumprod, aligned_t = process_of(bridge)
+    process, alphas_cumprod = build_bridge(bridge), pretrained_schedule(bridge)
 
     def loss(network: Network, batch: TrainingBatch) -> Tensor:
         latents = batch.latents
@@ -80,9 +79,7 @@ def finetune_task(
             return diffusion_loss(denoise, alphas_cumprod, z0, batch.index, batch.noise, bridge.target)
         prior = neural if bridge.prior == "neural" else replicate(image_latent, z0.shape[1])
         assert prior is not None
-        return bridge_loss(
-            denoise, table, z0, prior, batch.index, batch.noise, aligned_t, bridge.target, bridge.loss_weight
-        )
+        return bridge_loss(denoise, process, z0, prior, batch.index, batch.noise)
 
     return Task(model, loss, frozen)
 

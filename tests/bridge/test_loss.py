@@ -5,12 +5,14 @@ import torch
 from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps
+from pipeline.bridge.bridge import Bridge
 from pipeline.bridge.loss import bridge_loss, diffusion_loss
 from pipeline.bridge.samplers import diffusion_clean
 from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
 from pipeline.bridge.targets import Target, eps_psi, q_sample
 
 TABLE = gmax_table()
+BRIDGE = Bridge(TABLE)
 ALPHAS_CUMPROD = ddpm_alphas_cumprod()
 ALIGNED = aligned_timesteps(TABLE, ALPHAS_CUMPROD)
 INDEX = torch.tensor([10, 990])
@@ -20,7 +22,7 @@ Z0, PRIOR, NOISE = torch.randn(3, 2, 3, 4, 2, 2, generator=torch.Generator().man
 @pytest.mark.parametrize("aligned_t", [None, ALIGNED])
 def test_perfect_network_has_a_loss(aligned_t: Tensor | None) -> None:
     target = eps_psi(q_sample(Z0, PRIOR, NOISE, TABLE, INDEX), Z0, TABLE, INDEX)
-    assert bridge_loss(lambda z, t: target, TABLE, Z0, PRIOR, INDEX, NOISE, aligned_t).tolist() == [0, 0]
+    assert bridge_loss(lambda z, t: target, Bridge(TABLE, aligned_t), Z0, PRIOR, INDEX, NOISE).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("target", ["noise", "v", "z0"])
@@ -48,10 +50,10 @@ def test_diffusion_latent_is_not_variance_preserving() -> None:
 
 def test_samples_of_a_batch_share_their_loss() -> None:
     alone = [
-        bridge_loss(lambda z, t: z, TABLE, Z0[i : i + 1], PRIOR[i : i + 1], INDEX[i : i + 1], NOISE[i : i + 1])
+        bridge_loss(lambda z, t: z, BRIDGE, Z0[i : i + 1], PRIOR[i : i + 1], INDEX[i : i + 1], NOISE[i : i + 1])
         for i in range(2)
     ]
-    together = bridge_loss(lambda z, t: z, TABLE, Z0, PRIOR, INDEX, NOISE)
+    together = bridge_loss(lambda z, t: z, BRIDGE, Z0, PRIOR, INDEX, NOISE)
     torch.testing.assert_close(together, torch.cat(alone))
 
 
@@ -62,20 +64,20 @@ def test_aligned_network_sees_the_bridges_own_time() -> None:
         seen.append(t)
         return z
 
-    bridge_loss(network, TABLE, Z0, PRIOR, INDEX, NOISE, ALIGNED)
+    bridge_loss(network, Bridge(TABLE, ALIGNED), Z0, PRIOR, INDEX, NOISE)
     torch.testing.assert_close(seen[0], ALIGNED[INDEX].float())
 
 
 def test_network_gets_no_gradient() -> None:
     weight = torch.ones((), requires_grad=True)
-    bridge_loss(lambda z, t: weight * z, TABLE, Z0, PRIOR, INDEX, NOISE).mean().backward()
+    bridge_loss(lambda z, t: weight * z, BRIDGE, Z0, PRIOR, INDEX, NOISE).mean().backward()
     assert weight.grad is not None
     assert weight.grad != 0
 
 
 def test_prediction_of_another_shape_is_broadcast() -> None:
     with pytest.raises(ValueError, match="the network predicts"):
-        bridge_loss(lambda z, t: z[:, :1], TABLE, Z0, PRIOR, INDEX, NOISE)
+        bridge_loss(lambda z, t: z[:, :1], BRIDGE, Z0, PRIOR, INDEX, NOISE)
 
 
 def test_half_precision_network_gives_a_half_precision_loss() -> None:
@@ -83,5 +85,5 @@ def test_half_precision_network_gives_a_half_precision_loss() -> None:
         return z.bfloat16()
 
     z0, prior, noise = Z0.bfloat16(), PRIOR.bfloat16(), NOISE.bfloat16()
-    assert bridge_loss(half, TABLE, z0, prior, INDEX, noise).dtype == torch.float32
+    assert bridge_loss(half, BRIDGE, z0, prior, INDEX, noise).dtype == torch.float32
     assert diffusion_loss(half, ALPHAS_CUMPROD, z0, INDEX, noise).dtype == torch.float32

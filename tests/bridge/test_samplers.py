@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.gaussian_bridge import DEVIATION, MEAN, PRIOR, best_clean, flow, impulse_moments, moments, order
+from helpers.gaussian_bridge import DEVIATION, MEAN, PRIOR, best_clean, flow, impulse_moments, moments, order, watched
 from torch import Tensor
 
 from pipeline.bridge.alignment import aligned_timesteps
+from pipeline.bridge.bridge import Bridge
 from pipeline.bridge.samplers import (
+    Clean,
     bridge_clean,
     dbim,
     ddim,
@@ -57,10 +59,10 @@ def path(steps: int, *first: int) -> Tensor:
     return torch.cat([torch.tensor(first[:-1], dtype=torch.int64), even])
 
 
-def last_latent(sampler: Callable[..., Tensor], *arguments: object, **named: object) -> Tensor:
+def last_latent(sampler: Callable[..., Tensor], clean: Clean, *arguments: object, **named: object) -> Tensor:
     """z at the last index of the path, which the sampler itself goes beyond."""
     seen: list[Tensor] = []
-    sampler(*arguments, **named, callback=lambda k, z, z0: seen.append(z))
+    sampler(watched(clean, seen), *arguments, **named)
     return seen[-1]
 
 
@@ -155,20 +157,14 @@ def test_first_order_ode_is_not_bridge_tts() -> None:
 
 def test_bridge_marginals_are_not_those_of_the_forward_process() -> None:
     indices = sampling_indices(200)
-    visited: dict[int, Tensor] = {}
+    visited: list[Tensor] = []
     prior = torch.full(SHAPE, PRIOR)
-    z0 = sde_first_order(
-        bridge_clean(gaussian_denoiser(TABLE), TABLE, prior),
-        TABLE,
-        prior,
-        indices,
-        drawn(0),
-        callback=lambda k, z, estimate: visited.update({int(indices[k]): z}),
-    )
-    for index in (int(indices[k]) for k in (40, 100, 160, 190)):
-        mean, variance = moments(TABLE, index)
-        assert abs(visited[index].mean().item() - mean) < 0.03
-        assert abs(visited[index].var().item() / variance - 1) < 0.05
+    clean = watched(bridge_clean(gaussian_denoiser(TABLE), Bridge(TABLE), prior), visited)
+    z0 = sde_first_order(clean, TABLE, prior, indices, drawn(0))
+    for k in (40, 100, 160, 190):
+        mean, variance = moments(TABLE, int(indices[k]))
+        assert abs(visited[k].mean().item() - mean) < 0.03
+        assert abs(visited[k].var().item() / variance - 1) < 0.05
     assert abs(z0.mean().item() - MEAN) < 0.03
     assert abs(z0.std().item() / DEVIATION - 1) < 0.03
 
@@ -203,7 +199,7 @@ def test_ddim_is_of_lower_order() -> None:
 
 def test_one_step_is_not_the_first_estimate() -> None:
     prior = torch.full((2, 1, 1, 1, 1), PRIOR)
-    clean = bridge_clean(lambda z, t: torch.zeros_like(z), TABLE, prior)
+    clean = bridge_clean(lambda z, t: torch.zeros_like(z), Bridge(TABLE), prior)
     z0 = sde_first_order(clean, TABLE, prior, sampling_indices(1), noise=lambda k: prior)
     torch.testing.assert_close(z0, prior)
 
@@ -230,14 +226,14 @@ def test_aligned_sampler_shows_the_network_the_bridges_own_time() -> None:
         return z
 
     prior = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64)
-    clean = bridge_clean(network, TABLE, prior, aligned_t)
+    clean = bridge_clean(network, Bridge(TABLE, aligned_t), prior)
     sde_first_order(clean, TABLE, prior, indices, lambda k: torch.zeros_like(prior))
     assert seen == aligned_t[indices].tolist()
 
 
 def test_half_precision_prior_accumulates_in_half_precision() -> None:
     prior = torch.ones(1, 1, 1, 1, 1, dtype=torch.bfloat16)
-    clean = bridge_clean(lambda z, t: z.bfloat16(), TABLE, prior)
+    clean = bridge_clean(lambda z, t: z.bfloat16(), Bridge(TABLE), prior)
     z0 = sde_first_order(clean, TABLE, prior, sampling_indices(3), lambda k: torch.zeros_like(prior))
     assert z0.dtype == torch.float32
 

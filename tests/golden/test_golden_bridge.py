@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.gaussian_bridge import watched
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.bridge.alignment import align, aligned_timesteps
+from pipeline.bridge.bridge import Bridge
 from pipeline.bridge.loss import bridge_loss
 from pipeline.bridge.samplers import bridge_clean, sde_first_order
 from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table, sampling_indices
@@ -19,7 +21,7 @@ HERE = Path(__file__).parent
 GOLDEN = load_file(HERE / "bridge_seed0.safetensors")
 COGVIDEOX = load_file(HERE / "cogvideox_bridge_seed0.safetensors")
 TABLE = gmax_table()
-ALIGNED = {False: None, True: aligned_timesteps(TABLE, ddpm_alphas_cumprod())}
+BRIDGES = {False: Bridge(TABLE), True: Bridge(TABLE, aligned_timesteps(TABLE, ddpm_alphas_cumprod()))}
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -92,14 +94,8 @@ def test_sampler_step_differs_from_the_authors() -> None:
     """One step from index 990 to 970, the golden v targets being the network's answer."""
     x_t, prior = COGVIDEOX["x_t"], COGVIDEOX["prior"]
     visited: list[Tensor] = []
-    sde_first_order(
-        bridge_clean(lambda z, t: COGVIDEOX["v_target"], TABLE, prior, target="v"),
-        TABLE,
-        x_t,
-        torch.tensor([990, 970]),
-        noise=lambda k: COGVIDEOX["step_noise"],
-        callback=lambda k, z, estimate: visited.append(z),
-    )
+    clean = watched(bridge_clean(lambda z, t: COGVIDEOX["v_target"], Bridge(TABLE, target="v"), prior), visited)
+    sde_first_order(clean, TABLE, x_t, torch.tensor([990, 970]), noise=lambda k: COGVIDEOX["step_noise"])
     assert relative_error(visited[1], COGVIDEOX["step"]) < 1e-5
 
 
@@ -116,7 +112,7 @@ def test_forward_process_or_target_differs_from_the_authors(dtype: torch.dtype) 
 def test_loss_differs_from_the_authors(saf: bool, dtype: torch.dtype) -> None:
     g = numbers(dtype)
     prior = replicate(g["image"][:, 0], 4)
-    found = bridge_loss(stated_network(g["image"]), TABLE, g["x0"], prior, g["t"], g["noise"], ALIGNED[saf])
+    found = bridge_loss(stated_network(g["image"]), BRIDGES[saf], g["x0"], prior, g["t"], g["noise"])
     torch.testing.assert_close(found, g[f"loss.align{int(saf)}"], rtol=5e-6, atol=0)
 
 
@@ -129,7 +125,7 @@ def test_trajectory_differs_from_the_authors(steps: int, saf: bool, dtype: torch
     assert indices.tolist() == g[f"sde{steps}.timesteps"].flip(0).tolist()
     noises = g[f"sde{steps}.align{int(saf)}.noise"]
     prior = replicate(g["image"][:, 0], 4)
-    clean = bridge_clean(stated_network(g["image"]), TABLE, prior, ALIGNED[saf])
+    clean = bridge_clean(stated_network(g["image"]), BRIDGES[saf], prior)
     found = sde_first_order(clean, TABLE, prior, indices, lambda k: noises[k])
     assert len(noises) == steps - 1
     assert relative_error(found, g[f"sde{steps}.align{int(saf)}.out"]) < 1e-6

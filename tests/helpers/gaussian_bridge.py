@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.bridge.samplers import Clean
 from pipeline.bridge.schedule import BridgeTable
 
 MEAN, DEVIATION, PRIOR = 0.5, 0.8, 2.0
-Clean = Callable[[Tensor, Tensor], Tensor]
 
 
 def best_clean(table: BridgeTable) -> Clean:
@@ -33,6 +33,16 @@ def flow(table: BridgeTable, z: Tensor, start: int, end: int) -> Tensor:
     """Where the probability-flow ODE takes z from `start` to `end`: it keeps standardised values."""
     (mean_s, variance_s), (mean_t, variance_t) = moments(table, start), moments(table, end)
     return mean_t + math.sqrt(variance_t / variance_s) * (z - mean_s)
+
+
+def watched(clean: Clean, latents: list[Tensor]) -> Clean:
+    """The same estimate, noting each latent that a sampler judges."""
+
+    def watch(z: Tensor, s: Tensor) -> Tensor:
+        latents.append(z)
+        return clean(z, s)
+
+    return watch
 
 
 def impulse_moments(sample: Callable[[Tensor, Callable[[int], Tensor]], Tensor], steps: int) -> tuple[float, float]:

@@ -162,7 +162,7 @@ def test_analytic_init_starts_from_the_marginal(tmp_path: Path, tiny_vae: Path) 
         generate(sampler, images(), LABELS, KEYS, seed=0)
     finally:
         handle.remove()
-    abar = float(sampler.process.alphas_cumprod[499])
+    abar = float(sampler.alphas_cumprod[499])
     assert float(started[0].mean()) == pytest.approx(abar**0.5 * 3.0, abs=0.1)
     assert float(started[0].var()) == pytest.approx(abar * 4.0 + 1 - abar, rel=0.15)
 
