@@ -15,22 +15,6 @@ import sys
 
 from pipeline.data.cache.run import build_cache, plan_cache
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
-
-
-def job(settings: Settings, options: Options) -> None:
-    build_cache(_with_flags(settings, options))
-
-
-def plan(settings: Settings, options: Options) -> str:
-    return plan_cache(_with_flags(settings, options))
-
-
-def _with_flags(settings: Settings, options: Options) -> Settings:
-    if not options.flags["retry-rejects"]:
-        return settings
-    return settings.model_copy(update={"cache": settings.cache.model_copy(update={"retry_rejects": "all"})})
-
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__, flags=["retry-rejects"]))
+    sys.exit(run_job(build_cache, plan_cache, __doc__, {"retry-rejects": "--cache.retry_rejects=all"}))

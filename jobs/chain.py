@@ -1,12 +1,13 @@
-"""The whole road as one job: latent cache -> neural prior, if bridge.prior asks for it -> fine-tuning -> samples -> metrics -> report.
+"""The whole road as one job: latent cache -> neural prior, if needed -> fine-tuning -> samples -> metrics -> report.
 
     python jobs/chain.py --recipe demo --data.path VIDEOS
-    ray job submit --working-dir . -- python jobs/chain.py --recipe cluster --run.storage s3://BUCKET/runs --data.path s3://BUCKET/UCF-101
+    ray job submit --working-dir . -- python jobs/chain.py --recipe cluster --run.storage s3://BUCKET/runs \\
+        --data.path s3://BUCKET/UCF-101
 
-Takes the settings of all the steps at once, and finds what is wrong with them before the first one starts. Each step is
-the job of its name in a process of its own, so that none holds memory or GPUs for another; one that is done says so and
-takes seconds. Stopped or cut off, the same line goes on in the step where it was. Exit status: that of the step that
-failed. --dry-run shows every step's plan, as far as the steps before have made what it is planned from.
+Takes the settings of all steps at once, and refuses wrong ones before the first step starts. Each step is the job of
+its name in a process of its own, so that it holds no memory or GPU while another runs; a step that is done says so and
+takes seconds. After a stop the same line goes on in the step where it was. The exit status is that of the step that
+failed. --dry-run shows the plan of every step whose input the steps before it have made.
 """
 
 import subprocess
@@ -14,7 +15,7 @@ import sys
 
 from pipeline.errors import StepFailed
 from pipeline.runtime.job import run_job
-from pipeline.settings import ROOT, Options, Settings
+from pipeline.settings import ROOT, Settings
 
 
 def steps(settings: Settings) -> list[str]:
@@ -23,7 +24,8 @@ def steps(settings: Settings) -> list[str]:
     return ["cache_latents", *prior, "finetune", "sample", "evaluate", "report"]
 
 
-def job(settings: Settings, options: Options) -> None:
+def job(settings: Settings) -> None:
+    """Run the steps. Raises StepFailed at the first that fails."""
     names = steps(settings)
     for number, name in enumerate(names, 1):
         print(f"=== step {number} of {len(names)}: {name}", flush=True)
@@ -31,7 +33,8 @@ def job(settings: Settings, options: Options) -> None:
             raise StepFailed(f"{name} ended with status {status}; its own message is above", status)
 
 
-def plan(settings: Settings, options: Options) -> str:
+def plan(settings: Settings) -> str:
+    """Print the plan of each step, up to the first that cannot be planned yet."""
     for name in steps(settings):
         print(f"=== {name}", flush=True)
         if run_step(name):
@@ -40,7 +43,7 @@ def plan(settings: Settings, options: Options) -> str:
 
 
 def run_step(name: str) -> int:
-    """Run jobs/NAME.py with this job's own arguments; returns its exit status. Told to stop, the step is told, and waited for."""
+    """Run jobs/NAME.py with this job's arguments and return its exit status; a stop is passed on to it."""
     step = subprocess.Popen([sys.executable, str(ROOT / "jobs" / f"{name}.py"), *sys.argv[1:]])
     try:
         return step.wait()

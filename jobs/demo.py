@@ -1,13 +1,13 @@
-"""The whole road on one machine: videos -> latent cache -> neural prior -> SAF fine-tuning -> samples -> metrics -> report.
+"""The whole road on one machine: videos -> cache -> neural prior -> SAF fine-tuning -> samples -> metrics -> report.
 
     make demo                          synthetic videos, made on the spot
     make demo VIDEOS=/some/folder      your own videos
 
 or, with the packages installed, `python jobs/demo.py [--videos FOLDER] [--storage FOLDER] [--section.key value ...]`.
-Starts a Ray cluster on this machine (or uses the one that RAY_ADDRESS names) and goes through Ray's job submission as
-a user of a cluster does; every line that it runs is printed and can be typed by hand. Takes some minutes on two cores;
-expect STORAGE/NAME/report.html, a page of generated videos, and STORAGE/NAME/summary.json. Run again, every step finds
-its work done and says so; a step that was cut off goes on where it stopped.
+Starts a Ray cluster on this machine (or uses the one that RAY_ADDRESS names) and submits jobs to it, as a user of a
+cluster does. It prints every line that it runs; each can be typed by hand. Takes some minutes on two cores. Expect
+STORAGE/NAME/report.html, a page of generated videos, and STORAGE/NAME/summary.json. Run again, every step finds its
+work done and says so; a step that was cut off goes on where it stopped.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from pipeline.runtime.local import local_cluster
 from pipeline.settings import ROOT, load
 from pipeline.shipped.synthetic import make_dataset
 
-# what Ray's submission client, its packing and its own actors say of themselves
+# Lines that Ray's submission client, its packing and its own actors print about themselves
 CHATTER = re.compile(
-    r"\S+ \S+\s+(INFO|SUCC|WARNING) (cli|packaging|working_dir|dashboard_sdk|sdk|job_manager|streaming_executor|__init__)\.py:"
+    r"\S+ \S+\s+(INFO|SUCC|WARNING) "
+    r"(cli|packaging|working_dir|dashboard_sdk|sdk|job_manager|streaming_executor|__init__)\.py:"
     r"|.*\b(core_worker\.cc|authentication_token_setup\.py|Reporting training result)\b"
     r"|.*\((TrainController|PlacementGroupCleaner|SynchronizationActor) pid="
     r"|Running entrypoint for job|\s*$"
@@ -37,6 +38,7 @@ STEPS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", 
 
 
 def main() -> int:
+    """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -55,18 +57,19 @@ def main() -> int:
 
 
 def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Make the videos, start the cluster and run every step. Raises UserError before anything starts."""
     storage = Path(arguments.storage).expanduser().resolve()
     if arguments.videos:
         videos = Path(arguments.videos).expanduser().resolve()
         if not videos.is_dir():
             raise UserError(f"{videos}: no such folder; give one that holds videos")
-        # one run per folder of videos: its name, made fit for a run's name
+        # One run for each folder of videos, called after the folder.
         name = "demo-" + (re.sub(r"[^A-Za-z0-9._-]+", "-", videos.name).strip("-.") or "videos")
         recipes = ["--recipe", "demo", "--recipe", "demo-videos"]
     else:
         videos, name, recipes = storage / "videos", "demo", ["--recipe", "demo"]
     line = [*recipes, "--run.name", name, "--run.storage", str(storage), "--data.path", str(videos), *overrides]
-    settings, _ = load(line)  # wrong settings, or no videos, are found before anything starts
+    settings, _ = load(line)  # refuses wrong settings before anything starts
     if arguments.videos:
         next(plan_clips(settings.data))
     commands = [["python", f"jobs/{step}.py", *line] for step in STEPS]
@@ -93,7 +96,7 @@ def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
-    """Run a submission and show what the job prints; Ray's own chatter is left out unless it fails."""
+    """Run a submission and show what the job prints; show Ray's own lines only if it fails."""
     left_out = []
     process = subprocess.Popen(
         command,
@@ -121,18 +124,22 @@ def run(command: list[str], environment: dict[str, str]) -> int:
 
 
 def submit() -> list[str]:
+    """The command that submits a job."""
     return ["ray", "job", "submit", "--log-style", "record", "--working-dir", "."]
 
 
 def submit_line(command: list[str]) -> str:
+    """The line that a person would type."""
     return "ray job submit --working-dir . -- " + shlex.join(command)
 
 
 def say(title: str, text: str) -> None:
+    """Print a heading and what happens under it."""
     print(f"\n=== {title} ===\n$ {text}" if text.startswith("ray ") else f"\n=== {title} ===\n{text}", flush=True)
 
 
 def finish(folder: Path, seconds: float) -> None:
+    """Print the headline numbers and where to look."""
     summary = json.loads((folder / "summary.json").read_text())
     print(f"\n=== done in {seconds / 60:.1f} minutes ===")
     for key, value in summary.items():
@@ -142,6 +149,7 @@ def finish(folder: Path, seconds: float) -> None:
 
 
 def commit() -> str:
+    """The commit of this checkout, for the records of the run."""
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )

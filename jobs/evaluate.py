@@ -4,20 +4,21 @@
     python jobs/evaluate.py --recipe demo --evaluate.i3d i3d_torchscript.pt --evaluate.clip clip-vit-base-patch32
     ray job submit --working-dir . -- python jobs/evaluate.py --recipe demo --run.storage /SHARED
 
-Reads STORAGE/NAME/samples (or --evaluate.samples). Add --dry-run to see the plan. Expect a line a metric, and in
-STORAGE/NAME/evaluate metrics.json: values, bootstrap intervals, protocol, covariance divisor, weights' SHA-256, number
-and stride of frames, and what departs from the published protocol. A metric whose weights are not given is skipped and
-said to be. What the networks say of the clips is kept in features/, so that the same line again takes seconds.
+Reads STORAGE/NAME/samples (or --evaluate.samples). Add --dry-run to see the plan. Expect one line for each metric, and
+in STORAGE/NAME/evaluate metrics.json: values, bootstrap intervals, protocol, covariance divisor, weights' SHA-256,
+number and stride of frames, and every difference from the published protocol. A metric without weights is skipped, with
+a line. The networks' features of the clips stay in features/, so that the same line again takes seconds.
 """
 
 import sys
 
 from pipeline.metrics.evaluate import plan_evaluation, run_evaluation
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
+from pipeline.settings import Settings
 
 
-def job(settings: Settings, options: Options) -> None:
+def job(settings: Settings) -> None:
+    """Measure, and print each metric with its interval."""
     result = run_evaluation(settings)
     for name, found in result["metrics"].items():
         marks = "; ".join([f"{found['count']} clips", *found["departs_from_protocol"]])
@@ -27,9 +28,5 @@ def job(settings: Settings, options: Options) -> None:
     print(f"{settings.run.folder}/evaluate/metrics.json")
 
 
-def plan(settings: Settings, options: Options) -> str:
-    return plan_evaluation(settings)
-
-
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    sys.exit(run_job(job, plan_evaluation, __doc__))

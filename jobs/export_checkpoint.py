@@ -3,23 +3,25 @@
     python jobs/export_checkpoint.py --recipe demo
     python jobs/export_checkpoint.py --recipe demo --sample.checkpoint 200
 
-Makes STORAGE/NAME/finetune/export-step-N, like the export that training leaves at its end, from the latest checkpoint or the one
-named; give it to any job as --sample.model_path. Needs the run's settings and cache, no cluster and no GPU.
+Makes STORAGE/NAME/finetune/export-step-N from the latest checkpoint or the named one, like the export that training
+leaves at its end; give it to any job as --sample.model_path. Needs the run's settings and cache, no cluster and no GPU.
 """
 
 import sys
 
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
+from pipeline.settings import Settings
 from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint
 
 
-def job(settings: Settings, options: Options) -> None:
+def job(settings: Settings) -> None:
+    """Write the export and print its folder."""
     target = export_of_checkpoint(settings, choose_checkpoint(settings))
     print(f"{target}; sample from it with --sample.model_path {target}")
 
 
-def plan(settings: Settings, options: Options) -> str:
+def plan(settings: Settings) -> str:
+    """Name the checkpoint."""
     found = choose_checkpoint(settings)
     return f"Plan: the model after {found.step} steps, from {found.address}"
 

@@ -13,11 +13,12 @@ again; a finished one says that there is nothing to do.
 import sys
 
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
+from pipeline.settings import Settings
 from pipeline.train.plan import plan_training, prepare
 
 
-def job(settings: Settings, options: Options) -> None:
+def job(settings: Settings) -> None:
+    """Train, and sample while training where the settings ask for it."""
     run = prepare("finetune", settings)
     from pipeline.sampling.while_training import sampled_while_training
     from pipeline.train.run import run_training
@@ -26,9 +27,5 @@ def job(settings: Settings, options: Options) -> None:
         run_training(run)
 
 
-def plan(settings: Settings, options: Options) -> str:
-    return plan_training(prepare("finetune", settings))
-
-
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    sys.exit(run_job(job, lambda settings: plan_training(prepare("finetune", settings)), __doc__))

@@ -1,10 +1,11 @@
-"""Remove what killed jobs left in the cache: tars that no manifest part speaks of, and files and uploads half-written.
+"""Remove what killed jobs left in the cache: tars without a manifest part, half-written files and unfinished uploads.
 
     python jobs/gc_cache.py --recipe demo --run.storage STORAGE --dry-run
     ray job submit --working-dir . -- python jobs/gc_cache.py --recipe demo --run.storage /SHARED
 
 With --dry-run it lists what it would remove. It does not run beside a caching job, and spares what is younger than
-cache.gc_after_hours. A manifest part whose tar is gone is told, with status 1, and left to jobs/verify_cache.py.
+cache.gc_after_hours. It reports a manifest part whose tar is gone, with status 1, and leaves it to
+jobs/verify_cache.py.
 """
 
 import sys
@@ -15,10 +16,11 @@ from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.verify import Orphan, find_orphans, remove_orphans
 from pipeline.errors import JobFailed
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
+from pipeline.settings import Settings
 
 
-def job(settings: Settings, options: Options) -> None:
+def job(settings: Settings) -> None:
+    """Remove orphans while no other job writes. Raises JobFailed if committed shards are gone."""
     path = open_cache(settings.cache_path).path
     with only_writer(path):
         orphans, missing = find_orphans(path, settings.cache.gc_after_hours * 3600)
@@ -29,7 +31,8 @@ def job(settings: Settings, options: Options) -> None:
         raise JobFailed(complaint(path, missing))
 
 
-def plan(settings: Settings, options: Options) -> str:
+def plan(settings: Settings) -> str:
+    """List the orphans."""
     path = open_cache(settings.cache_path).path
     orphans, missing = find_orphans(path, settings.cache.gc_after_hours * 3600)
     text = f"{listed(orphans)}\nPlan: remove {len(orphans)} orphans, {size(orphans):.1f} MiB, from {path}"
@@ -37,10 +40,12 @@ def plan(settings: Settings, options: Options) -> str:
 
 
 def size(orphans: list[Orphan]) -> float:
+    """MiB of all orphans."""
     return sum(orphan.size for orphan in orphans) / 2**20
 
 
 def listed(orphans: list[Orphan]) -> str:
+    """A line for each orphan: time, size and address."""
     return "\n".join(
         f"{datetime.fromtimestamp(orphan.modified, UTC):%Y-%m-%d %H:%M} UTC {orphan.size:>12} bytes  {orphan.address}"
         + (" (unfinished upload)" if orphan.upload else "")
@@ -49,9 +54,10 @@ def listed(orphans: list[Orphan]) -> str:
 
 
 def complaint(path: str, missing: list[str]) -> str:
+    """Name the first of the committed shards that are gone, and the remedy."""
     return (
-        f"{path}: {len(missing)} committed shards are gone, for example shards/{missing[0]}; jobs/verify_cache.py --repair "
-        "takes them back, and jobs/cache_latents.py makes their clips again"
+        f"{path}: {len(missing)} committed shards are gone, for example shards/{missing[0]}; jobs/verify_cache.py "
+        "--repair takes them back, and jobs/cache_latents.py makes their clips again"
     )
 
 

@@ -1,18 +1,16 @@
-"""What is in a cache: counts by split and class, rejects by reason, statistics of the latents, a picture.
+"""Show what a cache holds: counts by split and class, rejects by reason, statistics of the latents, a picture.
 
     python jobs/inspect_cache.py --recipe demo --run.storage STORAGE
     ray job submit --working-dir . -- python jobs/inspect_cache.py --recipe demo --run.storage /SHARED
 
-Expect some tables within seconds, and CACHE/contact_sheet.png: first, middle and last frame of clips, decoded
-from their latents. If the pictures look right, decoding, cropping, VAE and shards were. With --json the facts go to
-standard output for other programs. With --json the facts go to
-standard output for other programs. With --json the facts go to
+Expect some tables within seconds, and CACHE/contact_sheet.png: first, middle and last frame of clips, decoded from
+their latents. If the pictures look right, decoding, cropping, VAE and shards are right. --json writes the numbers to
 standard output for other programs.
 """
 
 import io
-import json
 import sys
+from json import dumps
 from typing import Any
 
 import numpy as np
@@ -28,36 +26,38 @@ from pipeline.models.files.vae import vae_identity
 from pipeline.models.vae import load_vae
 from pipeline.report.contact_sheet import contact_sheet, shown_frames
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
+from pipeline.settings import Settings
 from pipeline.storage.files import write_bytes
 
 STATISTICS_CLIPS, SHEET_CLIPS = 256, 24
 CLASSES = 200  # on the screen
 
 
-def job(settings: Settings, options: Options) -> None:
+def job(settings: Settings, json: bool) -> None:
+    """Print the tables, or JSON, and draw the contact sheet where the VAE is the cache's."""
     cache = open_cache(settings.cache_path)
     facts = {**counts(cache), "channels": statistics(cache, STATISTICS_CLIPS), "contact_sheet": None}
-    console = Console(stderr=options.flags["json"])
+    console = Console(stderr=json)
     if vae_identity(settings.vae.path)[0] == cache.vae_weights_hash:
         facts["contact_sheet"] = f"{cache.path}/contact_sheet.png"
         write_bytes(facts["contact_sheet"], draw_sheet(cache, settings))
     else:
         console.print(f"no contact sheet: vae.path = {settings.vae.path} is not the VAE that this cache was made with")
-    if options.flags["json"]:
-        print(json.dumps(facts, indent=1))
+    if json:
+        print(dumps(facts, indent=1))
     else:
         show(facts, console)
 
 
-def plan(settings: Settings, options: Options) -> str:
+def plan(settings: Settings) -> str:
+    """Name the cache."""
     return f"Plan: read {settings.cache_path} and write contact_sheet.png there"
 
 
 def show(facts: dict[str, Any], console: Console) -> None:
-    """The facts as tables."""
-    title = f"{facts['cache']}: {facts['clips']} clips in {facts['shards']} shards, {facts['bytes'] / 2**20:.1f} MiB of latents"
-    console.print(title, soft_wrap=True)
+    """Print the numbers as tables."""
+    size = f"{facts['clips']} clips in {facts['shards']} shards, {facts['bytes'] / 2**20:.1f} MiB of latents"
+    console.print(f"{facts['cache']}: {size}", soft_wrap=True)
     splits = sorted({split for its in facts["classes"].values() for split in its}, reverse=True)
     table = Table("class", *splits)
     for label, its in list(facts["classes"].items())[:CLASSES]:
@@ -80,12 +80,12 @@ def show(facts: dict[str, Any], console: Console) -> None:
 
 
 def draw_sheet(cache: Cache, settings: Settings) -> bytes:
-    """A PNG of clips of all classes, decoded from the means of their posteriors."""
+    """Draw clips of all classes, decoded from the means of their posteriors, as a PNG file."""
     vae = load_vae(settings.vae.path, "float32")
     clips = []
     for row in cache.rows.spread_by(["label", "key"], SHEET_CLIPS):
         mean = read_latent(cache.path, row)[0]
-        # a VAE that looks over frames needs all of them
+        # A temporal VAE decodes a clip from all of its frames.
         chosen = mean[shown_frames(len(mean))] if vae.temporal == 1 else mean
         frames = vae.decode_clips(torch.from_numpy(chosen.astype(np.float32))[None] * vae.scaling_factor, len(chosen))[
             0
@@ -98,4 +98,4 @@ def draw_sheet(cache: Cache, settings: Settings) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__, flags=["json"]))
+    sys.exit(run_job(job, plan, __doc__, {"json": ""}))

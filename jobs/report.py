@@ -3,7 +3,7 @@
     python jobs/report.py --recipe demo
     ray job submit --working-dir . -- python jobs/report.py --recipe demo --run.storage /SHARED
 
-Reads what the other jobs left in STORAGE/NAME; a stage that has not run is shown as such. Takes seconds. Expect
+Reads what the other jobs left in STORAGE/NAME, and says which stages have not run. Takes seconds. Expect
 STORAGE/NAME/report.html (inputs, prior, generated and true clips side by side, loss curves, cache, timings, settings)
 and STORAGE/NAME/summary.json.
 """
@@ -12,10 +12,11 @@ import sys
 
 from pipeline.report.page import STAGES, read_stages, write_report
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
+from pipeline.settings import Settings
 
 
-def job(settings: Settings, options: Options) -> None:
+def job(settings: Settings) -> None:
+    """Write the report, and print the headline numbers."""
     summary = write_report(settings)
     for name, value in summary.items():
         if isinstance(value, int | float):
@@ -23,7 +24,8 @@ def job(settings: Settings, options: Options) -> None:
     print(summary["report"])
 
 
-def plan(settings: Settings, options: Options) -> str:
+def plan(settings: Settings) -> str:
+    """Say which stages have run."""
     stages = read_stages(settings)
     said = "\n".join(f"  {STAGES[name]}: {'there' if stage else 'not run'}" for name, stage in stages.items())
     return f"Plan: write report.html and summary.json to {settings.run.folder} from\n{said}"

@@ -13,11 +13,12 @@ again; a finished one says that there is nothing to do.
 import sys
 
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
+from pipeline.settings import Settings
 from pipeline.train.plan import plan_training, prepare
 
 
-def job(settings: Settings, options: Options) -> None:
+def job(settings: Settings) -> None:
+    """Train, and print the error on held-out clips."""
     run = prepare("prior", settings)
     from pipeline.train.run import run_training
 
@@ -27,9 +28,5 @@ def job(settings: Settings, options: Options) -> None:
         print(f"  error on held-out clips: prior {errors['prior']:.4f}, replicated image {errors['replicated']:.4f}")
 
 
-def plan(settings: Settings, options: Options) -> str:
-    return plan_training(prepare("prior", settings))
-
-
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    sys.exit(run_job(job, lambda settings: plan_training(prepare("prior", settings)), __doc__))

@@ -1,16 +1,15 @@
-"""Is the cache whole? Every latent against its checksum, every index against its tar, every clip against the source.
+"""Check a cache: every latent against its checksum, every index against its tar, every clip against the source.
 
     python jobs/verify_cache.py --recipe demo --run.storage STORAGE --data.path VIDEOS
     ray job submit --working-dir . -- python jobs/verify_cache.py --recipe demo --run.storage /SHARED --data.path VIDEOS
 
-Reads the whole cache once; expect the rate and what is left, a table of what is wrong, CACHE/verify.json with all of
-it, and status 1 if there is anything. --repair takes damaged shards back, so that jobs/cache_latents.py makes their
-clips again. --without-source leaves the source out, where it is no longer at hand.
+Reads the whole cache once. Expect the rate and the time left, a table of findings, CACHE/verify.json with all of them,
+and status 1 if there are any. --repair takes damaged shards back, so that jobs/cache_latents.py makes their clips
+again. --without-source does not compare with the videos, for a machine that does not have them.
 """
 
 import logging
 import sys
-import time
 from typing import Any
 
 import pyarrow as pa
@@ -25,24 +24,24 @@ from pipeline.data.cache.verify import Finding, check_shards, check_source, unco
 from pipeline.data.plan.clips import plan_table
 from pipeline.errors import JobFailed
 from pipeline.runtime.job import run_job
-from pipeline.settings import Options, Settings
+from pipeline.runtime.progress import Progress
+from pipeline.settings import Settings
 from pipeline.storage.files import list_files, write_json
 
 SHOWN = 20  # findings on the screen
-SAY_S = 5.0
 log = logging.getLogger("verify")
 
 
-def job(settings: Settings, options: Options) -> None:
-    path, repair = settings.cache_path, options.flags["repair"]
+def job(settings: Settings, repair: bool, without_source: bool) -> None:
+    """Check the shards, then the source, and write verify.json. Raises JobFailed if anything is wrong."""
+    path = settings.cache_path
     findings, clips = read_shards(path)
     if findings and repair:
         with only_writer(path):
-            print(
-                f"{uncommit(path, findings)} damaged shards taken back; run jobs/cache_latents.py to make their clips again"
-            )
+            taken_back = uncommit(path, findings)
+        print(f"{taken_back} damaged shards taken back; run jobs/cache_latents.py to make their clips again")
     source: dict[str, pa.Table] = {}
-    if not options.flags["without-source"] and (repair or all(finding.shard for finding in findings)):
+    if not without_source and (repair or all(finding.shard for finding in findings)):
         source = check_source(read_manifest(path), plan_table(settings.data))
     report: dict[str, Any] = {"clips": clips, "damaged": [finding._asdict() for finding in findings]}
     write_json(f"{path}/verify.json", report | {name: table.to_pylist() for name, table in source.items()})
@@ -54,30 +53,29 @@ def job(settings: Settings, options: Options) -> None:
     print(f"{path}: all {clips} clips are as they were written")
 
 
-def plan(settings: Settings, options: Options) -> str:
+def plan(settings: Settings) -> str:
+    """Say how much there is to read."""
     table = open_cache(settings.cache_path).table
     size = pc.sum(table["length"]).as_py() / 2**20
     return f"Plan: read {table.num_rows} clips, {size:.1f} MiB, in {settings.cache_path} and write verify.json there"
 
 
 def read_shards(path: str) -> tuple[list[Finding], int]:
-    """(what is wrong with the shards, clips in them); says now and then how far it is."""
-    started, said = time.monotonic(), 0.0
+    """Check every shard and log the progress; returns the findings and the number of clips."""
     findings: list[Finding] = []
     clips = size = 0
-    shards = len(list_files(f"{path}/{MANIFEST}", ".parquet"))
-    for done, checked in enumerate(check_shards(path, require_info(path)), 1):
+    progress = Progress(len(list_files(f"{path}/{MANIFEST}", ".parquet")), "shards", every_s=5)
+    for checked in check_shards(path, require_info(path)):
+        progress.add()
         findings += checked.findings
         clips, size = clips + checked.clips, size + checked.size
-        spent = time.monotonic() - started
-        if spent - said >= SAY_S:
-            rate, left = size / 2**20 / spent, spent / done * (shards - done)
-            log.info("%d of %d shards, %.0f MiB/s, %d findings, %.0f s to go", done, shards, rate, len(findings), left)
-            said = spent
+        if progress.due():
+            log.info(progress.line(f"{size / 2**20 / progress.seconds:.0f} MiB/s", f"{len(findings)} findings"))
     return findings, clips
 
 
 def show(findings: list[Finding]) -> None:
+    """Print the first findings as a table."""
     if not findings:
         return
     table = Table("shard", "clip", "what is wrong", title=f"{len(findings)} findings", title_justify="left")
@@ -89,7 +87,7 @@ def show(findings: list[Finding]) -> None:
 
 
 def advice(damaged: bool, repair: bool) -> str:
-    """What to do about it."""
+    """Say what to do next."""
     if damaged and not repair:
         return "verify.json there names them; add --repair to take damaged shards back, then run jobs/cache_latents.py"
     if damaged:
@@ -98,4 +96,4 @@ def advice(damaged: bool, repair: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__, flags=["repair", "without-source"]))
+    sys.exit(run_job(job, plan, __doc__, {"repair": "", "without-source": ""}))

@@ -1,10 +1,11 @@
-"""A page to drop an image on, choose a model, and see the clip. For one person: it is bound to this machine only.
+"""Serve a page where one drops an image, chooses a model and sees the clip. It answers on this machine only.
 
     pip install "gradio>=6"
     python jobs/web.py --recipe demo --run.storage runs
 
-Offers every export in STORAGE/*/finetune/export (and --sample.model_path), with the sampler of the settings. Expect the address
-of the page; a clip of the demo's model takes a second or two on a CPU. Ctrl-C ends it. Add --dry-run to see the models.
+Offers every export in STORAGE/*/finetune/export (and --sample.model_path), with the sampler of the settings. Expect the
+address of the page; a clip of the demo's model takes a second or two on a CPU. Ctrl-C ends it. Add --dry-run to see the
+models.
 """
 
 import functools
@@ -19,11 +20,12 @@ from pipeline.runtime.job import run_job
 from pipeline.sampling.animate import animate
 from pipeline.sampling.exports import find_exports
 from pipeline.sampling.generate import Sampler, load_sampler
-from pipeline.settings import Options, Settings
+from pipeline.settings import Settings
 from pipeline.storage.files import read_json
 
 
 def with_model(settings: Settings, path: str) -> Settings:
+    """Settings that sample the export at `path`."""
     return settings.model_copy(update={"sample": settings.sample.model_copy(update={"model_path": path})})
 
 
@@ -36,7 +38,8 @@ def find_models(settings: Settings) -> list[str]:
     models = list(dict.fromkeys([*named, *found]))
     if not models:
         raise UserError(
-            f"{settings.run.storage}: no RUN/finetune/export there; train one with jobs/finetune.py, or set sample.model_path"
+            f"{settings.run.storage}: no RUN/finetune/export there; train one with jobs/finetune.py, or set "
+            "sample.model_path"
         )
     return models
 
@@ -50,7 +53,7 @@ def build_page(settings: Settings) -> Any:
     models = find_models(settings)
     device = "cuda" if settings.cluster.sample.num_gpus > 0 else "cpu"
 
-    @functools.lru_cache(maxsize=1)  # the model in memory is the one last chosen
+    @functools.lru_cache(maxsize=1)  # keep the last chosen model only
     def sampler_of(path: str) -> Sampler:
         return load_sampler(with_model(settings, path), device)
 
@@ -84,12 +87,13 @@ def build_page(settings: Settings) -> Any:
     return page
 
 
-def job(settings: Settings, options: Options) -> None:
-    # loopback only, no tunnel: whoever reaches the page runs the model
+def job(settings: Settings) -> None:
+    """Serve the page on the loopback address only, without a tunnel: whoever reaches the page runs the model."""
     build_page(settings).launch(server_name="127.0.0.1", share=False)
 
 
-def plan(settings: Settings, options: Options) -> str:
+def plan(settings: Settings) -> str:
+    """Name the models, after a check that each can be loaded."""
     models = find_models(settings)
     for path in models:
         find_exports(with_model(settings, path))

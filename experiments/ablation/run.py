@@ -108,10 +108,10 @@ def run_ablation(settings: Settings, only_page: bool = False) -> dict[str, Any]:
         share = settings.ablate.clips / settings.ablate.videos
         made = make_dataset(settings.data.path, settings.ablate.videos, SEED, test_share=share)
         log.info("%d videos, %d made now: %s", made["videos"], made["made"], settings.data.path)
-        start_ray(settings)
+        start_ray(settings.cluster)
         build_cache(settings)
         write_json(f"{folder}/{MADE_WITH}", protocol_of(settings))
-        check_room(settings, "train", 1, "a task of the ablation")
+        check_room("train", settings.cluster.train, 1, "a task of the ablation")
         follow(submit(plan))
     else:
         log.info("nothing to do: all is trained and measured in %s; the page is written again", folder)
@@ -127,7 +127,7 @@ def submit(plan: Plan) -> "dict[ObjectRef[Any], str]":
     import ray
 
     resources = plan.settings.cluster.train
-    options = {"num_cpus": resources.num_cpus, "label_selector": selector(plan.settings, "train")}
+    options = {"num_cpus": resources.num_cpus, "label_selector": selector(resources)}
     folder, seeds = folder_of(plan.settings), range(plan.settings.ablate.seeds)
 
     @ray.remote(**options)

@@ -260,8 +260,8 @@ def features(settings: Settings, samples: Samples, network: str, sha256: str) ->
             return dict(stored)
     load_network(network, settings.evaluate)  # wrong weights are found here, in one line, not in an actor
     rows = clip_rows(samples)
-    start_ray(settings)
-    check_room(settings, "sample", 1, "the actors that look at clips")
+    start_ray(settings.cluster)
+    check_room("sample", settings.cluster.sample, 1, "the actors that look at clips")
     started, found = time.monotonic(), {}
     for row in chain(rows, settings, network).iter_rows():
         found[row.pop("address")] = row
@@ -291,5 +291,5 @@ def chain(rows: list[dict[str, str]], settings: Settings, network: str) -> "ray.
         fn_constructor_kwargs={"settings": settings, "network": network},
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus,
-        label_selector=selector(settings, "sample"),
+        label_selector=selector(settings.cluster.sample),
     )

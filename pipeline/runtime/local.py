@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine for as long as it is needed, started by `ray start` as a person would."""
+"""Keep a Ray cluster on this machine for as long as it is needed, started with `ray start` as a person would."""
 
 import contextlib
 import os
@@ -15,8 +15,10 @@ from typing import IO
 
 @contextlib.contextmanager
 def local_cluster(environment: dict[str, str], say: Callable[[str, str], None]) -> Iterator[dict[str, str]]:
-    """`environment`, made to reach a Ray cluster: the one that its RAY_ADDRESS names, or one of our own on this machine,
-    stopped at the end. `say(title, text)` tells the user which. Raises RuntimeError if Ray does not start.
+    """Yield `environment` with the RAY_ADDRESS of a cluster: the one that it names, or one started on this machine.
+
+    The cluster that was started stops at the end. `say(title, text)` tells the user which one is used. Raises
+    RuntimeError if Ray does not start.
     """
     if environment.get("RAY_ADDRESS"):
         say("cluster", f"using the Ray cluster at RAY_ADDRESS = {environment['RAY_ADDRESS']}")
@@ -25,14 +27,14 @@ def local_cluster(environment: dict[str, str], say: Callable[[str, str], None]) 
     defaults = {
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # a stopped job has a minute, not three seconds, to commit what it has
+        # A stopped job gets a minute, not three seconds, to commit its work.
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        # at our end there is no other node to take over, and nothing to wait half a minute for
+        # No other node takes over at the end, so waiting half a minute for one is of no use.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     environment = {**defaults, **environment}
     if environment["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in environment:
-        # writes ~/.ray/auth_token if there is none, for its owner only; the token itself is not shown
+        # Writes ~/.ray/auth_token if there is none, readable by its owner only; the token itself is not shown.
         subprocess.run(
             ["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True, umask=0o077
         )
@@ -46,9 +48,7 @@ def local_cluster(environment: dict[str, str], say: Callable[[str, str], None]) 
         try:
             environment["RAY_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
             wait_for_cluster(head, environment, log)
-            print(
-                f"  export RAY_AUTH_MODE=token RAY_ADDRESS={environment['RAY_ADDRESS']}   # to type the lines below yourself"
-            )
+            print(f"  export RAY_AUTH_MODE=token RAY_ADDRESS={environment['RAY_ADDRESS']}   # to type the lines below")
             yield environment
         finally:
             stop(head)
@@ -57,25 +57,23 @@ def local_cluster(environment: dict[str, str], say: Callable[[str, str], None]) 
 def wait_for_cluster(
     head: subprocess.Popen[bytes], environment: dict[str, str], log: IO[str], seconds: float = 120
 ) -> None:
+    """Wait until the cluster takes a job. Raises RuntimeError if `ray start` ends or `seconds` pass before that."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if head.poll() is None:
-            # a job that does nothing: the cluster answers some seconds before it can take one
-            probe = subprocess.run(
-                ["ray", "job", "submit", "--no-wait", "--", "true"], env=environment, capture_output=True, check=False
-            )
-            if probe.returncode == 0:
-                return
-            time.sleep(1)
-            continue
-        break
+    while time.monotonic() < deadline and head.poll() is None:
+        # A job that does nothing: the cluster answers some seconds before it can take one.
+        probe = subprocess.run(
+            ["ray", "job", "submit", "--no-wait", "--", "true"], env=environment, capture_output=True, check=False
+        )
+        if probe.returncode == 0:
+            return
+        time.sleep(1)
     log.seek(0)
     print(log.read(), file=sys.stderr)
     raise RuntimeError("the Ray cluster did not start; what `ray start` said is above")
 
 
 def stop(head: subprocess.Popen[bytes]) -> None:
-    """End the cluster that we started, and no other: `ray start --block` takes its processes with it on SIGTERM."""
+    """End this cluster and no other: `ray start --block` takes its processes with it on SIGTERM."""
     if head.poll() is None:
         head.send_signal(signal.SIGTERM)
         try:
@@ -86,6 +84,7 @@ def stop(head: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on at the moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

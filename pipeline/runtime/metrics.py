@@ -1,4 +1,4 @@
-"""What a running job tells Prometheus, beside what Ray tells of itself; cluster/grafana.json shows both.
+"""Give Prometheus a job's own metrics beside Ray's; cluster/grafana.json shows both.
 
 Ray exports these on every node, at /metrics of a port that it writes into a file for Prometheus (cluster/README.md), as
 ray_framebridge_NAME, a counter as ray_framebridge_NAME_total. The tag `run` is run.name.
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# name -> (kind in ray.util.metrics, what it tells, tags beside `run`)
+# name -> (class of ray.util.metrics, description, tags beside `run`)
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "cached_clips": ("Counter", "clips whose latents have been committed", ()),
     "rejected_clips": ("Counter", "clips that could not be cached", ("reason",)),
@@ -23,7 +23,7 @@ PARTS = ("data", "forward", "backward", "optimizer", "checkpoint")
 
 
 def count_cached(run: str, clips: int, reasons: Sequence[str]) -> None:
-    """A commit of so many clips, and of rejects for these reasons."""
+    """Count the clips of a commit, and its rejected clips by reason."""
     if clips:
         _metric("cached_clips").inc(clips, {"run": run})
     for reason, count in Counter(reasons).items():
@@ -31,12 +31,13 @@ def count_cached(run: str, clips: int, reasons: Sequence[str]) -> None:
 
 
 def count_sampled(run: str, clips: int) -> None:
+    """Count generated clips."""
     if clips:
         _metric("sampled_clips").inc(clips, {"run": run})
 
 
 def show_training(run: str, job: str, global_batch: int, row: Mapping[str, float | None]) -> None:
-    """A row of history.csv."""
+    """Show a row of history.csv."""
     tags = {"run": run, "job": job}
     rate = row.get("samples_per_s")
     values = {"train_loss": row.get("loss"), "train_clips_per_second": rate}

@@ -103,8 +103,8 @@ def run_batches(
 
     Raises UserError for models that cannot be loaded, or do not go together.
     """
-    start_ray(settings)
-    check_room(settings, "sample", 1, "the sampling actors")
+    start_ray(settings.cluster)
+    check_room("sample", settings.cluster.sample, 1, "the sampling actors")
     bars_for_people_only()
     rows = [
         {"items": json.dumps(batch), "fingerprints": json.dumps([fingerprint_of(item) for item in batch])}
@@ -146,7 +146,7 @@ def through_actors(
         fn_constructor_kwargs={"build": build, "settings": settings},
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus,
-        label_selector=selector(settings, "sample"),
+        label_selector=selector(settings.cluster.sample),
     )
 
 

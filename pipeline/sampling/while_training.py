@@ -84,9 +84,9 @@ def watch(run: Run, ended: threading.Event) -> None:
 
 
 def start_task(settings: Settings, found: Found) -> "ray.ObjectRef":
-    resources = needs(settings, "sample")
+    resources = needs(settings.cluster.sample)
     options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
-    if labels := selector(settings, "sample"):
+    if labels := selector(settings.cluster.sample):
         options["label_selector"] = labels
     # one that does not end is not waited for, and one that fails is not tried again: the next checkpoint comes
     return ray.remote(sample_checkpoint).options(max_retries=0, **options).remote(settings, found)

@@ -21,7 +21,7 @@ from .cluster import ActorResources, ClusterSettings, DecodeResources, Labels, T
 from .data import CacheSettings, DataSettings, MixedCache
 from .encoders import LATENT_CHANNELS, VAE_DOWNSAMPLING, TextSettings, VaeSettings
 from .evaluate import EvaluateSettings
-from .load import Options, build, load, parse_overrides, to_yaml
+from .load import build, load, load_settings, parse_overrides, to_yaml
 from .model import Backbone, CogVideoXSettings, ModelSettings, UNet3DSettings, VideoModelSettings
 from .names import without_removed
 from .recipe import RECIPES, ROOT, read_yaml, recipes
@@ -51,7 +51,6 @@ __all__ = [
     "LoraSettings",
     "MixedCache",
     "ModelSettings",
-    "Options",
     "PriorSettings",
     "RunSettings",
     "SampleSettings",
@@ -65,6 +64,7 @@ __all__ = [
     "VideoModelSettings",
     "build",
     "load",
+    "load_settings",
     "parse_overrides",
     "read_yaml",
     "recipes",

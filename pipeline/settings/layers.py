@@ -84,6 +84,12 @@ def merge_trees(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]
     return merged
 
 
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """("train.steps", 5) -> {"train": {"steps": 5}}."""
+    first, _, rest = key.partition(".")
+    return {first: nested(rest, value) if rest else value}
+
+
 def origin(layers: Sequence[Layer], key: str) -> Layer | None:
     """The layer that the value of the dotted `key` comes from; None where `prior` inherits it."""
     for layer in reversed(layers):

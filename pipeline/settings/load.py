@@ -7,15 +7,15 @@ import argparse
 import difflib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import UserError
-from .layers import Layer, merge, merge_trees, origin
+from .layers import Layer, merge, merge_trees, nested, origin
 from .names import with_current_names
 from .recipe import ROOT, read_yaml, recipe_layers, recipes
 from .tree import Settings
@@ -25,42 +25,41 @@ log = logging.getLogger(__name__)
 DEFAULTS = ROOT / "ray_config.yaml"
 
 
-class Options(NamedTuple):
-    """What the command line said besides settings."""
-
-    recipes: list[str]
-    config: Path
-    dry_run: bool
-    flags: dict[str, bool]
-
-
-def load(argv: Sequence[str], description: str = "", flags: Sequence[str] = ()) -> tuple[Settings, Options]:
+def load(
+    argv: Sequence[str], description: str = "", flags: Mapping[str, str] | None = None
+) -> tuple[Settings, dict[str, bool]]:
     """Settings from ray_config.yaml, the recipes and the command line `argv` (without the program's name).
 
-    `flags` names further boolean options of one job, such as "verify" for --verify. Raises UserError.
+    `flags`: further boolean options of one job, each with the setting that it stands for, as in {"retry-rejects":
+    "--cache.retry_rejects=all"}, or with "". The second result says of --dry-run and of those that stand for none
+    whether they were given: {"dry_run": False, "repair": True}. Raises UserError.
     """
-    known, rest = _parser(description, flags).parse_known_args(argv)
-    layers = [
-        Layer("file", known.config.name, read_yaml(known.config)),
-        *recipe_layers(known.recipe),
-        Layer("command line", "", parse_overrides(rest)),
-    ]
-    layers = _current(layers)
-    settings = _resolve(layers)
-    _report_without_effect(settings, layers, known.dry_run)
-    chosen = {flag: getattr(known, flag.replace("-", "_")) for flag in flags}
-    return settings, Options(known.recipe, known.config, known.dry_run, chosen)
+    known, rest = _parser(description, flags or {}).parse_known_args(argv)
+    settings = _layered(known.config, known.recipe, parse_overrides([*rest, *known.short_for]), known.dry_run)
+    return settings, {name: given for name, given in vars(known).items() if isinstance(given, bool)}
+
+
+def load_settings(recipe: str | Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from ray_config.yaml, a recipe or several, and `overrides` by dotted name. Raises UserError.
+
+    >>> load_settings("demo", {"run.storage": "/runs", "train.steps": 50}).train.steps
+    50
+    """
+    typed: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():
+        typed = merge_trees(typed, nested(key, value))
+    return _layered(DEFAULTS, [recipe] if isinstance(recipe, str) else recipe, typed)
 
 
 def build(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> Settings:
     """Merge `layers` (later ones win) and `overrides` (["--train.steps", "5"]) and validate. Raises UserError."""
     files = [Layer("file", f"layer {number}", tree) for number, tree in enumerate(layers, 1)]
-    return _resolve(_current([*files, Layer("command line", "", parse_overrides(overrides))]))
+    return _resolve([*files, Layer("command line", "", parse_overrides(overrides))])[0]
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """["--train.steps", "5", "--data.path=x"] -> {"train": {"steps": 5}, "data": {"path": "x"}}; values are YAML."""
-    nested: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -75,10 +74,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
             value = text
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        nested = merge_trees(nested, value)
-    return nested
+        tree = merge_trees(tree, nested(key, value))
+    return tree
 
 
 def to_yaml(settings: Settings) -> str:
@@ -86,7 +83,7 @@ def to_yaml(settings: Settings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
-def _parser(description: str, flags: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(description: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=Path(sys.argv[0]).name,
         description=description,
@@ -103,18 +100,29 @@ def _parser(description: str, flags: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULTS, help="base settings")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan; do nothing")
-    for flag in flags:
-        parser.add_argument(f"--{flag}", action="store_true")
+    parser.set_defaults(short_for=[])
+    for name, setting in flags.items():
+        if setting:
+            parser.add_argument(
+                f"--{name}", dest="short_for", action="append_const", const=setting, help=f"short for {setting}"
+            )
+        else:
+            parser.add_argument(f"--{name}", action="store_true")
     return parser
 
 
-def _current(layers: Sequence[Layer]) -> list[Layer]:
-    return [Layer(one.origin, one.name, with_current_names(one.tree, str(one))) for one in layers]
+def _layered(config: Path, named: Sequence[str], typed: dict[str, Any], dry_run: bool = False) -> Settings:
+    layers = [Layer("file", config.name, read_yaml(config)), *recipe_layers(named), Layer("command line", "", typed)]
+    settings, layers = _resolve(layers)
+    _report_without_effect(settings, layers, dry_run)
+    return settings
 
 
-def _resolve(layers: Sequence[Layer]) -> Settings:
+def _resolve(layers: Sequence[Layer]) -> tuple[Settings, list[Layer]]:
+    """Checked settings, and the layers under present names."""
+    current = [Layer(one.origin, one.name, with_current_names(one.tree, str(one))) for one in layers]
     try:
-        return Settings.model_validate(merge(layers))
+        return Settings.model_validate(merge(current)), current
     except ValidationError as error:
         raise UserError(_explain(error)) from error
 

@@ -4,13 +4,17 @@ Names on users' disks (`made_with.json`, an export's config.json) stay as they w
 those who compare them.
 """
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import UserError
+from .layers import merge_trees, nested
 
 log = logging.getLogger(__name__)
+
+_ABSENT = object()
 
 # Old dotted name -> new dotted name
 RENAMED_SETTINGS: dict[str, str] = {}
@@ -36,16 +40,15 @@ def with_current_names(tree: dict[str, Any], source: str) -> dict[str, Any]:
 
     Logs one line for each old name. Raises UserError where a setting is given under its old and its new name.
     """
+    tree = copy.deepcopy(tree)
     for key, reason in REMOVED_SETTINGS.items():
-        if _has(tree, key):
-            tree, _ = _without(tree, key.split("."))
+        if _pop(tree, key) is not _ABSENT:
             log.warning("%s (%s): has no effect and is no setting any more: %s; leave it out", key, source, reason)
     for key, new in RENAMED_SETTINGS.items():
-        if _has(tree, key):
-            if _has(tree, new):
+        if (value := _pop(tree, key)) is not _ABSENT:
+            if _pop(copy.deepcopy(tree), new) is not _ABSENT:
                 raise UserError(f"{key} ({source}): is called {new} now, which is set there too; leave {key} out")
-            tree, value = _without(tree, key.split("."))
-            tree = _with(tree, new.split("."), value)
+            tree = merge_trees(tree, nested(new, value))
             log.warning("%s (%s): is called %s now; this version still accepts the old name", key, source, new)
     return tree
 
@@ -55,25 +58,12 @@ def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in REMOVED_SETTINGS}
 
 
-def _has(tree: dict[str, Any], key: str) -> bool:
-    node: Any = tree
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
-def _without(tree: dict[str, Any], path: list[str]) -> tuple[dict[str, Any], Any]:
-    """A copy of `tree` without the value at `path`, and that value; sections that end up empty are dropped."""
-    first, *rest = path
-    others = {name: value for name, value in tree.items() if name != first}
-    if not rest:
-        return others, tree[first]
-    inner, value = _without(tree[first], rest)
-    return (tree | {first: inner} if inner else others), value
-
-
-def _with(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    first, *rest = path
-    return {**tree, first: _with(tree.get(first) or {}, rest, value) if rest else value}
+def _pop(tree: Any, key: str) -> Any:
+    """Take the value at a dotted name out of `tree`, and sections that are empty then; _ABSENT if it is not there."""
+    first, _, rest = key.partition(".")
+    if not isinstance(tree, dict) or first not in tree:
+        return _ABSENT
+    value = _pop(tree[first], rest) if rest else tree.pop(first)
+    if rest and value is not _ABSENT and not tree[first]:
+        del tree[first]
+    return value

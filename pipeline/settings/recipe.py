@@ -38,22 +38,17 @@ def recipes() -> list[str]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is sections. Raises UserError naming the file and line."""
-    loaded = _parse(path)
-    if any(not isinstance(key, str) or not isinstance(value, dict) for key, value in loaded.items()):
-        raise UserError(f"{path}: expected sections with keys (data:, train:, ...), as in ray_config.yaml")
-    return loaded
+    return _sections(path, _parse(path))
 
 
 def read_recipe(path: Path) -> tuple[list[str], dict[str, Any]]:
     """The names that a recipe builds on, and its own settings. Raises UserError."""
     loaded = _parse(path)
-    base = loaded.pop("base", [])
+    base = loaded.pop("base", []) if isinstance(loaded, dict) else []
     names = [base] if isinstance(base, str) else base
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: base = {base!r}: expected the name of a recipe, or a list of names")
-    if any(not isinstance(key, str) or not isinstance(value, dict) for key, value in loaded.items()):
-        raise UserError(f"{path}: expected sections with keys (data:, train:, ...), as in ray_config.yaml")
-    return names, loaded
+    return names, _sections(path, loaded)
 
 
 def recipe_layers(named: Sequence[str]) -> list[Layer]:
@@ -86,10 +81,18 @@ def _apply(name: str, named: Sequence[str], layers: dict[str, Layer], above: tup
     layers[name] = Layer("recipe" if name in named else "base", name, tree)
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _sections(path: Path, loaded: Any) -> dict[str, Any]:
+    """`loaded`, if it is a mapping of names to mappings. Raises UserError."""
+    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, dict) for k, v in loaded.items()):
+        raise UserError(f"{path}: expected sections with keys (data:, train:, ...), as in ray_config.yaml")
+    return loaded
+
+
+def _parse(path: Path) -> Any:
+    """The content of a YAML file, {} if it is empty. Raises UserError."""
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
-        loaded = loader.get_single_data()
+        loaded = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        return {} if loaded is None else loaded
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable file with --config") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -97,8 +100,3 @@ def _parse(path: Path) -> dict[str, Any]:
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or type(error).__name__
         raise UserError(f"{path}{where}: not valid YAML ({problem}); compare with ray_config.yaml") from error
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: expected sections with keys (data:, train:, ...), as in ray_config.yaml")
-    return loaded

@@ -36,11 +36,11 @@ def run_training(run: Run) -> dict[str, Any]:
         log.info("nothing to do: %s has been trained already, with these settings", run.export)
         found: dict[str, Any] = read_json(summary)
         return found
-    start_ray(run.settings)
+    start_ray(run.settings.cluster)
     resources = run.settings.cluster.train
-    check_room(run.settings, "train", resources.workers_range[0], f"cluster.train.workers = {resources.workers}")
+    check_room("train", resources, resources.workers_range[0], f"cluster.train.workers = {resources.workers}")
     if run.settings.data.online:
-        check_room_online(run.settings)
+        check_room_online(run.settings.cluster)
     stop_key = f"framebridge-stop-{uuid.uuid4().hex}"
     try:
         with checkpoint.room_needed(run.folder), stop_through(stop_key):
@@ -85,8 +85,8 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=resources.num_gpus > 0,
-            resources_per_worker={"CPU": 0} | needs(run.settings, "train"),
-            label_selector=selector(run.settings, "train"),
+            resources_per_worker={"CPU": 0} | needs(run.settings.cluster.train),
+            label_selector=selector(run.settings.cluster.train),
         ),
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if resources.num_gpus > 0 else "gloo", timeout_s=resources.hang_timeout_s

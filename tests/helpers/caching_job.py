@@ -28,6 +28,6 @@ def _run(arguments: list[str], ray_address: str, log: Path) -> None:
     os.environ["RAY_ADDRESS"] = ray_address
     lease.SETTLE_S, lease.RENEW_S = 0.2, 0.5
     sys.argv = ["cache_latents.py", *arguments]
-    status = run_job(lambda settings, _: run.build_cache(settings) and None, lambda *_: "", "")
+    status = run_job(run.build_cache, lambda _: "", "")
     sys.stdout.flush()
     os._exit(status)

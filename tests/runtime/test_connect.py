@@ -21,7 +21,7 @@ def test_an_address_where_nobody_listens_is_a_clear_error(monkeypatch: pytest.Mo
         monkeypatch.setenv("RAY_ADDRESS", address)
         monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests share a cluster
         with pytest.raises(UserError, match=f"RAY_ADDRESS = {address}: no Ray cluster answers there.*ray start --head"):
-            start_ray(load(["--recipe", "demo"])[0])
+            start_ray(load(["--recipe", "demo"])[0].cluster)
 
 
 def test_trackers_learn_on_every_node_where_to_report_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ class Talker:
             print("a line of a worker", flush=True)
             time.sleep(0.01)
 
-def job(settings, options):
+def job(settings):
     ray.init(address="local", num_cpus=1, include_dashboard=False)
     talker = Talker.remote()
     talker.talk.remote()

@@ -38,10 +38,10 @@ def test_resolved_settings_are_yaml_of_the_same_settings() -> None:
 def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
     assert load([])[0].train.steps == BASE["train"]["steps"]
     assert load(["--recipe", "demo"])[0].train.steps == read_yaml(RECIPES / "demo.yaml")["train"]["steps"] == 300
-    settings, options = load(["--recipe", "demo", "--train.steps", "25", "--data.max_videos=null", "--dry-run"])
+    settings, flags = load(["--recipe", "demo", "--train.steps", "25", "--data.max_videos=null", "--dry-run"])
     assert settings.train.steps == 25
     assert settings.data.max_videos is None
-    assert options.dry_run
+    assert flags == {"dry_run": True}
 
 
 @pytest.mark.parametrize(

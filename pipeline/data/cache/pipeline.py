@@ -42,7 +42,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
         "num_cpus": 0,
         "memory": 256 * MIB + 3 * settings.cache.shard_clips * clip_bytes(settings),
     }
-    if labels := selector(settings, "encode"):
+    if labels := selector(settings.cluster.encode):
         commit["label_selector"] = labels  # where the latents are, and not on a head that has no CPUs to give
     commits = (
         encoded(blocks, settings, settings.cluster.encode.actors, f"{settings.cache_path}/{NULL_TEXT}")
@@ -87,7 +87,7 @@ def encoded(
             batch_format="pyarrow",
             compute=TaskPoolStrategy(size=decode.max_tasks),
             num_cpus=decode.num_cpus,
-            label_selector=selector(settings, "decode"),
+            label_selector=selector(settings.cluster.decode),
             memory=512 * MIB,
         )
         # An actor loads the VAE once. The pool starts with one actor and grows to the number set as GPUs come,
@@ -110,6 +110,6 @@ def encoded(
             },
             num_cpus=encode.num_cpus,
             num_gpus=encode.num_gpus,
-            label_selector=selector(settings, "encode"),
+            label_selector=selector(settings.cluster.encode),
         )
     )

@@ -78,9 +78,9 @@ def _make(plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> d
     path, made = settings.cache_path, before.pending.num_rows
     write_info(path, describe(settings, _classes(plan)))
     log.info("%d clips to cache into %s (%s)", made, path, _known(before))
-    start_ray(settings)
-    check_room(settings, "decode", 1, "the decoding tasks")
-    check_room(settings, "encode", 1, "the encoding actors")
+    start_ray(settings.cluster)
+    check_room("decode", settings.cluster.decode, 1, "the decoding tasks")
+    check_room("encode", settings.cluster.encode, 1, "the encoding actors")
     _consume(chain(before.pending, settings), made, settings, lock)
     after = standing_of(plan, path)
     assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"

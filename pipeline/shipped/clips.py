@@ -1,0 +1,31 @@
+"""Decode all clips of a small data set into memory, for the trainings of the shipped models."""
+
+import logging
+
+import torch
+
+from ..data.decode.decoders import decode_clip
+from ..data.decode.fetch import DecodeFailure
+from ..data.plan.clips import plan_clips
+from ..errors import UserError
+from ..settings import DataSettings
+
+log = logging.getLogger("clips")
+
+
+def decode_split(data: DataSettings, split: str, every: int = 1) -> tuple[list[torch.Tensor], list[str]]:
+    """Every `every`-th frame of each clip of a split, uint8 (F, H, W, 3), and the clips' classes.
+
+    Logs the clips that cannot be decoded. Raises UserError if none is left.
+    """
+    frames, labels = [], []
+    for clip in plan_clips(data):
+        if clip["split"] == split:
+            try:
+                frames.append(torch.from_numpy(decode_clip(clip, data)[0][::every].copy()))
+                labels.append(clip["label"])
+            except DecodeFailure as failure:
+                log.warning("%s: %s", clip["video"], failure)
+    if not frames:
+        raise UserError(f"{data.path}: no {split} video could be read; give a folder of videos with --data.path")
+    return frames, labels
