@@ -52,7 +52,7 @@ def run_job(name: str, storage: Path) -> tuple[Settings, Cache]:
     return settings, open_cache(settings.cache_path)
 
 
-def test_moments_of_the_cluster_differ_from_numpys(ray_cluster: None, storage: Path) -> None:
+def test_moments_of_the_cluster_equal_numpys(ray_cluster: None, storage: Path) -> None:
     settings, cache = run_job("latent_moments", storage)
     found = load_moments(f"{settings.run.folder}/moments", cache.info["latent_shape"])
     posteriors = np.stack([read_latent(cache.path, row) for row in cache.select(TRAIN)]).astype(np.float64)
@@ -63,7 +63,7 @@ def test_moments_of_the_cluster_differ_from_numpys(ray_cluster: None, storage: P
     assert found.variance == pytest.approx(exact, rel=1e-6)
 
 
-def test_outputs_of_the_cluster_differ_from_the_priors(ray_cluster: None, storage: Path) -> None:
+def test_outputs_of_the_cluster_equal_the_priors(ray_cluster: None, storage: Path) -> None:
     settings, cache = run_job("cache_prior", storage)
     prepare("finetune", settings)  # takes them for this cache and this prior
     read = prior_reader(cache, weights_hash(shipped_path(settings.prior_export)))

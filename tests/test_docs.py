@@ -50,7 +50,7 @@ def is_setting(name: str) -> bool:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip()[:50])
-def test_a_row_names_what_is_not_there(row: str) -> None:
+def test_row_names_what_is_there(row: str) -> None:
     file: Path | None = None
     for name in re.findall("`([^`]+)`", row):
         if name.endswith(".py"):
@@ -63,7 +63,7 @@ def test_a_row_names_what_is_not_there(row: str) -> None:
 
 
 @pytest.mark.parametrize("row", FAILURES, ids=lambda row: row.split("|")[1].strip()[:50])
-def test_a_failure_is_tried_by_no_test(row: str) -> None:
+def test_failure_is_tried_by_a_test(row: str) -> None:
     named = re.findall("`([^`]+)`", row.rsplit("|", 2)[1])
     assert named
     for name in named:
@@ -73,22 +73,22 @@ def test_a_failure_is_tried_by_no_test(row: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATED)
-def test_a_statement_of_the_papers_has_no_row(name: str) -> None:
+def test_statement_of_the_papers_has_a_row(name: str) -> None:
     assert any(re.search(rf"{re.escape(name)}(?!\d)", row.split("|")[1]) for row in ROWS)
 
 
-def test_a_row_of_mathematics_has_no_test() -> None:
+def test_every_row_of_mathematics_has_a_test() -> None:
     named = [row for row in ROWS if "/" in row.split("|")[2] and ".py`" in row.split("|")[2]]
     assert len(named) > 25
     assert [row for row in named if "test_" not in row.rsplit("|", 2)[1]] == []
 
 
-def test_a_recipe_of_the_papers_is_not_on_the_page() -> None:
+def test_every_recipe_of_the_papers_is_on_the_page() -> None:
     of_papers = {name for name in recipes() if name.startswith(("ucf101-", "latte-", "webvid-"))}
     assert {name for name in of_papers if f"`{name}`" not in PAGE} == set() and len(of_papers) > 10
 
 
-def test_a_file_of_the_authors_numbers_is_read_by_no_test() -> None:
+def test_every_file_of_the_authors_numbers_is_read_by_a_test() -> None:
     tests = "".join(path.read_text() for path in GOLDEN.glob("test_*.py"))
     stems = {path.stem.removesuffix("_seed0") for path in GOLDEN.glob("*") if path.suffix in (".json", ".safetensors")}
     assert len(stems) >= 10

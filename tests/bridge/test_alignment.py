@@ -11,7 +11,7 @@ TABLE = gmax_table()
 ALPHAS_CUMPROD = ddpm_alphas_cumprod()
 
 
-def test_aligned_latent_is_not_the_diffusion_models() -> None:
+def test_aligned_latent_is_the_diffusion_models() -> None:
     """z~_t of eq. 24 is sqrt(abar) z0 + sqrt(1 - abar) eps with the SNR of t~."""
     generator = torch.Generator().manual_seed(0)
     z0, prior, noise = torch.randn(3, 1, 2, 1, 2, 2, generator=generator, dtype=torch.float64)
@@ -26,7 +26,7 @@ def test_aligned_latent_is_not_the_diffusion_models() -> None:
 
 
 @pytest.mark.parametrize("edge", ["latte", "cogvideox"])
-def test_aligned_timesteps_leave_the_pretrained_grid(edge: Edge) -> None:
+def test_aligned_timesteps_stay_in_the_pretrained_grid(edge: Edge) -> None:
     t = aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge=edge)
     assert t.shape == (1000,)
     assert t.dtype == torch.float64
@@ -35,7 +35,7 @@ def test_aligned_timesteps_leave_the_pretrained_grid(edge: Edge) -> None:
     assert bool((t.diff() > 0).all())
 
 
-def test_edge_conventions_are_the_same_or_differ_beyond_the_edge() -> None:
+def test_edge_conventions_differ_at_the_edge_alone() -> None:
     latte = aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="latte")
     cogvideox = aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="cogvideox")
     assert latte[0] == 0
@@ -44,12 +44,12 @@ def test_edge_conventions_are_the_same_or_differ_beyond_the_edge() -> None:
     torch.testing.assert_close(latte[beyond], cogvideox[beyond])
 
 
-def test_bridge_below_the_pretrained_grid_is_not_its_last_step() -> None:
+def test_bridge_below_the_pretrained_grid_gets_its_last_step() -> None:
     short = ddpm_alphas_cumprod(steps=100)
     assert aligned_timesteps(TABLE, short)[-1] == 99
 
 
-def test_videocrafters_timesteps_below_its_grid_do_not_go_on_to_no_signal() -> None:
+def test_videocrafters_timesteps_below_its_grid_go_on_to_no_signal() -> None:
     """Its last step still has sqrt(SNR) = 0.069: the authors' code interpolates from there to t~ = 1000 at SNR 0."""
     alphas_cumprod = ddpm_alphas_cumprod(0.00085, 0.012, scaled=True)
     t = aligned_timesteps(TABLE, alphas_cumprod, edge="cogvideox")
@@ -60,23 +60,23 @@ def test_videocrafters_timesteps_below_its_grid_do_not_go_on_to_no_signal() -> N
     torch.testing.assert_close(t[~below][10:], aligned_timesteps(TABLE, alphas_cumprod)[~below][10:])
 
 
-def test_unknown_edge_is_accepted() -> None:
+def test_unknown_edge_is_refused() -> None:
     with pytest.raises(ValueError, match="latte, cogvideox"):
         aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="videocrafter")  # type: ignore[arg-type]
 
 
-def test_schedule_that_is_not_one_is_accepted() -> None:
+def test_schedule_that_rises_is_refused() -> None:
     with pytest.raises(ValueError, match="must decrease"):
         aligned_timesteps(TABLE, ALPHAS_CUMPROD.flip(0))
 
 
-def test_alignment_changes_the_callers_schedule() -> None:
+def test_alignment_leaves_the_callers_schedule_as_it_is() -> None:
     before = ALPHAS_CUMPROD.clone()
     aligned_timesteps(TABLE, ALPHAS_CUMPROD, edge="cogvideox")
     assert torch.equal(ALPHAS_CUMPROD, before)
 
 
-def test_unaligned_network_sees_something_else_than_the_latent_and_its_index() -> None:
+def test_unaligned_network_sees_the_latent_and_its_index() -> None:
     z = torch.ones(2, 1, 1, 1, 1)
     seen, t = network_input(z, torch.zeros_like(z), TABLE, torch.tensor([3, 999]), aligned_t=None)
     assert seen is z

@@ -10,7 +10,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_level_is_not_logit_normal_about_mu() -> None:
+def test_level_is_logit_normal_about_mu() -> None:
     """logit(beta_s / beta_m) ~ N(2 t^a - 1, 1)."""
     for t, power in ((0.2, 5.0), (0.9, 5.0), (0.9, 1.0)):
         level = time_noise_level(drawn(20000), torch.full((20000,), t), beta_m=25.0, power=power)
@@ -19,14 +19,14 @@ def test_level_is_not_logit_normal_about_mu() -> None:
         assert abs(float(logit.std()) - 1) < 0.03
 
 
-def test_late_times_get_less_noise() -> None:
+def test_late_times_get_more_noise() -> None:
     level = time_noise_level(torch.zeros(5), torch.linspace(0, 1, 5), beta_m=2.0)
     assert bool((level.diff() > 0).all())
     assert float(level[0]) > 0 and float(level[-1]) < 2
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 8, 8), (3, 16, 32)], ids=["latent", "tokens"])
-def test_noise_has_another_deviation_than_its_level(shape: tuple[int, ...]) -> None:
+def test_noise_has_the_deviation_of_its_level(shape: tuple[int, ...]) -> None:
     condition, level = drawn(*shape, seed=1), torch.tensor([0.0, 1.0, 30.0])
     noise = add_time_noise(condition, drawn(*shape), level) - condition
     assert float(noise[0].abs().max()) == 0
@@ -36,7 +36,7 @@ def test_noise_has_another_deviation_than_its_level(shape: tuple[int, ...]) -> N
 
 
 @pytest.mark.parametrize("variance_exploding", [False, True])
-def test_start_is_not_the_gaussian_nearest_to_the_marginal(variance_exploding: bool) -> None:
+def test_start_is_the_gaussian_nearest_to_the_marginal(variance_exploding: bool) -> None:
     """Proposition 1: among isotropic Gaussians that of analytic_init has the least KL from q(z_M); data mixed of two."""
     alpha, sigma = (1.0, 5.0) if variance_exploding else (0.6, 0.8)
     centres = drawn(2, 6, seed=3)

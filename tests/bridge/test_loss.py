@@ -20,13 +20,13 @@ Z0, PRIOR, NOISE = torch.randn(3, 2, 3, 4, 2, 2, generator=torch.Generator().man
 
 
 @pytest.mark.parametrize("aligned_t", [None, ALIGNED])
-def test_perfect_network_has_a_loss(aligned_t: Tensor | None) -> None:
+def test_perfect_network_has_no_loss(aligned_t: Tensor | None) -> None:
     target = eps_psi(q_sample(Z0, PRIOR, NOISE, TABLE, INDEX), Z0, TABLE, INDEX)
     assert bridge_loss(lambda z, t: target, Bridge(TABLE, aligned_t), Z0, PRIOR, INDEX, NOISE).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("target", ["noise", "v", "z0"])
-def test_perfect_diffusion_network_has_a_loss(target: Target) -> None:
+def test_perfect_diffusion_network_has_no_loss(target: Target) -> None:
     """Perfect is a network from whose answer the sampler has z0."""
     signal, deviation = (
         root.sqrt().view(-1, 1, 1, 1, 1) for root in (ALPHAS_CUMPROD[INDEX], 1 - ALPHAS_CUMPROD[INDEX])
@@ -39,7 +39,7 @@ def test_perfect_diffusion_network_has_a_loss(target: Target) -> None:
         torch.testing.assert_close(clean(z, s)[0], Z0[number].double(), atol=1e-4, rtol=1e-4, check_dtype=False)
 
 
-def test_diffusion_latent_is_not_variance_preserving() -> None:
+def test_diffusion_latent_is_variance_preserving() -> None:
     def inverted(z: Tensor, t: Tensor) -> Tensor:
         abar = ALPHAS_CUMPROD[t.long()].float().view(-1, 1, 1, 1, 1)
         return (z - abar.sqrt() * Z0) / (1 - abar).sqrt()
@@ -48,7 +48,7 @@ def test_diffusion_latent_is_not_variance_preserving() -> None:
     torch.testing.assert_close(found, torch.zeros(2), atol=1e-9, rtol=0)
 
 
-def test_samples_of_a_batch_share_their_loss() -> None:
+def test_every_sample_of_a_batch_has_its_own_loss() -> None:
     alone = [
         bridge_loss(lambda z, t: z, BRIDGE, Z0[i : i + 1], PRIOR[i : i + 1], INDEX[i : i + 1], NOISE[i : i + 1])
         for i in range(2)
@@ -57,7 +57,7 @@ def test_samples_of_a_batch_share_their_loss() -> None:
     torch.testing.assert_close(together, torch.cat(alone))
 
 
-def test_aligned_network_sees_the_bridges_own_time() -> None:
+def test_aligned_network_sees_the_aligned_time() -> None:
     seen: list[Tensor] = []
 
     def network(z: Tensor, t: Tensor) -> Tensor:
@@ -68,19 +68,19 @@ def test_aligned_network_sees_the_bridges_own_time() -> None:
     torch.testing.assert_close(seen[0], ALIGNED[INDEX].float())
 
 
-def test_network_gets_no_gradient() -> None:
+def test_network_gets_a_gradient() -> None:
     weight = torch.ones((), requires_grad=True)
     bridge_loss(lambda z, t: weight * z, BRIDGE, Z0, PRIOR, INDEX, NOISE).mean().backward()
     assert weight.grad is not None
     assert weight.grad != 0
 
 
-def test_prediction_of_another_shape_is_broadcast() -> None:
+def test_prediction_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="the network predicts"):
         bridge_loss(lambda z, t: z[:, :1], BRIDGE, Z0, PRIOR, INDEX, NOISE)
 
 
-def test_half_precision_network_gives_a_half_precision_loss() -> None:
+def test_half_precision_network_gives_a_float32_loss() -> None:
     def half(z: Tensor, t: Tensor) -> Tensor:
         return z.bfloat16()
 

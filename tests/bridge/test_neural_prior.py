@@ -43,7 +43,7 @@ def trained_prior(steps: int = 400) -> NeuralPrior:
     return prior.eval()
 
 
-def test_regressed_prior_is_not_the_conditional_mean() -> None:
+def test_regressed_prior_is_the_conditional_mean() -> None:
     prior = trained_prior()
     image, y, z0 = draw(512, torch.Generator().manual_seed(1))
     mean = mean_of(image, y)

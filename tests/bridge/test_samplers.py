@@ -72,7 +72,7 @@ def last_latent(sampler: Callable[..., Tensor], clean: Clean, *arguments: object
     [(ode_first_order, 1), (ode_second_order, 2), (stochastic_heun, 2)],
     ids=["first order", "second order", "stochastic heun"],
 )
-def test_ode_sampler_is_of_lower_order(sampler: Callable[..., Tensor], expected: int, schedule: str) -> None:
+def test_ode_sampler_has_its_order(sampler: Callable[..., Tensor], expected: int, schedule: str) -> None:
     table = FINE[schedule]
     prior, truth = PRIOR * ONE, flow(table, PRIOR * ONE, START, END)
     more = {"noise": None, "churn": 0.0} if sampler is stochastic_heun else {}
@@ -85,7 +85,7 @@ def test_ode_sampler_is_of_lower_order(sampler: Callable[..., Tensor], expected:
 
 @pytest.mark.parametrize("schedule", FINE)
 @pytest.mark.parametrize("expected", [1, 2, 3])
-def test_dbim_is_of_lower_order(expected: int, schedule: str) -> None:
+def test_dbim_has_its_order(expected: int, schedule: str) -> None:
     table = FINE[schedule]
     clean, prior = best_clean(table), PRIOR * ONE
     booted = table.a[START] * clean(prior, torch.tensor(N - 1)) + table.b[START] * prior + table.c[START]
@@ -103,7 +103,7 @@ def test_dbim_is_of_lower_order(expected: int, schedule: str) -> None:
 
 @pytest.mark.parametrize("schedule", FINE)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_dbim_misses_the_exact_moments(eta: float, schedule: str) -> None:
+def test_dbim_approaches_the_exact_moments(eta: float, schedule: str) -> None:
     """Mean exact at any number of steps, variance with order 1."""
     table = FINE[schedule]
     counts, errors = [40, 80, 160], []
@@ -121,7 +121,7 @@ def test_dbim_misses_the_exact_moments(eta: float, schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", FINE)
-def test_stochastic_heun_misses_the_exact_moments(schedule: str) -> None:
+def test_stochastic_heun_approaches_the_exact_moments(schedule: str) -> None:
     table = FINE[schedule]
     mean, variance = moments(table, END)
 
@@ -134,7 +134,7 @@ def test_stochastic_heun_misses_the_exact_moments(schedule: str) -> None:
     assert abs(found[1] / variance - 1) < 0.02
 
 
-def test_dbim_of_eta_one_is_not_the_first_order_sde() -> None:
+def test_dbim_of_eta_one_equals_the_first_order_sde() -> None:
     indices = sampling_indices(9)
     prior = PRIOR * ONE.expand(2, 3, 1, 2, 2)
     noises = torch.randn(9, *prior.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_dbim_of_eta_one_is_not_the_first_order_sde() -> None:
     torch.testing.assert_close(one, other)
 
 
-def test_first_order_ode_is_not_bridge_tts() -> None:
+def test_first_order_ode_equals_bridge_tts() -> None:
     """Their proposition 3.2, with sigma-bar^2 = rho_T^2 - rho_t^2 and alpha = 1; from z_s = z_T, as the sampler starts."""
     s, t, z0 = 900, 500, 0.3
     rho_s, rho_t, rho_T = float(TABLE.rho[s]), float(TABLE.rho[t]), float(TABLE.sigma_T)
@@ -155,7 +155,7 @@ def test_first_order_ode_is_not_bridge_tts() -> None:
     assert float(found) == pytest.approx(expected)
 
 
-def test_bridge_marginals_are_not_those_of_the_forward_process() -> None:
+def test_bridge_marginals_equal_those_of_the_forward_process() -> None:
     indices = sampling_indices(200)
     visited: list[Tensor] = []
     prior = torch.full(SHAPE, PRIOR)
@@ -170,7 +170,7 @@ def test_bridge_marginals_are_not_those_of_the_forward_process() -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_ddim_does_not_give_the_data(eta: float) -> None:
+def test_ddim_gives_the_data(eta: float) -> None:
     start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     clean = diffusion_clean(gaussian_eps, ALPHAS_CUMPROD)
     z0 = ddim(clean, ALPHAS_CUMPROD, start, sampling_indices(200), drawn(2), eta)
@@ -178,7 +178,7 @@ def test_ddim_does_not_give_the_data(eta: float) -> None:
     assert abs(z0.std().item() / DEVIATION - 1) < 0.03
 
 
-def test_ddim_is_of_lower_order() -> None:
+def test_ddim_is_of_first_order() -> None:
     """Against the flow of the diffusion's ODE, along which a Gaussian's standardised value stays."""
     alphas_cumprod = FINE["vp"].alpha ** 2
 
@@ -197,7 +197,7 @@ def test_ddim_is_of_lower_order() -> None:
     assert order(errors, counts) > 0.9
 
 
-def test_one_step_is_not_the_first_estimate() -> None:
+def test_one_step_gives_the_first_estimate() -> None:
     prior = torch.full((2, 1, 1, 1, 1), PRIOR)
     clean = bridge_clean(lambda z, t: torch.zeros_like(z), Bridge(TABLE), prior)
     z0 = sde_first_order(clean, TABLE, prior, sampling_indices(1), noise=lambda k: prior)
@@ -205,7 +205,7 @@ def test_one_step_is_not_the_first_estimate() -> None:
 
 
 @pytest.mark.parametrize("sampler", [sde_first_order, stochastic_heun, dbim])
-def test_noise_is_asked_at_the_last_step(sampler: Callable[..., Tensor]) -> None:
+def test_last_step_asks_for_no_noise(sampler: Callable[..., Tensor]) -> None:
     asked: list[int] = []
 
     def noise(k: int) -> Tensor:
@@ -216,7 +216,7 @@ def test_noise_is_asked_at_the_last_step(sampler: Callable[..., Tensor]) -> None
     assert asked == ([0] if sampler is dbim else [0, 1, 2])  # eta = 0: after the start, nothing is drawn
 
 
-def test_aligned_sampler_shows_the_network_the_bridges_own_time() -> None:
+def test_aligned_sampler_shows_the_network_the_aligned_time() -> None:
     aligned_t = aligned_timesteps(TABLE, ALPHAS_CUMPROD)
     indices = sampling_indices(4)
     seen: list[float] = []
@@ -231,7 +231,7 @@ def test_aligned_sampler_shows_the_network_the_bridges_own_time() -> None:
     assert seen == aligned_t[indices].tolist()
 
 
-def test_half_precision_prior_accumulates_in_half_precision() -> None:
+def test_half_precision_prior_accumulates_in_float32() -> None:
     prior = torch.ones(1, 1, 1, 1, 1, dtype=torch.bfloat16)
     clean = bridge_clean(lambda z, t: z.bfloat16(), Bridge(TABLE), prior)
     z0 = sde_first_order(clean, TABLE, prior, sampling_indices(3), lambda k: torch.zeros_like(prior))
@@ -239,29 +239,29 @@ def test_half_precision_prior_accumulates_in_half_precision() -> None:
 
 
 @pytest.mark.parametrize("indices", [[0, 999], [999, 999], [1000, 0], [5, -1], []])
-def test_path_that_does_not_go_down_is_accepted(indices: list[int]) -> None:
+def test_path_that_does_not_descend_is_refused(indices: list[int]) -> None:
     path = torch.tensor(indices, dtype=torch.int64)
     with pytest.raises(ValueError, match="sampling_indices"):
         sde_first_order(lambda z, t: z, TABLE, torch.ones(1, 1, 1, 1, 1), path, torch.zeros)
 
 
-def test_stochastic_ddim_without_noise_is_accepted() -> None:
+def test_stochastic_ddim_without_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="noise"):
         ddim(lambda z, t: z, ALPHAS_CUMPROD, torch.ones(1, 1, 1, 1, 1), sampling_indices(2), eta=1.0)
 
 
 @pytest.mark.parametrize(("wrong", "match"), [({"order": 4}, "order=4"), ({"order": 2, "eta": 0.5}, "eta 0")])
-def test_impossible_dbim_is_accepted(wrong: dict[str, float], match: str) -> None:
+def test_impossible_dbim_is_refused(wrong: dict[str, float], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         dbim(lambda z, s: z, TABLE, ONE, sampling_indices(2), lambda k: ONE, **wrong)  # type: ignore[arg-type]
 
 
-def test_churn_of_the_whole_step_is_accepted() -> None:
+def test_churn_of_the_whole_step_is_refused() -> None:
     with pytest.raises(ValueError, match="churn = 1"):
         stochastic_heun(lambda z, s: z, TABLE, ONE, sampling_indices(2), lambda k: ONE, churn=1.0)
 
 
-def test_global_randomness_is_drawn() -> None:
+def test_global_generator_stays_as_it_was() -> None:
     before = torch.get_rng_state()
     shape = (1, 1, 1, 1, 1)
     sde_first_order(lambda z, t: z, TABLE, torch.ones(shape), sampling_indices(3), lambda k: torch.ones(shape))

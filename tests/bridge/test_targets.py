@@ -22,7 +22,7 @@ TABLE = gmax_table()
 VP = bridge_grid(vp())
 
 
-def test_inversion_does_not_give_the_clip_back() -> None:
+def test_inversion_gives_the_clip_back() -> None:
     generator = torch.Generator().manual_seed(0)
     z0, prior, noise = torch.randn(3, 4, 2, 3, 2, 2, generator=generator, dtype=torch.float64)
     index = torch.tensor([0, 10, 500, 999])
@@ -31,7 +31,7 @@ def test_inversion_does_not_give_the_clip_back() -> None:
     torch.testing.assert_close(found, z0)
 
 
-def test_target_of_the_middle_is_not_prior_and_noise() -> None:
+def test_target_of_the_middle_mixes_clip_prior_and_noise() -> None:
     """Eq. 17 with eq. 12 put in: eps_psi = ((a - alpha) z0 + b zT + c eps) / sigma."""
     z0, prior, noise = torch.randn(3, 1, 1, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     index = torch.tensor([500])
@@ -40,7 +40,7 @@ def test_target_of_the_middle_is_not_prior_and_noise() -> None:
     torch.testing.assert_close(eps_psi(q_sample(z0, prior, noise, TABLE, index), z0, TABLE, index), expected)
 
 
-def test_half_precision_clips_lose_the_target() -> None:
+def test_half_precision_clips_keep_the_target() -> None:
     z0 = torch.full((1, 1, 1, 1, 1), 0.5, dtype=torch.bfloat16)
     noise = torch.ones_like(z0)
     index = torch.tensor([3])  # sigma is 0.02 here: rounding z_t to bfloat16 would leave nothing of the noise
@@ -56,7 +56,7 @@ def latents(count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("table", [TABLE, VP], ids=["gmax", "vp"])
 @pytest.mark.parametrize("kind", ["noise", "v", "z0"])
-def test_inversion_of_a_target_does_not_give_the_clip_back(kind: Target, table: BridgeTable) -> None:
+def test_inversion_of_every_target_gives_the_clip_back(kind: Target, table: BridgeTable) -> None:
     z0, prior, noise = latents(4)
     index = torch.tensor([0, 10, 500, 998])
     z_t = q_sample(z0, prior, noise, table, index)
@@ -65,7 +65,7 @@ def test_inversion_of_a_target_does_not_give_the_clip_back(kind: Target, table: 
 
 
 @pytest.mark.parametrize("kind", ["v", "z0"])
-def test_weighted_error_is_not_that_of_eps_psi(kind: Target) -> None:
+def test_weighted_error_equals_that_of_eps_psi(kind: Target) -> None:
     """An error in one parametrisation, turned into one of eps_psi, costs what the weight says."""
     z0, prior, noise = latents(3)
     index = torch.tensor([3, 500, 990])
@@ -78,7 +78,7 @@ def test_weighted_error_is_not_that_of_eps_psi(kind: Target) -> None:
 
 
 @pytest.mark.parametrize("table", [TABLE, VP], ids=["gmax", "vp"])
-def test_h_is_not_the_gradient_of_the_transition_density(table: BridgeTable) -> None:
+def test_h_is_the_gradient_of_the_transition_density(table: BridgeTable) -> None:
     """p(z_T | z_t) = N(r z_t, sigma_T^2 - r^2 sigma_t^2), r = alpha_T/alpha_t; its gradient by autograd (eq. 15)."""
     z0, prior, noise = latents(3)
     index = torch.tensor([5, 500, 990])
@@ -91,7 +91,7 @@ def test_h_is_not_the_gradient_of_the_transition_density(table: BridgeTable) -> 
 
 
 @pytest.mark.parametrize("table", [TABLE, VP], ids=["gmax", "vp"])
-def test_score_is_not_the_gradient_of_the_bridge_marginal(table: BridgeTable) -> None:
+def test_score_is_the_gradient_of_the_bridge_marginal(table: BridgeTable) -> None:
     """Given z_0, eps_psi is exact, and so is eq. 16: the gradient of log N(z_t; a z_0 + b z_T, c^2), by autograd."""
     z0, prior, noise = latents(3)
     index = torch.tensor([5, 500, 990])

@@ -48,39 +48,39 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     ("ours", "theirs"),
     [("alpha", "alphas"), ("sigma", "sigmas"), ("a", "coef_x0"), ("b", "coef_x1"), ("c", "sqrt_var")],
 )
-def test_coefficients_differ_from_the_authors(ours: str, theirs: str) -> None:
+def test_coefficients_equal_the_authors(ours: str, theirs: str) -> None:
     for golden in (GOLDEN, COGVIDEOX):
         expected = golden.get(f"table.bridge_{theirs}")
         if expected is not None:
             torch.testing.assert_close(getattr(TABLE, ours), expected.double(), rtol=0, atol=1e-5)
 
 
-def test_pretrained_schedule_differs_from_the_authors() -> None:
+def test_pretrained_schedule_equals_the_authors() -> None:
     torch.testing.assert_close(ddpm_alphas_cumprod(), GOLDEN["table.alphas_cumprod"], rtol=1e-12, atol=0)
 
 
-def test_aligned_timesteps_differ_from_the_authors_latte() -> None:
+def test_aligned_timesteps_equal_the_authors_latte() -> None:
     found = aligned_timesteps(TABLE, ddpm_alphas_cumprod(), edge="latte")
     torch.testing.assert_close(found, GOLDEN["table.bridge_aligned_t"], rtol=0, atol=0.01)
 
 
-def test_aligned_timesteps_differ_from_the_authors_cogvideox() -> None:
+def test_aligned_timesteps_equal_the_authors_cogvideox() -> None:
     found = aligned_timesteps(TABLE, COGVIDEOX["diffusion.alphas_cumprod"], edge="cogvideox")
     torch.testing.assert_close(found.float(), COGVIDEOX["table.bridge_aligned_t"], rtol=0, atol=0.01)
     torch.testing.assert_close(found[COGVIDEOX["t"]].float(), COGVIDEOX["aligned_t"], rtol=0, atol=0.01)
 
 
-def test_aligned_latent_differs_from_the_authors() -> None:
+def test_aligned_latent_equals_the_authors() -> None:
     found = align(COGVIDEOX["x_t"], COGVIDEOX["prior"], TABLE, COGVIDEOX["t"])
     assert relative_error(found, COGVIDEOX["aligned_x_t"]) < 1e-6
 
 
-def test_pretrained_schedule_differs_from_cogvideox() -> None:
+def test_pretrained_schedule_equals_cogvideox() -> None:
     found = ddpm_alphas_cumprod(0.00085, 0.012, scaled=True, snr_shift=3.0, zero_terminal_snr=True)
     torch.testing.assert_close(found, COGVIDEOX["diffusion.alphas_cumprod"], rtol=1e-9, atol=1e-12)
 
 
-def test_v_target_its_inversion_or_weight_differs_from_the_authors_cogvideox() -> None:
+def test_v_target_inversion_and_weight_equal_the_authors_cogvideox() -> None:
     x0, prior, noise, t = (COGVIDEOX[name] for name in ("x0", "prior", "noise", "t"))
     assert relative_error(q_sample(x0, prior, noise, TABLE, t), COGVIDEOX["x_t"]) < 1e-6
     assert relative_error(bridge_v(x0, noise, TABLE, t), COGVIDEOX["v_target"]) < 1e-6
@@ -90,7 +90,7 @@ def test_v_target_its_inversion_or_weight_differs_from_the_authors_cogvideox() -
     torch.testing.assert_close(weight.float(), COGVIDEOX["weight"].flatten(), rtol=1e-5, atol=0)
 
 
-def test_sampler_step_differs_from_the_authors() -> None:
+def test_sampler_step_equals_the_authors() -> None:
     """One step from index 990 to 970, the golden v targets being the network's answer."""
     x_t, prior = COGVIDEOX["x_t"], COGVIDEOX["prior"]
     visited: list[Tensor] = []
@@ -100,7 +100,7 @@ def test_sampler_step_differs_from_the_authors() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_forward_process_or_target_differs_from_the_authors(dtype: torch.dtype) -> None:
+def test_forward_process_and_target_equal_the_authors(dtype: torch.dtype) -> None:
     g = numbers(dtype)
     z_t = q_sample(g["x0"], replicate(g["image"][:, 0], 4), g["noise"], TABLE, g["t"])
     assert relative_error(z_t, g["q_sample"]) < 1e-6
@@ -109,7 +109,7 @@ def test_forward_process_or_target_differs_from_the_authors(dtype: torch.dtype) 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("saf", [False, True])
-def test_loss_differs_from_the_authors(saf: bool, dtype: torch.dtype) -> None:
+def test_loss_equals_the_authors(saf: bool, dtype: torch.dtype) -> None:
     g = numbers(dtype)
     prior = replicate(g["image"][:, 0], 4)
     found = bridge_loss(stated_network(g["image"]), BRIDGES[saf], g["x0"], prior, g["t"], g["noise"])
@@ -119,7 +119,7 @@ def test_loss_differs_from_the_authors(saf: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("saf", [False, True])
 @pytest.mark.parametrize("steps", [20, 50])
-def test_trajectory_differs_from_the_authors(steps: int, saf: bool, dtype: torch.dtype) -> None:
+def test_trajectory_equals_the_authors(steps: int, saf: bool, dtype: torch.dtype) -> None:
     g = numbers(dtype)
     indices = sampling_indices(steps)
     assert indices.tolist() == g[f"sde{steps}.timesteps"].flip(0).tolist()

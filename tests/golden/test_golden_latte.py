@@ -43,7 +43,7 @@ def golden(name: str) -> tuple[dict[str, Tensor], Latte]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["latte_bridge", "latte_bridge_np", "latte_diffusion_sigma"])
-def test_output_differs_from_the_authors(name: str) -> None:
+def test_output_equals_the_authors(name: str) -> None:
     numbers, latte = golden(name)
     found = latte(numbers["x"], numbers["t"], numbers["y"])
     torch.testing.assert_close(found, numbers["out"], rtol=1e-5, atol=1e-5)
@@ -51,7 +51,7 @@ def test_output_differs_from_the_authors(name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["latte_bridge", "latte_bridge_np"])
-def test_guided_output_differs_from_the_authors(name: str) -> None:
+def test_guided_output_equals_the_authors(name: str) -> None:
     # theirs takes one sample as a conditional and a null half, and gives its guided output twice
     numbers, latte = golden(name)
     null = latte.null_class
@@ -61,7 +61,7 @@ def test_guided_output_differs_from_the_authors(name: str) -> None:
 
 
 @torch.no_grad()
-def test_image_to_video_assembles_another_input_than_the_authors() -> None:
+def test_image_to_video_assembles_the_authors_input() -> None:
     numbers, latte = golden("latte_bridge")
     x = numbers["x"]
     found = ImageToVideo(latte, "frame")(x[:, 1:], numbers["t"], numbers["y"], image_latent=x[:, 0])
@@ -69,14 +69,14 @@ def test_image_to_video_assembles_another_input_than_the_authors() -> None:
 
 
 @torch.no_grad()
-def test_neural_prior_differs_from_the_authors() -> None:
+def test_neural_prior_equals_the_authors() -> None:
     numbers, latte = golden("latte_prior")
     found = NeuralPrior(latte)(numbers["image"][:, 0], numbers["y"])
     torch.testing.assert_close(found, numbers["out"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", ["S", "XL"])
-def test_parameters_differ_from_the_published_ones(size: str) -> None:
+def test_parameters_equal_the_published_ones(size: str) -> None:
     with torch.device("meta"):
         latte = Latte(
             input_size=32, patch_size=2, in_channels=4, num_frames=17, num_classes=101, **LATTE_SIZES[size]._asdict()

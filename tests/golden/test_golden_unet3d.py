@@ -40,7 +40,7 @@ def golden_unet() -> tuple[dict[str, Tensor], UNet3D]:
 
 
 @torch.no_grad()
-def test_output_differs_from_the_authors() -> None:
+def test_output_equals_the_authors() -> None:
     numbers, unet = golden_unet()
     text, image = numbers["context"].split([77, 4 * 16], dim=1)  # theirs come in one row, the image's frame by frame
     x = numbers["x"].transpose(1, 2)
@@ -50,7 +50,7 @@ def test_output_differs_from_the_authors() -> None:
 
 
 @torch.no_grad()
-def test_image_tokens_differ_from_the_authors() -> None:
+def test_image_tokens_equal_the_authors() -> None:
     numbers, config = golden("videocrafter_resampler")
     resampler = Resampler(
         size=config["dim"],
@@ -68,7 +68,7 @@ def test_image_tokens_differ_from_the_authors() -> None:
     torch.testing.assert_close(found.flatten(1, 2), numbers["out"], rtol=1e-5, atol=1e-5)
 
 
-def test_parameters_differ_from_the_published_ones() -> None:
+def test_parameters_equal_the_published_ones() -> None:
     """The list of names is of a network without transformers at a quarter of the resolution, of 1.07 B parameters; the
     published networks have them there too (attention_resolutions 4, 2, 1), and 1.44 B parameters, as its README says."""
     listed = json.loads((HERE / "videocrafter_unet_state_dict_keys.json").read_text())

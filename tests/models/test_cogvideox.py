@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-def test_image_model_does_not_begin_as_the_text_model(folder: Path) -> None:
+def test_image_model_begins_as_the_text_model(folder: Path) -> None:
     state = read_transformer(folder)
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
     assert set(state) == set(read_transformer(folder / "transformer"))
@@ -43,7 +43,7 @@ def test_image_model_does_not_begin_as_the_text_model(folder: Path) -> None:
     torch.testing.assert_close(found, teacher(Z, CAPTION, T, return_dict=False)[0])
 
 
-def test_image_condition_gets_no_gradient(folder: Path) -> None:
+def test_image_condition_gets_a_gradient(folder: Path) -> None:
     student = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
     load_strict(student, widened(read_transformer(folder), student), "2b")
     CogVideoXImageToVideo(student)(Z, T, Y, IMAGE, CAPTION).square().mean().backward()
@@ -51,7 +51,7 @@ def test_image_condition_gets_no_gradient(folder: Path) -> None:
     assert gradient is not None and gradient[:, 4:].abs().max() > 0
 
 
-def test_activation_checkpointing_changes_the_gradients() -> None:
+def test_activation_checkpointing_keeps_the_gradients() -> None:
     gradients = []
     for checkpointing in (False, True):
         transformer = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
@@ -63,7 +63,7 @@ def test_activation_checkpointing_changes_the_gradients() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_compiled_transformer_breaks_its_graph() -> None:
+def test_compiled_transformer_is_one_graph() -> None:
     transformer = build_transformer({**COGVIDEOX, **TEXT, "in_channels": 8})
     randomise(transformer)
     plain = CogVideoXImageToVideo(transformer)(Z, T, Y, IMAGE, CAPTION)
@@ -71,7 +71,7 @@ def test_compiled_transformer_breaks_its_graph() -> None:
     torch.testing.assert_close(CogVideoXImageToVideo(transformer)(Z, T, Y, IMAGE, CAPTION), plain)
 
 
-def test_seed_does_not_decide_the_weights() -> None:
+def test_seed_decides_the_weights() -> None:
     before = torch.get_rng_state()
     states = []
     for seed in (3, 3, 4):
@@ -83,7 +83,7 @@ def test_seed_does_not_decide_the_weights() -> None:
     assert not torch.equal(states[0]["proj_out.weight"], states[2]["proj_out.weight"])
 
 
-def test_wrong_folders_are_not_reported(folder: Path, tmp_path: Path) -> None:
+def test_wrong_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="give a diffusers folder"):
         read_transformer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "CogVideoXTransformer3DModel"}))

@@ -34,7 +34,9 @@ def conditions(text: float, image: float) -> dict[str, Tensor]:
         (0.0, 1.0, 11, 3),
     ],
 )
-def test_scales_are_mixed_up(text_scale: float, image_scale: float, expected: float, evaluations: int) -> None:
+def test_each_scale_guides_its_own_condition(
+    text_scale: float, image_scale: float, expected: float, evaluations: int
+) -> None:
     network = Counted()
     both, image, neither = conditions(1, 1), conditions(0, 1), conditions(0, 0)
     found = guided_by_text_and_image(network, both, image, neither, text_scale, image_scale)(Z, T)

@@ -36,7 +36,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @torch.no_grad()
-def test_tokens_are_of_another_image(vae: Vae, clip: str) -> None:
+def test_tokens_describe_the_decoded_image(vae: Vae, clip: str) -> None:
     encoder = load_image_encoder(settings(clip), vae)
     tokens = encoder(LATENTS, torch.tensor([True, False]))
     assert tokens.shape == (2, 5, 80)
@@ -48,7 +48,7 @@ def test_tokens_are_of_another_image(vae: Vae, clip: str) -> None:
 
 
 @torch.no_grad()
-def test_checkpoint_gives_other_tokens_than_its_folder(vae: Vae, clip: str, tmp_path: Path) -> None:
+def test_checkpoint_gives_the_tokens_of_its_folder(vae: Vae, clip: str, tmp_path: Path) -> None:
     """The folder's weights, laid out as open_clip's inside a DynamiCrafter checkpoint."""
     own = load_image_encoder(settings(clip), vae).clip.state_dict()
     layer = "encoder.layers.0."
@@ -77,7 +77,7 @@ def test_checkpoint_gives_other_tokens_than_its_folder(vae: Vae, clip: str, tmp_
     torch.testing.assert_close(found, load_image_encoder(settings(clip), vae)(LATENTS), atol=0.02, rtol=0.02)
 
 
-def test_what_is_no_image_encoder_is_told_at_length(vae: Vae, tmp_path: Path) -> None:
+def test_other_models_are_refused_in_one_line(vae: Vae, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     torch.save({"x": torch.ones(1)}, tmp_path / "model.ckpt")
     for path, message in {
@@ -90,6 +90,6 @@ def test_what_is_no_image_encoder_is_told_at_length(vae: Vae, tmp_path: Path) ->
         assert "\n" not in str(error.value)
 
 
-def test_tokens_of_another_width_are_found_late(vae: Vae, clip: str) -> None:
+def test_tokens_of_another_width_are_refused_when_loaded(vae: Vae, clip: str) -> None:
     with pytest.raises(UserError, match=r"tokens are 80 wide, but model.unet3d.image_width = 1280"):
         load_image_encoder(settings(clip, width=1280), vae)

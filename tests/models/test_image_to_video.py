@@ -30,14 +30,14 @@ class Recorder(torch.nn.Module):
         return x
 
 
-def test_image_is_not_the_first_frame_or_its_output_stays() -> None:
+def test_image_is_the_first_frame_and_its_output_is_dropped() -> None:
     recorder = Recorder()
     out = ImageToVideo(recorder, "frame")(Z, T, Y, image_latent=IMAGE)  # type: ignore[arg-type]
     assert torch.equal(recorder.seen, torch.cat([IMAGE[:, None], Z], dim=1))
     assert torch.equal(out, Z)
 
 
-def test_prior_is_not_beside_the_latent() -> None:
+def test_prior_is_beside_the_latent() -> None:
     recorder = Recorder()
     model = ImageToVideo(recorder, "frame", prior_condition=True)  # type: ignore[arg-type]
     out = model(Z, T, Y, IMAGE, PRIOR)
@@ -46,17 +46,17 @@ def test_prior_is_not_beside_the_latent() -> None:
     assert torch.equal(out, Z)
 
 
-def test_teacher_with_learned_sigma_predicts_it_too() -> None:
+def test_teacher_with_learned_sigma_predicts_the_mean_alone() -> None:
     teacher = ImageToVideo(backbone(num_frames=FRAMES, learn_sigma=True), "none")
     assert teacher(Z, T, Y).shape == Z.shape
     assert (teacher.num_frames, teacher.null_class) == (FRAMES, 5)
 
 
-def test_frames_of_the_clip_count_the_image() -> None:
+def test_frames_of_the_clip_leave_the_image_out() -> None:
     assert ImageToVideo(backbone(), "frame").num_frames == FRAMES
 
 
-def test_state_is_more_than_the_backbones() -> None:
+def test_state_is_the_backbones_alone() -> None:
     model = ImageToVideo(backbone(), "frame")
     assert set(model.state_dict()) == {f"backbone.{name}" for name in model.backbone.state_dict()}
 
@@ -70,7 +70,7 @@ def test_state_is_more_than_the_backbones() -> None:
         ("frame", True, {"image_latent": IMAGE}, "prior is missing"),
     ],
 )
-def test_condition_is_missing_or_ignored(
+def test_missing_and_unexpected_conditions_are_refused(
     condition: Any, prior_condition: bool, given: dict[str, Tensor], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -78,6 +78,6 @@ def test_condition_is_missing_or_ignored(
 
 
 @pytest.mark.parametrize(("condition", "prior_condition"), [("concat", False), ("none", True)])
-def test_impossible_conditions_are_accepted(condition: Any, prior_condition: bool) -> None:
+def test_impossible_conditions_are_refused(condition: Any, prior_condition: bool) -> None:
     with pytest.raises(ValueError, match="frame"):
         ImageToVideo(backbone(), condition, prior_condition)

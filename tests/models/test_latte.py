@@ -18,40 +18,40 @@ def stirred(latte: Latte) -> Latte:
     return randomise(latte, seed=1, std=0.2)
 
 
-def test_untrained_model_predicts_something() -> None:
+def test_untrained_model_predicts_zero() -> None:
     assert not Latte(**SMALL)(X, T, Y).any()
 
 
-def test_blocks_are_not_the_identity_at_first() -> None:
+def test_blocks_are_the_identity_at_first() -> None:
     x = torch.randn(1, 3, 4, 16, generator=torch.Generator().manual_seed(0))
     for block in Latte(**SMALL).blocks:
         assert torch.equal(block(x, torch.ones(1, 16)), x)
 
 
-def test_embeddings_are_trained_or_lost() -> None:
+def test_embeddings_are_saved_but_not_trained() -> None:
     latte = Latte(**SMALL)
     trained = {name for name, _ in latte.named_parameters()}
     assert not trained & {"pos_embed", "temp_embed"}
     assert set(latte.state_dict()) - trained == {"pos_embed", "temp_embed"}
 
 
-def test_frames_do_not_see_each_other() -> None:
+def test_frames_see_each_other() -> None:
     latte = stirred(Latte(**SMALL))
     other = X.clone()
     other[:, 2] += 1
     assert not torch.allclose(latte(X, T, Y)[:, 0], latte(other, T, Y)[:, 0])
 
 
-def test_samples_of_a_batch_see_each_other() -> None:
+def test_samples_of_a_batch_do_not_see_each_other() -> None:
     latte = stirred(Latte(**SMALL))
     torch.testing.assert_close(latte(X, T, Y)[:1], latte(X[:1], T[:1], Y[:1]))
 
 
-def test_learned_sigma_does_not_double_the_channels() -> None:
+def test_learned_sigma_doubles_the_channels() -> None:
     assert Latte(**SMALL, learn_sigma=True)(X, T, Y).shape == (2, 3, 8, 4, 4)
 
 
-def test_activation_checkpointing_changes_the_gradients() -> None:
+def test_activation_checkpointing_keeps_the_gradients() -> None:
     gradients = []
     for checkpointing in (False, True):
         latte = stirred(Latte(**SMALL, activation_checkpointing=checkpointing))
@@ -60,29 +60,29 @@ def test_activation_checkpointing_changes_the_gradients() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_weights_of_another_dtype_refuse_the_latent() -> None:
+def test_weights_of_another_dtype_take_the_latent() -> None:
     assert Latte(**SMALL).bfloat16()(X, T, Y).dtype == torch.bfloat16
 
 
-def test_autocast_is_refused() -> None:
+def test_autocast_gives_finite_values() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.isfinite(stirred(Latte(**SMALL))(X, T, Y)).all()
 
 
-def test_global_randomness_is_drawn() -> None:
+def test_global_generator_stays_as_it_was() -> None:
     before = torch.get_rng_state()
     latte = Latte(**SMALL)
     latte(X, T, Y)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_seed_does_not_decide_the_weights() -> None:
+def test_seed_decides_the_weights() -> None:
     first, again, other = (Latte(**SMALL, seed=seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["x_embedder.proj.weight"], other["x_embedder.proj.weight"])
 
 
-def test_published_sizes_have_other_dimensions() -> None:
+def test_published_sizes_have_their_dimensions() -> None:
     assert {name: tuple(size) for name, size in LATTE_SIZES.items()} == {
         "S": (12, 384, 6),
         "B": (12, 768, 12),
@@ -95,23 +95,23 @@ def test_published_sizes_have_other_dimensions() -> None:
     ("change", "message"),
     [({"patch_size": 3}, "patches of 3"), ({"depth": 3}, "must be even"), ({"num_heads": 3}, "multiple")],
 )
-def test_impossible_sizes_are_accepted(change: dict[str, int], message: str) -> None:
+def test_impossible_sizes_are_refused(change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Latte(**{**SMALL, **change})
 
 
 @pytest.mark.parametrize("x", [X[:, :2], X[:, :, :3]])
-def test_input_of_another_model_is_accepted(x: Tensor) -> None:
+def test_input_of_another_model_is_refused(x: Tensor) -> None:
     with pytest.raises(ValueError, match="built for 3 frames of 4 channels"):
         Latte(**SMALL)(x, T, Y)
 
 
-def test_missing_timestep_is_accepted() -> None:
+def test_missing_timestep_is_refused() -> None:
     with pytest.raises(ValueError, match="missing"):
         Latte(**SMALL)(X, None, Y)
 
 
-def test_dropped_conditions_ignore_their_probability() -> None:
+def test_dropped_conditions_follow_their_probability() -> None:
     u = torch.rand(20000, generator=torch.Generator().manual_seed(0))
     label, image = dropped(u, 0.1)
     for one in (label, image):
@@ -121,7 +121,7 @@ def test_dropped_conditions_ignore_their_probability() -> None:
     assert dropped(u, 1.0)[0].all()
 
 
-def test_guidance_takes_two_calls_or_another_formula() -> None:
+def test_guidance_follows_its_formula_in_one_call() -> None:
     latte = stirred(Latte(**SMALL))
     calls: list[int] = []
 
@@ -137,14 +137,14 @@ def test_guidance_takes_two_calls_or_another_formula() -> None:
     assert calls == [4, 2]
 
 
-def test_compiled_latte_breaks_its_graph() -> None:
+def test_compiled_latte_is_one_graph() -> None:
     latte = stirred(Latte(**SMALL))
     compiled = torch.compile(latte, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(X, T, Y), latte(X, T, Y))
 
 
 @pytest.mark.parametrize(("size", "patch"), [("B", 4), ("L", 8), ("S", 8), ("XL", 4)])
-def test_published_patches_give_other_tokens(size: str, patch: int) -> None:
+def test_published_patches_give_their_tokens(size: str, patch: int) -> None:
     with torch.device("meta"):
         latte = Latte(input_size=32, patch_size=patch, in_channels=4, num_frames=17, num_classes=101, **LATTE_SIZES[size]._asdict())  # fmt: skip
         out = latte(torch.empty(1, 17, 4, 32, 32), torch.empty(1), torch.empty(1, dtype=torch.int64))

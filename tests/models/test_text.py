@@ -43,7 +43,7 @@ def test_clip_embeddings_are_those_of_transformers_in_either_layer(clip: str) ->
     assert torch.allclose(before, penultimate, atol=1e-5) and not torch.allclose(before, last, atol=0.1)
 
 
-def test_an_embedding_does_not_depend_on_the_captions_beside_it(clip: str) -> None:
+def test_embedding_depends_on_its_own_caption_alone(clip: str) -> None:
     encoder = load_text_encoder(text(clip))
     assert torch.equal(encoder.encode(["a dog", "dog", "do"])[1:2], encoder.encode(["dog"]))
 
@@ -62,7 +62,7 @@ def test_t5_from_the_folder_of_a_pipeline(tmp_path: Path) -> None:
     assert find_text_encoder(path).width == 16
 
 
-def test_the_identity_is_of_weights_and_tokenizer_and_not_of_the_place(clip: str, tmp_path: Path) -> None:
+def test_identity_depends_on_weights_and_tokenizer_alone(clip: str, tmp_path: Path) -> None:
     def changed(name: str, old: str, new: str) -> str:
         folder = tmp_path / f"{name}-{old.strip()}"
         shutil.copytree(clip, folder)
@@ -79,9 +79,7 @@ def test_the_identity_is_of_weights_and_tokenizer_and_not_of_the_place(clip: str
     assert changed("config.json", version, "4.0.0") == own
 
 
-def test_a_hub_name_is_the_same_encoder_as_its_folder(
-    clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_name_gives_the_encoder_of_its_folder(clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = "0" * 40
     repository = tmp_path / "models--someone--clip"
     shutil.copytree(clip, repository / "snapshots" / commit)
@@ -93,7 +91,7 @@ def test_a_hub_name_is_the_same_encoder_as_its_folder(
     assert load_text_encoder(text("someone/clip")).encode(["dog"]).shape == (1, TOKENS, 16)
 
 
-def test_what_is_no_text_encoder_is_refused_in_one_line(clip: str, tmp_path: Path) -> None:
+def test_other_folders_are_refused_in_one_line(clip: str, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "vocab.json"):
         shutil.copytree(clip, tmp_path / name)
         (tmp_path / name / name).unlink()

@@ -48,7 +48,7 @@ def test_posterior_sample_has_the_posteriors_moments() -> None:
     assert z.std() == pytest.approx(0.5 * torch.exp(torch.tensor(-1.0)).item(), rel=0.01)
 
 
-def test_the_weights_hash_is_of_the_weights(tmp_path: Path) -> None:
+def test_weights_hash_follows_the_weights(tmp_path: Path) -> None:
     one, other = tiny(tmp_path / "one"), tiny(tmp_path / "other")
     assert load_vae(one).weights_hash == load_vae(one).weights_hash != load_vae(other).weights_hash
 
@@ -59,7 +59,7 @@ def test_another_kind_of_vae_is_refused(tmp_path: Path, levels: int, channels: i
         load_vae(tiny(tmp_path, levels, channels))
 
 
-def test_a_folder_without_a_vae_is_one_line_with_the_remedy(tmp_path: Path) -> None:
+def test_folder_without_a_vae_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=r"give a diffusers folder") as error:
             load_vae(str(path))

@@ -46,7 +46,7 @@ def text_to_video() -> tuple[VideoCrafter, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def test_text_to_video_weights_predict_something_else_in_the_image_model() -> None:
+def test_text_to_video_weights_predict_the_same_in_the_image_model() -> None:
     teacher, published = text_to_video()
     student = model(seed=3).eval()
     load_strict(student, state_from_published(published, student), "t2v.ckpt")
@@ -55,7 +55,7 @@ def test_text_to_video_weights_predict_something_else_in_the_image_model() -> No
     assert found.abs().max() > 0.1
 
 
-def test_new_layers_of_the_image_model_get_no_gradient() -> None:
+def test_new_layers_of_the_image_model_get_a_gradient() -> None:
     _, published = text_to_video()
     student = model()
     load_strict(student, state_from_published(published, student), "t2v.ckpt")
@@ -68,7 +68,7 @@ def test_new_layers_of_the_image_model_get_no_gradient() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("old_name", [False, True])
-def test_dynamicrafter_weights_are_not_taken_as_they_are(old_name: bool) -> None:
+def test_dynamicrafter_weights_are_taken_as_they_are(old_name: bool) -> None:
     published = stirred(model()).state_dict()
     if old_name:
         published = {name.replace("fps_embedding", "framestride_embed"): value for name, value in published.items()}
@@ -79,7 +79,7 @@ def test_dynamicrafter_weights_are_not_taken_as_they_are(old_name: bool) -> None
     torch.testing.assert_close(student(X, T, TEXT, STRIDE, IMAGE), stirred(model())(X, T, TEXT, STRIDE, IMAGE))
 
 
-def test_wrong_checkpoints_are_not_reported_by_key() -> None:
+def test_wrong_checkpoints_are_reported_by_key() -> None:
     _, published = text_to_video()
     student = model(channel_mult=(1, 1))
     with pytest.raises(WeightsMismatch, match=r"mis-shaped \(model.diffusion_model.input_blocks.3.0"):
@@ -95,7 +95,7 @@ def test_wrong_checkpoints_are_not_reported_by_key() -> None:
 
 
 @torch.no_grad()
-def test_conditions_are_ignored() -> None:
+def test_every_condition_counts() -> None:
     network = stirred(model())
     plain = network(X, T, TEXT, STRIDE, IMAGE)
     for other in ((X, T + 1, TEXT, STRIDE, IMAGE), (X, T, TEXT + 1, STRIDE, IMAGE), (X, T, TEXT, STRIDE + 1, IMAGE)):
@@ -106,7 +106,7 @@ def test_conditions_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("seed", [3, 4])
-def test_seed_does_not_decide_the_weights(seed: int) -> None:
+def test_seed_decides_the_weights(seed: int) -> None:
     before = torch.get_rng_state()
     first, again = model(seed).state_dict(), model(3)
     again.initialise(seed)
@@ -115,7 +115,7 @@ def test_seed_does_not_decide_the_weights(seed: int) -> None:
     assert not model(seed)(X, T, TEXT, STRIDE, IMAGE).any()
 
 
-def test_activation_checkpointing_changes_the_gradients() -> None:
+def test_activation_checkpointing_keeps_the_gradients() -> None:
     gradients = []
     for checkpointing in (False, True):
         network = stirred(model(activation_checkpointing=checkpointing)).train()
@@ -125,7 +125,7 @@ def test_activation_checkpointing_changes_the_gradients() -> None:
     torch.testing.assert_close(*gradients)
 
 
-def test_compiled_network_breaks_its_graph() -> None:
+def test_compiled_network_is_one_graph() -> None:
     network = stirred(model(channel_mult=(1,)))
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(X, T, TEXT, STRIDE, IMAGE), network(X, T, TEXT, STRIDE, IMAGE))
@@ -140,6 +140,6 @@ def test_compiled_network_breaks_its_graph() -> None:
         ((X, T, TEXT, STRIDE), "image tokens are missing"),
     ],
 )
-def test_input_of_another_model_is_accepted(inputs: tuple[Tensor, ...], message: str) -> None:
+def test_input_of_another_model_is_refused(inputs: tuple[Tensor, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model()(*inputs)

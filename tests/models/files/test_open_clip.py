@@ -90,7 +90,7 @@ TEXT_MODEL, IMAGE_MODEL, CHECKPOINT = checkpoint()
 
 
 @torch.no_grad()
-def test_penultimate_text_layer_differs() -> None:
+def test_penultimate_text_layer_equals_open_clips() -> None:
     tokens = torch.tensor([[18, 3, 7, 19, 0, 0], [18, 5, 5, 5, 5, 19]])
     model = text_model(CHECKPOINT, "crafter.ckpt")
     found = final_norm(model)(model(input_ids=tokens, output_hidden_states=True).hidden_states[-2])
@@ -98,14 +98,14 @@ def test_penultimate_text_layer_differs() -> None:
 
 
 @torch.no_grad()
-def test_image_tokens_differ() -> None:
+def test_image_tokens_equal_open_clips() -> None:
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     found = image_model(CHECKPOINT, "crafter.ckpt")(pixel_values=pixels).last_hidden_state
     torch.testing.assert_close(found, IMAGE_MODEL.tokens(pixels), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [text_model, image_model])
-def test_wrong_encoder_is_accepted(make: Callable[..., Any]) -> None:
+def test_wrong_encoder_is_refused(make: Callable[..., Any]) -> None:
     with pytest.raises(WeightsMismatch, match="holds no tensors named"):
         make({"model.diffusion_model.out.2.bias": torch.ones(4)}, "crafter.ckpt")
     for part, report in (("ln_1.weight", r"2 missing|missing"), ("mlp.c_fc.weight", "is missing from its CLIP")):

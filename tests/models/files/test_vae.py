@@ -184,7 +184,7 @@ def test_every_key_of_the_real_vae_maps_both_ways() -> None:
     assert (config["block_out_channels"], config["layers_per_block"], config["latent_channels"]) == (widths, 2, 4)
 
 
-def test_the_scaling_factor_is_the_configurations_or_the_checkpoints(folder: Path, tmp_path: Path) -> None:
+def test_scaling_factor_comes_from_the_configuration_or_the_checkpoint(folder: Path, tmp_path: Path) -> None:
     weights = load_file(folder / FILE)
     named = to_ldm(weights, 4) | {"scale_factor": torch.tensor(0.5)}
     torch.save({"state_dict": named}, tmp_path / "a.ckpt")
@@ -193,7 +193,7 @@ def test_the_scaling_factor_is_the_configurations_or_the_checkpoints(folder: Pat
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_identity_is_of_the_values_not_of_their_storage(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_identity_depends_on_the_values_alone(folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     rounded = {name: tensor.to(dtype) for name, tensor in load_file(folder / FILE).items()}
     for name, state in {"half": rounded, "single": {name: t.float() for name, t in rounded.items()}}.items():
         shutil.copytree(folder, tmp_path / name)
@@ -202,7 +202,7 @@ def test_the_identity_is_of_the_values_not_of_their_storage(folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("inside", ["", "vae/"])
-def test_a_hub_name_is_the_same_vae_as_its_folder(
+def test_hub_name_gives_the_vae_of_its_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
 ) -> None:
     commit = "0" * 40
@@ -225,7 +225,7 @@ class Trap:
         return eval, ("open('sprung', 'w')",)
 
 
-def test_what_is_no_vae_is_refused_in_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_are_refused_in_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"first_stage_model.x": Trap()}}, tmp_path / "trap.ckpt")
     save_file(FOREIGN, tmp_path / "other.safetensors")
@@ -248,7 +248,7 @@ def test_what_is_no_vae_is_refused_in_one_line(folder: Path, tmp_path: Path, mon
     assert not (tmp_path / "sprung").exists()
 
 
-def test_the_shipped_teacher_was_trained_on_the_shipped_vae() -> None:
+def test_shipped_teacher_was_trained_on_the_shipped_vae() -> None:
     from pipeline.models.checkpoints.exports import load_export
     from pipeline.models.files.paths import shipped_path
 
