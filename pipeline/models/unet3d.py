@@ -30,8 +30,8 @@ Layers = Callable[[int, int, int], list[nn.Module]]  # channels in, channels out
 INIT_HEADS = 8  # of the transformer over time behind the first convolution
 
 
-class Block(nn.Sequential):
-    """Layers in a row, each given what it is conditioned on. `x` is (B F, C, h, w)."""
+class ConditionedSequential(nn.Sequential):
+    """Layers in a row; each gets the conditions that it takes. `x` is (B F, C, h, w)."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, embedding: Tensor, text: Tensor, image: Tensor | None, frames: int
@@ -93,11 +93,11 @@ class UNet3D(nn.Module):
         with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the global generator when built
             self.time_embed = embedding_network(model_channels, size)
             self.fps_embedding = embedding_network(model_channels, size)
-            self.init_attn = Block(TemporalTransformer(model_channels, head_size, INIT_HEADS))
+            self.init_attn = ConditionedSequential(TemporalTransformer(model_channels, head_size, INIT_HEADS))
             first = nn.Conv2d(in_channels, model_channels, 3, padding=1)
             self.input_blocks, skips = downwards(first, model_channels, widths, num_res_blocks, layers)
             before, after = (ResidualBlock(widths[-1], widths[-1], size, dropout) for _ in range(2))
-            self.middle_block = Block(before, *transformers(widths[-1]), after)
+            self.middle_block = ConditionedSequential(before, *transformers(widths[-1]), after)
             self.output_blocks = upwards(skips, widths, num_res_blocks, layers)
             self.out = nn.Sequential(
                 nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels, 3, padding=1)
@@ -184,13 +184,13 @@ def downwards(
     first: nn.Module, channels: int, widths: Sequence[int], num_res_blocks: int, layers: Layers
 ) -> tuple[nn.ModuleList, list[int]]:
     """The blocks from full resolution to the lowest, and the channels that each gives."""
-    blocks, given = nn.ModuleList([Block(first)]), [channels]
+    blocks, given = nn.ModuleList([ConditionedSequential(first)]), [channels]
     for level, width in enumerate(widths):
         for _ in range(num_res_blocks):
-            blocks.append(Block(*layers(given[-1], width, level)))
+            blocks.append(ConditionedSequential(*layers(given[-1], width, level)))
             given.append(width)
         if level + 1 < len(widths):
-            blocks.append(Block(Downsample(width)))
+            blocks.append(ConditionedSequential(Downsample(width)))
             given.append(width)
     return blocks, given
 
@@ -202,7 +202,7 @@ def upwards(skips: list[int], widths: Sequence[int], num_res_blocks: int, layers
         for i in range(num_res_blocks + 1):
             inner = layers(channels + skips.pop(), width, level)
             channels = width
-            blocks.append(Block(*inner, *([Upsample(width)] if level and i == num_res_blocks else [])))
+            blocks.append(ConditionedSequential(*inner, *([Upsample(width)] if level and i == num_res_blocks else [])))
     return blocks
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..latte import Latte
-from .weights import State, WeightsError, WeightsMismatch, first_few
+from .weights import State, WeightsError, WeightsMismatch, first_few, widen_inputs
 
 CLASS_TABLE = "y_embedder.embedding_table.weight"
 
@@ -41,15 +41,12 @@ def bridge_state_from_diffusion(state: Mapping[str, Tensor], target: Latte) -> S
             f"that needs {target.num_frames - 1}, the image being one, or {target.num_frames}"
         )
     patches = state["x_embedder.proj.weight"]
-    extra = target.in_channels - patches.shape[1]
-    if extra < 0:
+    if patches.shape[1] > target.in_channels:
         raise WeightsMismatch(
             f"a model of {patches.shape[1]} input channels cannot start a bridge of {target.in_channels}: "
             "give one with as many channels or fewer"
         )
-    if extra:
-        zeros = patches.new_zeros(patches.shape[0], extra, *patches.shape[2:])
-        bridge["x_embedder.proj.weight"] = torch.cat([patches, zeros], dim=1)
+    bridge["x_embedder.proj.weight"] = widen_inputs(patches, target.in_channels)
     return bridge
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from ..videocrafter import VideoCrafter
-from .weights import State, WeightsMismatch
+from .weights import State, WeightsMismatch, widen_inputs
 
 UNET, RESAMPLER = "model.diffusion_model.", "image_proj_model."
 
@@ -42,11 +41,7 @@ def state_from_published(state: Mapping[str, Tensor], target: VideoCrafter) -> S
             f"{FIRST} is missing: not a checkpoint of VideoCrafter or DynamiCrafter (it has {', '.join(list(state)[:3])})"
         )
     own = target.state_dict()
-    extra = own[FIRST].shape[1] - found[FIRST].shape[1]
-    if extra > 0:
-        kernel = found[FIRST]
-        zeros = kernel.new_zeros(kernel.shape[0], extra, *kernel.shape[2:])
-        found[FIRST] = torch.cat([kernel, zeros], dim=1)
+    found[FIRST] = widen_inputs(found[FIRST], own[FIRST].shape[1])
     for part in NEW:
         if not any(part in name for name in found):
             found |= {name: value for name, value in own.items() if part in name}

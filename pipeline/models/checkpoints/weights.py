@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -56,6 +57,12 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> No
             "Build the model with the settings that these weights were made with, or give other weights"
         )
     module.load_state_dict(dict(state))
+
+
+def widen_inputs(kernel: Tensor, channels: int) -> Tensor:
+    """Append zeros to a kernel up to `channels` input channels; the new channels change nothing at first."""
+    extra = max(channels - kernel.shape[1], 0)
+    return torch.cat([kernel, kernel.new_zeros(kernel.shape[0], extra, *kernel.shape[2:])], dim=1)
 
 
 def first_few(found: list[str], limit: int = 3) -> str:

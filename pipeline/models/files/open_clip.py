@@ -18,7 +18,7 @@ from ..checkpoints.weights import State, WeightsMismatch, load_strict
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPVisionModel
 
-Model = TypeVar("Model", bound=torch.nn.Module)
+Encoder = TypeVar("Encoder", bound=torch.nn.Module)
 
 TEXT, IMAGE = "cond_stage_model.model.", "embedder.model.visual."
 TEXT_HEAD, IMAGE_HEAD = 64, 80  # width of an attention head of ViT-H/14; no tensor tells
@@ -125,7 +125,7 @@ def _layers(state: State) -> int:
     return len({key.split(".")[2] for key in state if key.startswith("encoder.layers.")})
 
 
-def _filled(model: Model, state: State, name: str) -> Model:
+def _filled(model: Encoder, state: State, name: str) -> Encoder:
     """The model of the meta device with the weights of `state`, in their dtype."""
     model.to_empty(device="cpu")
     for key, buffer in model.named_buffers():
