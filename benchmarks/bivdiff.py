@@ -39,10 +39,9 @@ from pipeline.bivdiff.mixed import invert_both, mix
 from pipeline.bridge.samplers import ddim, diffusion_clean
 from pipeline.bridge.schedule import sampling_indices
 from pipeline.metrics.bootstrap import bootstrap
-from pipeline.metrics.motion import frame_difference
 from pipeline.metrics.networks import detector_consistency
-from pipeline.metrics.psnr import psnr
-from pipeline.sampling.generate import Sampler, load_sampler, noise_of_keys
+from pipeline.sampling.generate import LoadedModel, load_for_sampling, noise_of_keys
+from pipeline.sampling.measures import frame_difference, psnr
 from pipeline.settings import load
 from pipeline.shipped.synthetic import CLASSES, FPS, random_scene, render
 
@@ -54,7 +53,7 @@ STEPS, STRENGTH, FRAMES, SIDE = 20, 0.4, 16, 64
 REPLICATES = 2000
 
 
-def one_frame_use(sampler: Sampler) -> LatentDiffusion:
+def one_frame_use(sampler: LoadedModel) -> LatentDiffusion:
     """The model shown one frame at a time: its temporal blocks see that frame only."""
     model = copy.deepcopy(sampler.model)
     model.backbone.num_frames, model.backbone.temp_embed = 1, model.backbone.temp_embed[:, :1]
@@ -95,7 +94,7 @@ def remade(image: LatentDiffusion, z0: torch.Tensor, motion: str, noise: torch.T
 
 
 def variants(
-    sampler: Sampler, image: LatentDiffusion, motion: str, frames: np.ndarray, key: str
+    sampler: LoadedModel, image: LatentDiffusion, motion: str, frames: np.ndarray, key: str
 ) -> dict[str, np.ndarray]:
     """The clip as the VAE has it, as the image model makes it, and smoothed with every alpha."""
     video = own_diffusion(sampler)
@@ -171,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings, _ = load(["--recipe", "demo", *rest])
     sample = settings.sample.model_copy(update={"model_path": "shipped:teacher"})
-    teacher = load_sampler(settings.model_copy(update={"sample": sample}))
+    teacher = load_for_sampling(settings.model_copy(update={"sample": sample}))
     image = one_frame_use(teacher)
     rows, shown = [], []
     for number, (motion, frames) in enumerate(true_clips(known.clips_per_class)):

@@ -23,7 +23,7 @@ from circumstances import circumstances
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.shards import read_latent
 from pipeline.models.prior import replicate
-from pipeline.sampling.generate import Sampler, generate, load_sampler
+from pipeline.sampling.generate import LoadedModel, generate, load_for_sampling
 from pipeline.schema import TEST, TRAIN
 from pipeline.settings import load
 
@@ -68,11 +68,11 @@ def clips_of(cache: Cache, count: int) -> tuple[torch.Tensor, list[str], list[st
 
 
 def sample(
-    sampler: Sampler, data: tuple[torch.Tensor, list[str], list[str]], seed: int, how: dict[str, Any]
+    sampler: LoadedModel, data: tuple[torch.Tensor, list[str], list[str]], seed: int, how: dict[str, Any]
 ) -> torch.Tensor:
     """(N, F, C, h, w): one clip for each image, less the image."""
     latents, labels, keys = data
-    chosen = Sampler(**{**vars(sampler), "how": sampler.how.model_copy(update={"order": 1, "eta": 0.0, **how})})
+    chosen = LoadedModel(**{**vars(sampler), "how": sampler.how.model_copy(update={"order": 1, "eta": 0.0, **how})})
     made = []
     for start in range(0, len(keys), BATCH):
         part = slice(start, start + BATCH)
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=100, help="steps of the reference sampler")
     known, rest = parser.parse_known_args()
     settings, _ = load(rest)
-    sampler = load_sampler(settings)
+    sampler = load_for_sampling(settings)
     data = clips_of(open_cache(settings.cache_path), known.clips)
     truth = remainder(data[0], data[0])
     reference, again = (

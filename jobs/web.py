@@ -19,7 +19,7 @@ from pipeline.models.files.paths import shipped_path
 from pipeline.runtime.job import run_job
 from pipeline.sampling.animate import animate
 from pipeline.sampling.exports import find_exports
-from pipeline.sampling.generate import Sampler, load_sampler
+from pipeline.sampling.generate import LoadedModel, load_for_sampling
 from pipeline.settings import Settings
 from pipeline.storage.files import read_json
 
@@ -54,8 +54,8 @@ def build_page(settings: Settings) -> Any:
     device = "cuda" if settings.cluster.sample.num_gpus > 0 else "cpu"
 
     @functools.lru_cache(maxsize=1)  # keep the last chosen model only
-    def sampler_of(path: str) -> Sampler:
-        return load_sampler(with_model(settings, path), device)
+    def sampler_of(path: str) -> LoadedModel:
+        return load_for_sampling(with_model(settings, path), device)
 
     def make(image: str | None, asked: str | None, path: str, seed: float) -> str:
         if not image:

@@ -19,7 +19,7 @@ from pipeline.models.checkpoints.exports import save_checkpoint, save_export
 from pipeline.models.checkpoints.published import load_published
 from pipeline.models.checkpoints.weights import WeightsMismatch
 from pipeline.models.image_to_video import VideoNetwork
-from pipeline.sampling.generate import decode_clips, encode_images, generate, load_sampler
+from pipeline.sampling.generate import decode_clips, encode_images, generate, load_for_sampling
 from pipeline.sampling.run import plan_sampling
 from pipeline.settings import Settings, load
 from pipeline.train.export.write import export_config
@@ -120,7 +120,7 @@ def trained(name: str, folder: Path) -> tuple[VideoNetwork, Settings]:
 @pytest.mark.parametrize("name", ["videocrafter", "dynamicrafter", "cogvideox"])
 def test_export_samples_what_the_model_samples(name: str, folder: Path) -> None:
     model, settings = trained(name, folder)
-    sampler = load_sampler(settings)
+    sampler = load_for_sampling(settings)
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     image_latent = encode_images(sampler, images)
 
@@ -144,7 +144,7 @@ def test_image_guidance_without_image_tokens_is_refused_when_the_model_loads(fol
     _, settings = trained("cogvideox", folder)
     how = settings.sample.model_copy(update={"image_guidance": 2.0})
     with pytest.raises(UserError, match=r"sample.image_guidance = 2.0: guides image tokens, .*set null"):
-        load_sampler(settings.model_copy(update={"sample": how}))
+        load_for_sampling(settings.model_copy(update={"sample": how}))
 
 
 def test_plan_says_how_often_guidance_evaluates_the_network(folder: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_plan_says_how_often_guidance_evaluates_the_network(folder: Path, tmp_pa
 def test_sampling_with_another_text_encoder_is_refused(folder: Path) -> None:
     _, settings = trained("videocrafter", folder)
     with pytest.raises(UserError, match=r"was trained with text.max_length = 12, not 11"):
-        load_sampler(settings.model_copy(update={"text": settings.text.model_copy(update={"max_length": 11})}))
+        load_for_sampling(settings.model_copy(update={"text": settings.text.model_copy(update={"max_length": 11})}))
 
 
 def test_checkpoint_in_the_authors_layout_starts_the_same_model(folder: Path, tmp_path: Path) -> None:

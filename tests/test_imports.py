@@ -21,8 +21,8 @@ ROAD = [
     "data",
     "train",
     "shipped",
-    "metrics",
     "sampling",
+    "metrics",
     "bivdiff",
     "report",
 ]

@@ -7,7 +7,7 @@ from PIL import Image, ImageSequence
 
 from pipeline import media
 from pipeline.media import decode_mp4, encode_gif, encode_mp4, frames_side_by_side, tile, write_h264
-from pipeline.metrics.psnr import psnr
+from pipeline.sampling.measures import psnr
 from pipeline.shipped.synthetic import random_scene, render
 
 

@@ -32,7 +32,7 @@ MADE_WITH = "made_with.json"
 TOLD = ("data", "vae", "model", "bridge", "train", "prior")
 
 
-class Plan(NamedTuple):
+class AblationPlan(NamedTuple):
     settings: Settings
     trained: list[Model]
     measured: list[Measurement]
@@ -42,7 +42,7 @@ class Plan(NamedTuple):
         return [one for one in whole if one.key not in self.done]
 
 
-def make_plan(settings: Settings) -> Plan:
+def make_plan(settings: Settings) -> AblationPlan:
     """Reads what is there. Raises UserError where the protocol cannot be followed, or another one has been."""
     if is_remote(settings.run.storage):
         raise UserError(
@@ -70,7 +70,7 @@ def make_plan(settings: Settings) -> Plan:
     done = {model.key for model in trained if exists(f"{model.settings.run.folder}/summary.json")}
     there = {address.rsplit("/", 1)[-1] for address in list_files(f"{folder}/measured")}
     done |= {one.key for one in measured if f"{one.key}.json" in there}
-    return Plan(settings, trained, measured, done)
+    return AblationPlan(settings, trained, measured, done)
 
 
 def protocol_of(settings: Settings) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def run_ablation(settings: Settings, only_page: bool = False) -> dict[str, Any]:
     return write_page(settings, plan.measured, there)
 
 
-def submit(plan: Plan) -> "dict[ObjectRef[Any], str]":
+def submit(plan: AblationPlan) -> "dict[ObjectRef[Any], str]":
     """All pending tasks, seed by seed, so that a run that is cut has whole seeds; each waits for what it needs."""
     import ray
 

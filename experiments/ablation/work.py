@@ -19,14 +19,12 @@ from pipeline.data.cache.moments import read_moments, save_moments
 from pipeline.data.cache.shards import read_latent
 from pipeline.data.load.batches import training_batches
 from pipeline.data.load.reader import training_source
-from pipeline.metrics.latent import latent_error
-from pipeline.metrics.motion import frame_difference, motion_ratio
 from pipeline.metrics.networks import load_network
-from pipeline.metrics.psnr import psnr
 from pipeline.models.prior import replicate
 from pipeline.models.vae import load_vae
-from pipeline.sampling.generate import generate, load_sampler
+from pipeline.sampling.generate import generate, load_for_sampling
 from pipeline.sampling.items import Item, held_out_items
+from pipeline.sampling.measures import frame_difference, latent_error, motion_ratio, psnr
 from pipeline.schema import TRAIN
 from pipeline.settings import Settings
 from pipeline.storage.files import read_bytes, write_bytes, write_json
@@ -118,7 +116,7 @@ def measure(measurement: Measurement, folder: str) -> dict[str, Any]:
     settings = trained.model_copy(update={"sample": trained.sample.model_copy(update=sample)})
     cache = open_cache(settings.cache_path)
     items = held_out(settings, cache)[: measurement.clips]
-    latents, sampler = latents_of(cache, items), load_sampler(settings)
+    latents, sampler = latents_of(cache, items), load_for_sampling(settings)
     clips, priors, seconds = [], [], 0.0
     for part in (slice(start, start + BATCH) for start in range(0, len(items), BATCH)):
         labels, keys = [item["label"] for item in items[part]], [item["key"] for item in items[part]]

@@ -13,10 +13,9 @@ from ..bridge.targets import Target
 from ..errors import UserError
 from ..models.conditioning import guided
 from ..models.vae import Vae
-from ..sampling.generate import Sampler, denoiser, make_priors
-from ..sampling.items import class_of
+from ..sampling.generate import LoadedModel, denoiser, make_priors
+from ..sampling.items import InputRejected, class_of
 from .diffusion import Asked, LatentDiffusion
-from .items import BadItem
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, TextToVideoSDPipeline
@@ -77,7 +76,7 @@ def of_pipeline(pipe: DiffusionPipeline, name: str, network: Any) -> LatentDiffu
     )
 
 
-def own_diffusion(sampler: Sampler) -> LatentDiffusion:
+def own_diffusion(sampler: LoadedModel) -> LatentDiffusion:
     """A diffusion model of this project. The prompt is its class's name, or a caption if it takes text.
 
     An image-to-video model is shown the clip's first frame. Raises UserError for a bridge.
@@ -94,7 +93,7 @@ def own_diffusion(sampler: Sampler) -> LatentDiffusion:
         label = class_of(asked.prompt, exports.config["classes"])
         if asked.prompt and not label and sampler.text_encoder is None:
             known = ", ".join(exports.config["classes"])
-            raise BadItem(f"video_prompt {asked.prompt}: {exports.model_path} knows the classes {known}")
+            raise InputRejected(f"video_prompt {asked.prompt}: {exports.model_path} knows the classes {known}")
         labels, captions = [label] * len(first), [asked.prompt] * len(first)
         neural, _ = make_priors(sampler, first, labels)
         return denoiser(sampler, first, labels, captions, None, neural, asked.guidance, None)

@@ -8,12 +8,12 @@ from ..data.decode.child import IsolatedDecoder
 from ..data.decode.fetch import DecodeFailure
 from ..data.plan.windows import TooShort, place_window, window_indices
 from ..errors import UserError
-from ..sampling.items import BadImage, check_image, open_image
+from ..sampling.items import InputRejected, check_image, open_image
 from ..schema import PlannedClip
 from ..settings import DataSettings
 from ..settings.bivdiff import CONTROLLED, BivdiffSettings
 from ..storage.files import read_bytes
-from .items import BadItem, Clip, pictures
+from .items import BivdiffClip, pictures
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -26,15 +26,15 @@ class Sources(NamedTuple):
     mask: np.ndarray | None  # (F, H, W): 255 where the picture is to be made
 
 
-class Read(NamedTuple):
+class FileFrames(NamedTuple):
     frames: np.ndarray  # uint8 (F, H, W, 3)
     total: int  # frames in the file
     height: int  # of the file's frames
     width: int
 
 
-def read_sources(clip: Clip, bivdiff: BivdiffSettings, data: DataSettings, decoder: IsolatedDecoder) -> Sources:
-    """The frames of a clip's files. Raises BadItem where they cannot be read, or do not belong together."""
+def read_sources(clip: BivdiffClip, bivdiff: BivdiffSettings, data: DataSettings, decoder: IsolatedDecoder) -> Sources:
+    """The frames of a clip's files. Raises InputRejected where they cannot be read, or do not belong together."""
     found = {name: read_frames(clip[name], name, data, decoder) for name in ("video", "control", "mask") if clip[name]}
     check_alike(found)
     video = found["video"].frames if "video" in found else None
@@ -47,22 +47,24 @@ def read_sources(clip: Clip, bivdiff: BivdiffSettings, data: DataSettings, decod
     return Sources(video, control, mask)
 
 
-def check_alike(found: dict[str, Read]) -> None:
-    """Raise BadItem unless control maps and masks are of the video's size, and one for each of its frames, or one for all."""
+def check_alike(found: dict[str, FileFrames]) -> None:
+    """Raise InputRejected unless control maps and masks are of the video's size, and one for each of its frames, or one for all."""
     if "video" not in found:
         return
     video = found["video"]
     for name, read in found.items():
         if (read.height, read.width) != (video.height, video.width):
-            raise BadItem(
+            raise InputRejected(
                 f"{name} is {read.width} x {read.height}, the video {video.width} x {video.height}; make it as large"
             )
         if read.total not in (1, video.total):
-            raise BadItem(f"{name} has {read.total} frames, the video {video.total}; give as many, or one for all")
+            raise InputRejected(
+                f"{name} has {read.total} frames, the video {video.total}; give as many, or one for all"
+            )
 
 
-def read_frames(address: str, column: str, data: DataSettings, decoder: IsolatedDecoder) -> Read:
-    """The clip in a video or folder of pictures; a single picture is every frame. Raises BadItem."""
+def read_frames(address: str, column: str, data: DataSettings, decoder: IsolatedDecoder) -> FileFrames:
+    """The clip in a video or folder of pictures; a single picture is every frame. Raises InputRejected."""
     try:
         if found := pictures(address):
             return read_pictures(found, data)
@@ -72,13 +74,13 @@ def read_frames(address: str, column: str, data: DataSettings, decoder: Isolated
             uri=address, video=column, size=-1, split="test", label="", caption="", ordinal=0, clips=1, flip=False
         )
         frames, span = decoder.decode(planned, data)
-    except (DecodeFailure, BadImage, TooShort) as problem:
-        raise BadItem(f"{column} {address}: {problem}") from problem
-    return Read(frames, span["source_frames"], span["source_height"], span["source_width"])
+    except (DecodeFailure, InputRejected, TooShort) as problem:
+        raise InputRejected(f"{column} {address}: {problem}") from problem
+    return FileFrames(frames, span["source_frames"], span["source_height"], span["source_width"])
 
 
-def read_pictures(addresses: list[str], data: DataSettings) -> Read:
-    """Frames of pictures, those that a video of as many frames would give. Raises BadImage, TooShort."""
+def read_pictures(addresses: list[str], data: DataSettings) -> FileFrames:
+    """Frames of pictures, those that a video of as many frames would give. Raises InputRejected, TooShort."""
     indices = [0] * data.frames
     if len(addresses) > 1:
         window = place_window(len(addresses), 0, 1, "", "", data)
@@ -86,10 +88,10 @@ def read_pictures(addresses: list[str], data: DataSettings) -> Read:
     opened = {index: read_bytes(addresses[index]) for index in set(indices)}
     sizes = {check_image(content, data.max_pixels) for content in opened.values()}
     if len(sizes) > 1:
-        raise BadImage(f"pictures of different sizes: {', '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
+        raise InputRejected(f"pictures of different sizes: {', '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
     height, width = sizes.pop()
     made = {index: open_image(content, data.height, data.width) for index, content in opened.items()}
-    return Read(np.stack([made[index] for index in indices]), len(addresses), height, width)
+    return FileFrames(np.stack([made[index] for index in indices]), len(addresses), height, width)
 
 
 def binary(frames: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from ..errors import UserError
 from ..sampling.images import COMPANIONS, text_of
-from ..sampling.items import Refused, image_key
+from ..sampling.items import InputRejected, Rejection, image_key
 from ..settings.bivdiff import CONTROLLED, BivdiffSettings
 from ..storage.files import exists, is_remote, local, read_bytes, walk
 
@@ -21,7 +21,7 @@ FILES = ("video", "control", "mask")
 COLUMNS = (*FILES, "prompt", "source_prompt", "negative_prompt", "video_prompt")
 
 
-class Clip(TypedDict):
+class BivdiffClip(TypedDict):
     """One clip to be made."""
 
     key: str  # safe as a file name; its noise is seeded by `source`
@@ -35,10 +35,6 @@ class Clip(TypedDict):
     control: str
     mask: str
     alpha: float
-
-
-class BadItem(Exception):
-    """A row that cannot be made. The message is one line."""
 
 
 def needed(bivdiff: BivdiffSettings) -> tuple[str, ...]:
@@ -57,7 +53,7 @@ def looked_at(bivdiff: BivdiffSettings) -> tuple[str, ...]:
     return ("video", *("control",) * control, *("mask",) * (bivdiff.task == "inpainting"))
 
 
-def read_clips(bivdiff: BivdiffSettings) -> tuple[list[list[Clip]], list[Refused]]:
+def read_list(bivdiff: BivdiffSettings) -> tuple[list[list[BivdiffClip]], list[Rejection]]:
     """The clips of every row, one for each alpha, and the rows that cannot be used. Raises UserError for the file."""
     source = bivdiff.items
     if source is None:
@@ -73,34 +69,34 @@ def read_clips(bivdiff: BivdiffSettings) -> tuple[list[list[Clip]], list[Refused
             f"{', '.join(needed(bivdiff))}, and perhaps others of {', '.join(COLUMNS)}"
         )
     reader.fieldnames = columns
-    found: dict[str, list[Clip]] = {}
-    refused: list[Refused] = []
+    found: dict[str, list[BivdiffClip]] = {}
+    rejected: list[Rejection] = []
     for number, row in enumerate(reader, 2):
         values = {name: (row.get(name) or "").strip() for name in COLUMNS}
         try:
             clips = clips_of(values, source.rpartition("/")[0] or ".", bivdiff)
             if clips[0]["source"] in found:
-                raise BadItem("asked for twice, in the same words")
+                raise InputRejected("asked for twice, in the same words")
             found[clips[0]["source"]] = clips
-        except BadItem as problem:
-            refused.append(
-                Refused(f"line {number}: {values['video'] or values['control'] or values['prompt']}", str(problem))
+        except InputRejected as problem:
+            rejected.append(
+                Rejection(f"line {number}: {values['video'] or values['control'] or values['prompt']}", str(problem))
             )
     if not found:
-        raise UserError(f"bivdiff.items = {source}: {_reason(refused)}; see docs/bivdiff.md")
-    return list(found.values()), refused
+        raise UserError(f"bivdiff.items = {source}: {_reason(rejected)}; see docs/bivdiff.md")
+    return list(found.values()), rejected
 
 
-def _reason(refused: list[Refused]) -> str:
-    return f"none of its {len(refused)} rows can be used ({refused[0].reason})" if refused else "it has no rows"
+def _reason(rejected: list[Rejection]) -> str:
+    return f"none of its {len(rejected)} rows can be used ({rejected[0].reason})" if rejected else "it has no rows"
 
 
-def clips_of(values: dict[str, str], folder: str, bivdiff: BivdiffSettings) -> list[Clip]:
-    """The clips of one row. Raises BadItem."""
+def clips_of(values: dict[str, str], folder: str, bivdiff: BivdiffSettings) -> list[BivdiffClip]:
+    """The clips of one row. Raises InputRejected."""
     digest = hashlib.blake2b(digest_size=16)
     for name in needed(bivdiff):
         if not values[name]:
-            raise BadItem(f"names no {name}, which bivdiff.task {bivdiff.task} needs")
+            raise InputRejected(f"names no {name}, which bivdiff.task {bivdiff.task} needs")
     addresses = {}
     for name in FILES:
         given = values[name] if name in looked_at(bivdiff) else ""
@@ -113,7 +109,7 @@ def clips_of(values: dict[str, str], folder: str, bivdiff: BivdiffSettings) -> l
     source = image_key(PurePosixPath(name).name, digest.digest())
     alphas = bivdiff.alphas
     return [
-        Clip(
+        BivdiffClip(
             key=source if len(alphas) == 1 else f"{source}-alpha-{alpha:g}",
             source=source,
             name=name,
@@ -131,14 +127,14 @@ def clips_of(values: dict[str, str], folder: str, bivdiff: BivdiffSettings) -> l
 
 
 def content_hash(address: str, column: str) -> str:
-    """Of a file, or of all pictures in a folder. Raises BadItem if there is nothing."""
+    """Of a file, or of all pictures in a folder. Raises InputRejected if there is nothing."""
     files = pictures(address) or [address]
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         try:
             digest.update(hashlib.blake2b(read_bytes(file)).digest())
         except OSError as error:
-            raise BadItem(f"{column} {address}: cannot be read ({error.strerror or error})") from error
+            raise InputRejected(f"{column} {address}: cannot be read ({error.strerror or error})") from error
     return digest.hexdigest()
 
 

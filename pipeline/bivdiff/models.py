@@ -13,7 +13,7 @@ from ..models.files.paths import local_path, shipped_path
 from ..models.files.vae import vae_identity
 from ..models.vae import DTYPES, Vae
 from ..sampling.exports import check_text, check_vae, find_exports
-from ..sampling.generate import load_sampler
+from ..sampling.generate import load_for_sampling
 from ..settings import VAE_DOWNSAMPLING, Settings
 from ..settings.bivdiff import JOINT, BivdiffSettings
 from ..storage.files import exists
@@ -175,7 +175,7 @@ def load_video(settings: Settings, device: str) -> tuple[LatentDiffusion, Vae]:
     """The video model and its VAE."""
     path = str(settings.bivdiff.video_model)
     if is_export(path):
-        sampler = load_sampler(as_sampled(settings), device)
+        sampler = load_for_sampling(as_sampled(settings), device)
         return own_diffusion(sampler), sampler.vae
     pipe = load_pipeline("video_model", "TextToVideoSDPipeline", path, settings.bivdiff, device)
     return video_diffusion(pipe, path), vae_of(pipe)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .items import BadItem
+from ..sampling.items import InputRejected
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -36,11 +36,11 @@ class Edit(NamedTuple):
 def replace(tokenizer: CLIPTokenizer, source: str, edited: str) -> Edit:
     """Word for word: the attention to a word of the source goes to the word in its place, shared if that has other tokens.
 
-    Raises BadItem for prompts of different numbers of words.
+    Raises InputRejected for prompts of different numbers of words.
     """
     words = source.split(), edited.split()
     if len(words[0]) != len(words[1]):
-        raise BadItem(
+        raise InputRejected(
             f"source_prompt has {len(words[0])} words and prompt {len(words[1])}; bivdiff.edit replace takes as many, refine others"
         )
     length = tokenizer.model_max_length
@@ -71,7 +71,7 @@ def refine(tokenizer: CLIPTokenizer, source: str, edited: str) -> Edit:
 EDITS = {"replace": replace, "refine": refine}
 
 
-class Progress:
+class StepCounter:
     """How far sampling is, 0 to 1, for the layers of a network."""
 
     def __init__(self, steps: int) -> None:
@@ -89,7 +89,7 @@ class Progress:
 class EditedAttention:
     """A processor of a diffusers attention layer in a transformer block."""
 
-    def __init__(self, edit: Edit, progress: Progress, cross_replace: float, self_replace: float) -> None:
+    def __init__(self, edit: Edit, progress: StepCounter, cross_replace: float, self_replace: float) -> None:
         self.edit, self.progress = edit, progress
         self.cross_replace, self.self_replace = cross_replace, self_replace
 
@@ -148,7 +148,7 @@ def edit_frames(
     `how`: further arguments of the pipeline, guidance among them, which must be above 1.
     """
     count = len(noise)
-    progress = Progress(how["num_inference_steps"])
+    progress = StepCounter(how["num_inference_steps"])
     with edited_attention(pipe.unet, EditedAttention(edit, progress, cross_replace, self_replace)):
         both = pipe(
             prompt=[source] * count + [edited] * count,

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
-from ..metrics.networks import Network, detector_consistency, load_network
+from ..metrics.networks import MetricNetwork, detector_consistency, load_network
 from ..metrics.networks import weights_sha256 as network_sha256
-from ..metrics.statistics import summarise, summarise_columns
 from ..sampling.batches import Record, Work, find_done, run_batches, unfinished, write_grid
 from ..sampling.exports import find_exports, weights_sha256
-from ..sampling.items import Refused, class_of
+from ..sampling.items import Rejection, class_of
+from ..sampling.measures import summarise, summarise_columns
 from ..settings import Settings
 from ..storage.files import exists, read_json, write_json
 from .frames import check_canny
-from .items import Clip, read_clips
+from .items import BivdiffClip, read_list
 from .models import as_sampled, check_models, is_export, load_models, parts_of, used_models
 from .work import make_clips
 
@@ -29,21 +29,21 @@ NOT_DECIDING = {"items", "alpha", "image_model", "adapter", "inversion_model", "
 GEOMETRY = {"frames", "stride", "window", "clip_starts", "clip_seed", "short_video", "height", "width", "decoder"}
 
 
-class Plan(NamedTuple):
+class BivdiffPlan(NamedTuple):
     """Everything known before Ray starts."""
 
     folder: str
-    rows: list[list[Clip]]  # of the list; the clips of a row differ in alpha
-    refused: list[Refused]
+    rows: list[list[BivdiffClip]]  # of the list; the clips of a row differ in alpha
+    rejected: list[Rejection]
     settings: dict[str, Any]  # what decides the clips
     done: dict[str, Record]  # records of clips that are there, by key
     other: int  # clips that are there, made with other settings or weights
 
     @property
-    def clips(self) -> list[Clip]:
+    def clips(self) -> list[BivdiffClip]:
         return [clip for row in self.rows for clip in row]
 
-    def fingerprint_of(self, clip: Clip) -> str:
+    def fingerprint_of(self, clip: BivdiffClip) -> str:
         return fingerprint(self.settings, clip["key"], clip["alpha"])  # the key is of words and files
 
 
@@ -53,17 +53,17 @@ def fingerprint(*deciding: Any) -> str:
 
 def bivdiff_work(settings: Settings, device: str, folder: str) -> Work:
     """What an actor does with a row of the list."""
-    models, networks = load_models(settings, device), load_networks(settings, device)
+    models, networks = load_models(settings, device), load_metric_networks(settings, device)
 
-    def work(clips: list[Clip], fingerprints: list[str]) -> tuple[list[Record], list[Refused]]:
+    def work(clips: list[BivdiffClip], fingerprints: list[str]) -> tuple[list[Record], list[Rejection]]:
         return make_clips(models, networks, clips, settings, fingerprints, folder)
 
     return work
 
 
-def load_networks(settings: Settings, device: str) -> dict[str, Network]:
+def load_metric_networks(settings: Settings, device: str) -> dict[str, MetricNetwork]:
     """Those that the clips are measured by, as far as evaluate.clip and evaluate.detector name them. Raises UserError."""
-    networks: dict[str, Network] = {}
+    networks: dict[str, MetricNetwork] = {}
     if settings.evaluate.clip is not None:
         networks["clip"] = load_network("clip", settings.evaluate, device)
     if settings.evaluate.detector is not None:
@@ -71,9 +71,9 @@ def load_networks(settings: Settings, device: str) -> dict[str, Network]:
     return networks
 
 
-def make_plan(settings: Settings) -> Plan:
+def make_plan(settings: Settings) -> BivdiffPlan:
     """Read the list, look at the models and at what was made before. Writes nothing. Raises UserError."""
-    rows, refused = read_clips(settings.bivdiff)
+    rows, rejected = read_list(settings.bivdiff)
     check_models(settings)
     check_canny(settings.bivdiff)
     measured_by = {
@@ -90,12 +90,12 @@ def make_plan(settings: Settings) -> Plan:
         "measured_by": measured_by,
         "seed": settings.run.seed,
     }
-    plan = Plan(f"{settings.run.folder}/bivdiff", rows, refused + unknown, deciding, {}, 0)
+    plan = BivdiffPlan(f"{settings.run.folder}/bivdiff", rows, rejected + unknown, deciding, {}, 0)
     found = find_done(plan.folder, plan.clips, plan.fingerprint_of)
     return plan._replace(done=found.records, other=found.other)
 
 
-def check_prompts(rows: list[list[Clip]], settings: Settings) -> tuple[list[list[Clip]], list[Refused]]:
+def check_prompts(rows: list[list[BivdiffClip]], settings: Settings) -> tuple[list[list[BivdiffClip]], list[Rejection]]:
     """The rows whose prompt the video model understands: one of this project without text knows its classes only."""
     bivdiff = settings.bivdiff
     if bivdiff.framework == "idm_only" or not is_export(str(bivdiff.video_model)):
@@ -103,16 +103,16 @@ def check_prompts(rows: list[list[Clip]], settings: Settings) -> tuple[list[list
     config = find_exports(as_sampled(settings)).config
     if config["model"].get("backbone", "latte") != "latte":
         return rows, []
-    known: list[list[Clip]] = []
-    unknown: list[list[Clip]] = []
+    known: list[list[BivdiffClip]] = []
+    unknown: list[list[BivdiffClip]] = []
     for row in rows:
         (known if class_of(row[0]["video_prompt"], config["classes"]) else unknown).append(row)
     classes = ", ".join(config["classes"]) or "no classes"
     reason = f"bivdiff.video_model takes no text, but {classes}; name one in video_prompt"
-    refused = [Refused(row[0]["name"], reason) for row in unknown]
+    rejected = [Rejection(row[0]["name"], reason) for row in unknown]
     if not known:
         raise UserError(f"bivdiff.items = {bivdiff.items}: none of its {len(rows)} prompts is a class: {reason}")
-    return known, refused
+    return known, rejected
 
 
 def identity(key: str, path: str) -> str:
@@ -133,13 +133,13 @@ def plan_bivdiff(settings: Settings) -> str:
     plan, bivdiff = make_plan(settings), settings.bivdiff
     lines = [
         f"Plan: {len(plan.clips)} clips of {len(plan.rows)} rows, {len(plan.done)} of them made before; "
-        f"{len(plan.refused)} rows left out",
+        f"{len(plan.rejected)} rows left out",
         f"  task {bivdiff.task}, framework {bivdiff.framework}, alpha {', '.join(f'{alpha:g}' for alpha in bivdiff.alphas)}, "
         f"{settings.data.frames} frames of {settings.data.width} x {settings.data.height}, {bivdiff.steps} steps, guidance {bivdiff.guidance:g}",
         *(f"  {key}: {path}" for key, path in used_models(bivdiff).items()),
         f"  {len(unfinished(plan.rows, plan.done))} rows to do, on up to {settings.cluster.sample.actors} actors",
         f"  to {plan.folder}" + _other(plan),
-        *(f"  left out: {one.name}: {one.reason}" for one in plan.refused),
+        *(f"  left out: {one.name}: {one.reason}" for one in plan.rejected),
     ]
     return "\n".join(lines)
 
@@ -151,7 +151,7 @@ def run_bivdiff(settings: Settings) -> dict[str, Any]:
     """
     started = time.monotonic()
     plan = make_plan(settings)
-    for name, reason in plan.refused:
+    for name, reason in plan.rejected:
         log.warning("%s: %s; left out", name, reason)
     address = f"{plan.folder}/summary.json"
     earlier = read_json(address) if exists(address) else {}
@@ -161,31 +161,31 @@ def run_bivdiff(settings: Settings) -> dict[str, Any]:
         return earlier | {"made_this_run": 0}
     if plan.other:
         log.info(_other(plan).strip())
-    records, refused = dict(plan.done), list(plan.refused)
+    records, rejected = dict(plan.done), list(plan.rejected)
     if unfinished(plan.rows, plan.done):
         build = partial(bivdiff_work, folder=plan.folder)
-        made, unusable = run_batches(build, plan.rows, plan.done, plan.fingerprint_of, settings)
+        made, rejected_now = run_batches(build, plan.rows, plan.done, plan.fingerprint_of, settings)
         records |= made
-        refused += unusable
+        rejected += rejected_now
     if not records:
         raise UserError(
-            f"bivdiff.items = {settings.bivdiff.items}: none of its {len(refused)} rows could be made, as is said above"
+            f"bivdiff.items = {settings.bivdiff.items}: none of its {len(rejected)} rows could be made, as is said above"
         )
     ordered = [records[clip["key"]] for clip in plan.clips if clip["key"] in records]
     write_grid(plan.folder, [record["key"] for record in ordered], settings.bivdiff.fps)
     seconds = time.monotonic() - started + earlier.get("seconds", 0.0)
     summary = {"fingerprint": whole, "settings": plan.settings, "seconds": seconds}
-    summary |= summarise_clips(ordered, refused, settings.bivdiff.alphas)
+    summary |= summarise_clips(ordered, rejected, settings.bivdiff.alphas)
     write_json(address, summary)
-    log.info("%d clips in %s, %d rows left out, %.0f s", len(ordered), plan.folder, len(refused), summary["seconds"])
+    log.info("%d clips in %s, %d rows left out, %.0f s", len(ordered), plan.folder, len(rejected), summary["seconds"])
     return summary | {"made_this_run": len(ordered) - len(plan.done)}
 
 
-def summarise_clips(records: list[Record], refused: list[Refused], alphas: list[float]) -> dict[str, Any]:
+def summarise_clips(records: list[Record], rejected: list[Rejection], alphas: list[float]) -> dict[str, Any]:
     """What summary.json says of the clips: counts, seconds, and statistics of every metric for each alpha."""
     return {
         "count": len(records),
-        "refused": [one._asdict() for one in refused],
+        "refused": [one._asdict() for one in rejected],
         "seconds_per_clip": summarise([record["seconds"] for record in records]),
         "metrics": {
             f"{alpha:g}": summarise_columns(record["metrics"] for record in records if record["alpha"] == alpha)
@@ -195,5 +195,5 @@ def summarise_clips(records: list[Record], refused: list[Refused], alphas: list[
     }
 
 
-def _other(plan: Plan) -> str:
+def _other(plan: BivdiffPlan) -> str:
     return f"\n{plan.other} of them were made with other weights or settings and are made again" if plan.other else ""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..settings.bivdiff import BivdiffSettings
 from .frames import Sources
-from .items import Clip
+from .items import BivdiffClip
 from .prompt_to_prompt import EDITS, edit_frames
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SharedScheduler(DDIMScheduler):
 
 def make_frames(
     pipe: DiffusionPipeline,
-    clip: Clip,
+    clip: BivdiffClip,
     sources: Sources,
     noise: Tensor,
     bivdiff: BivdiffSettings,
@@ -67,7 +67,7 @@ def make_frames(
 ) -> np.ndarray:
     """uint8 (F, H, W, 3) of a clip. `noise` (F, C, h, w): where sampling starts; for Prompt-to-Prompt the inverted source.
 
-    Raises BadItem for prompts that an edit cannot relate.
+    Raises InputRejected for prompts that an edit cannot relate.
     """
     count = len(noise)
     # a latent is not clipped, whatever a folder's configuration leaves to the class's default

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from ..data.decode.child import IsolatedDecoder
 from ..media import encode_mp4
-from ..metrics.networks import Network
+from ..metrics.networks import MetricNetwork
 from ..sampling.generate import noise_of_keys
-from ..sampling.items import Refused
+from ..sampling.items import InputRejected, Rejection
 from ..settings import VAE_DOWNSAMPLING, DataSettings, Settings
 from ..settings.bivdiff import JOINT, BivdiffSettings
 from ..storage.files import write_bytes, write_json
 from .adapters import image_diffusion, vae_of
 from .diffusion import Asked
 from .frames import Sources, read_sources
-from .items import BadItem, Clip
+from .items import BivdiffClip
 from .mixed import invert_both, mix
 from .models import Models
 from .tasks import Partner, make_frames
@@ -49,12 +49,12 @@ class Made(NamedTuple):
 
 def make_clips(
     models: Models,
-    networks: dict[str, Network],
-    clips: list[Clip],
+    networks: dict[str, MetricNetwork],
+    clips: list[BivdiffClip],
     settings: Settings,
     fingerprints: list[str],
     folder: str,
-) -> tuple[list[dict[str, Any]], list[Refused]]:
+) -> tuple[list[dict[str, Any]], list[Rejection]]:
     """Make the clips of one row of the list, which differ in alpha, and write their files into `folder`.
 
     Their records, as in KEY.json; or, for a row that cannot be made, the reason.
@@ -66,8 +66,8 @@ def make_clips(
         if bivdiff.framework != "vdm_only" or (models.video is not None and models.video.shown_image):
             sources = read_sources(clips[0], bivdiff, settings.data, _decoder)
         made = synthesise(models, clips, sources, bivdiff, settings.data, settings.run.seed)
-    except BadItem as problem:
-        return [], [Refused(clips[0]["name"], str(problem))]
+    except InputRejected as problem:
+        return [], [Rejection(clips[0]["name"], str(problem))]
     seconds = (time.monotonic() - started) / len(clips)
     records = []
     for clip, frames, fingerprint in zip(clips, made.clips, fingerprints, strict=True):
@@ -89,7 +89,7 @@ def make_clips(
 
 
 def synthesise(
-    models: Models, clips: list[Clip], sources: Sources, bivdiff: BivdiffSettings, data: DataSettings, seed: int
+    models: Models, clips: list[BivdiffClip], sources: Sources, bivdiff: BivdiffSettings, data: DataSettings, seed: int
 ) -> Made:
     """BIVDiff, or one of its ablations: frames (eq. 1), Mixed Inversion (eq. 2 to 4), smoothing (eq. 5)."""
     clip, steps = clips[0], bivdiff.steps
@@ -115,7 +115,7 @@ def synthesise(
     )
 
 
-def start_noise(models: Models, clip: Clip, data: DataSettings, seed: int) -> Tensor:
+def start_noise(models: Models, clip: BivdiffClip, data: DataSettings, seed: int) -> Tensor:
     """(1, F, C, h, w), of the row and the seed alone."""
     size = data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING
     return noise_of_keys(seed, [clip["source"]], torch.Size((data.frames, models.channels, *size)), models.device)(0)
@@ -148,9 +148,9 @@ def partner_of(models: Models, asked: Asked, sources: Sources, bivdiff: BivdiffS
 
 
 def encode(models: Models, frames: np.ndarray | None) -> Tensor:
-    """Scaled latents (1, F, C, h, w) float32 of uint8 (F, H, W, 3): posterior means. Raises BadItem without frames."""
+    """Scaled latents (1, F, C, h, w) float32 of uint8 (F, H, W, 3): posterior means. Raises InputRejected without frames."""
     if frames is None:
-        raise BadItem("names no video, whose first frame bivdiff.video_model is to be shown")
+        raise InputRejected("names no video, whose first frame bivdiff.video_model is to be shown")
     assert models.vae is not None
     mean, _ = models.vae.encode_clips(torch.from_numpy(frames.copy())[None])
     return mean * models.vae.scaling_factor
@@ -167,7 +167,7 @@ def mask_frames(sources: Sources) -> np.ndarray | None:
 
 
 def measure(
-    networks: dict[str, Network], clip: np.ndarray, frames: np.ndarray | None, prompt: str
+    networks: dict[str, MetricNetwork], clip: np.ndarray, frames: np.ndarray | None, prompt: str
 ) -> dict[str, float | None]:
     """Frame consistency and textual alignment of a clip, and the consistency of the image model's frames before it."""
     found: dict[str, float | None] = {}

@@ -28,7 +28,7 @@ from ..settings import EvaluateSettings
 from ..shipped.detector import load_detector, to_input
 from .motion import motion_score
 
-Network = Callable[[np.ndarray, list[str]], dict[str, np.ndarray]]  # frames uint8 (B, F, H, W, 3) and captions
+MetricNetwork = Callable[[np.ndarray, list[str]], dict[str, np.ndarray]]  # frames uint8 (B, F, H, W, 3) and captions
 
 WEIGHTS = {"detector": "model.safetensors", "clip": "*.safetensors"}  # in the folder; the others are files themselves
 STILL_FRAMES = 4  # the fewest that the detector takes
@@ -51,7 +51,7 @@ def weights_sha256(name: str, settings: EvaluateSettings) -> str:
     return digest.hexdigest()
 
 
-def load_network(name: str, settings: EvaluateSettings, device: str = "cpu") -> Network:
+def load_network(name: str, settings: EvaluateSettings, device: str = "cpu") -> MetricNetwork:
     """The network `name`, ready to be called. Raises UserError."""
     path, where = getattr(settings, name), torch.device(device)
     if name == "detector":
@@ -63,7 +63,7 @@ def load_network(name: str, settings: EvaluateSettings, device: str = "cpu") -> 
     )
 
 
-def _detector(path: str, device: torch.device) -> Network:
+def _detector(path: str, device: torch.device) -> MetricNetwork:
     module = load_detector(path)[0].to(device)
 
     @torch.inference_mode()
@@ -89,7 +89,7 @@ def channels_first(frames: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(frames).to(device).permute(0, 4, 1, 2, 3).float()
 
 
-def i3d(module: Any, device: torch.device) -> Network:
+def i3d(module: Any, device: torch.device) -> MetricNetwork:
     """FVD's features; the file resizes to 224 x 224 and scales to [-1, 1] itself, when asked to."""
 
     @torch.inference_mode()
@@ -100,7 +100,7 @@ def i3d(module: Any, device: torch.device) -> Network:
     return network
 
 
-def videomae(module: Any, device: torch.device) -> Network:
+def videomae(module: Any, device: torch.device) -> MetricNetwork:
     """CD-FVD's features (Ge et al. 2024)."""
 
     @torch.inference_mode()
@@ -110,7 +110,7 @@ def videomae(module: Any, device: torch.device) -> Network:
     return network
 
 
-def c3d(module: Any, device: torch.device) -> Network:
+def c3d(module: Any, device: torch.device) -> MetricNetwork:
     """Probabilities of UCF-101's classes, the softmax included."""
 
     @torch.inference_mode()
@@ -123,7 +123,7 @@ def c3d(module: Any, device: torch.device) -> Network:
     return network
 
 
-def raft(module: Any, device: torch.device) -> Network:
+def raft(module: Any, device: torch.device) -> MetricNetwork:
     """CIL's motion score of each clip, by the flow from frame to frame; of several flows, refined in turn, the last."""
 
     @torch.inference_mode()
@@ -141,7 +141,7 @@ def raft(module: Any, device: torch.device) -> Network:
     return network
 
 
-def dreamsim(module: Any, device: torch.device) -> Network:
+def dreamsim(module: Any, device: torch.device) -> MetricNetwork:
     """PIC (DynamiCrafter): one less DreamSim's distance of each frame to the first, the mean over frames."""
 
     @torch.inference_mode()
@@ -155,7 +155,7 @@ def dreamsim(module: Any, device: torch.device) -> Network:
     return network
 
 
-def _clip(path: str, device: torch.device) -> Network:
+def _clip(path: str, device: torch.device) -> MetricNetwork:
     """CLIPSIM (Wu et al. 2021): the mean over frames of the cosine between a frame's and the caption's embedding."""
     from transformers import AutoTokenizer, CLIPModel
 
@@ -195,7 +195,7 @@ def frame_consistency(embeddings: torch.Tensor) -> torch.Tensor:
     return F_.cosine_similarity(embeddings[:, :-1], embeddings[:, 1:], dim=-1).mean(1, keepdim=True)
 
 
-def detector_consistency(path: str, device: str = "cpu") -> Network:
+def detector_consistency(path: str, device: str = "cpu") -> MetricNetwork:
     """ "consistency" (B, 1) by a detector of jobs/train_detector.py, which looks at each frame as a clip that stands still.
 
     For synthetic videos, where there is no CLIP; it compares with no other.

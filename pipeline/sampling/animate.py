@@ -8,8 +8,8 @@ import torch
 from ..errors import UserError
 from ..media import encode_mp4
 from ..settings import VAE_DOWNSAMPLING
-from .generate import Sampler, decode_clips, encode_images, generate
-from .items import BadImage, check_image, class_of, image_key, open_image
+from .generate import LoadedModel, decode_clips, encode_images, generate
+from .items import InputRejected, check_image, class_of, image_key, open_image
 
 
 class Animated(NamedTuple):
@@ -17,7 +17,7 @@ class Animated(NamedTuple):
     frames: np.ndarray  # uint8 (F, H, W, 3)
 
 
-def animate(sampler: Sampler, content: bytes, asked: str, seed: int, max_pixels: int) -> Animated:
+def animate(sampler: LoadedModel, content: bytes, asked: str, seed: int, max_pixels: int) -> Animated:
     """The clip that a model makes of an image file's bytes; `asked` is a class of the model, a caption, or "".
 
     Raises UserError, in one line, for bytes that are no image and for a class that a model of classes does not know.
@@ -30,7 +30,7 @@ def animate(sampler: Sampler, content: bytes, asked: str, seed: int, max_pixels:
     try:
         check_image(content, max_pixels)
         image = open_image(content, height * VAE_DOWNSAMPLING, width * VAE_DOWNSAMPLING)
-    except BadImage as problem:
+    except InputRejected as problem:
         raise UserError(f"the image: {problem}") from problem
     image_latent = encode_images(sampler, torch.from_numpy(image.copy())[None])
     key = image_key("image", content)

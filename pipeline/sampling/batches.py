@@ -20,7 +20,7 @@ from ..runtime.metrics import count_sampled
 from ..runtime.placement import check_room, selector
 from ..settings import Settings
 from ..storage.files import list_files, read_bytes, read_json, write_bytes
-from .items import Refused
+from .items import Rejection
 
 if TYPE_CHECKING:
     import ray.data
@@ -30,10 +30,9 @@ log = logging.getLogger("sample")
 GRID_ITEMS, GRID_LINES = 64, 16  # clips in grid.mp4 and in grid.png
 
 Record = dict[str, Any]  # of a clip, as in KEY.json
-Item = Mapping[str, Any]  # what is to be made; it has a "key"
 Fingerprints = Callable[[Any], str]  # of an item: what decides its clip
 # (items, their fingerprints) of a batch -> the records of what was made, and what could not be
-Work = Callable[[list[Any], list[str]], tuple[list[Record], list[Refused]]]
+Work = Callable[[list[Any], list[str]], tuple[list[Record], list[Rejection]]]
 
 
 class Done(NamedTuple):
@@ -72,7 +71,7 @@ class BatchActor:
         return said | {"problem": [""] * len(answers)}
 
 
-def find_done(folder: str, items: Sequence[Item], fingerprint_of: Fingerprints) -> Done:
+def find_done(folder: str, items: Sequence[Mapping[str, Any]], fingerprint_of: Fingerprints) -> Done:
     """The items whose files are in `folder`, and those among them that were made as they would be now."""
     there = {address.rsplit("/", 1)[-1] for address in list_files(folder)}
     done, other = {}, 0
@@ -87,19 +86,21 @@ def find_done(folder: str, items: Sequence[Item], fingerprint_of: Fingerprints) 
     return Done(done, other)
 
 
-def unfinished(batches: Sequence[Sequence[Item]], done: Mapping[str, Record]) -> list[Sequence[Item]]:
+def unfinished(
+    batches: Sequence[Sequence[Mapping[str, Any]]], done: Mapping[str, Record]
+) -> list[Sequence[Mapping[str, Any]]]:
     """The batches that hold anything to do."""
     return [batch for batch in batches if any(item["key"] not in done for item in batch)]
 
 
 def run_batches(
     build: Callable[[Settings, str], Work],
-    batches: Sequence[Sequence[Item]],
+    batches: Sequence[Sequence[Mapping[str, Any]]],
     done: Mapping[str, Record],
     fingerprint_of: Fingerprints,
     settings: Settings,
-) -> tuple[dict[str, Record], list[Refused]]:
-    """Make the unfinished batches, and say after each how far it is. Their records by key, and what was refused.
+) -> tuple[dict[str, Record], list[Rejection]]:
+    """Make the unfinished batches, and say after each how far it is. Their records by key, and what was rejected.
 
     Raises UserError for models that cannot be loaded, or do not go together.
     """
@@ -112,21 +113,21 @@ def run_batches(
     ]
     started, pending = time.monotonic(), sum(item["key"] not in done for batch in batches for item in batch)
     records: dict[str, Record] = {}
-    refused: list[Refused] = []
+    rejected: list[Rejection] = []
     for row in through_actors(build, rows, settings).iter_rows():
         if row["problem"]:
             raise UserError(row["problem"])
         made = {record["key"]: record for record in json.loads(row["records"])}
         records |= made
         count_sampled(settings.run.name, len(made))
-        for one in (Refused(*pair) for pair in json.loads(row["refused"])):
+        for one in (Rejection(*pair) for pair in json.loads(row["refused"])):
             log.warning("%s: %s; left out", one.name, one.reason)
-            refused.append(one)
-        new = len(records.keys() - done.keys()) + len(refused)
+            rejected.append(one)
+        new = len(records.keys() - done.keys()) + len(rejected)
         rate = new / (time.monotonic() - started)
         left = max(0, pending - new)
         log.info("%d of %d clips, %.2f clips/s, %.0f s to go", new, pending, rate, left / rate if rate else 0)
-    return records, refused
+    return records, rejected
 
 
 def through_actors(

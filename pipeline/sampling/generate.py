@@ -42,7 +42,7 @@ from .exports import Exports, check_sampler, check_text, check_vae, find_exports
 
 
 @dataclass(frozen=True)
-class Sampler:
+class LoadedModel:
     """The modules, on one device in eval mode, and the numbers of the process."""
 
     exports: Exports
@@ -67,7 +67,7 @@ class Generated(NamedTuple):
     prior: Tensor
 
 
-def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Sampler:
+def load_for_sampling(settings: Settings, device: str | torch.device = "cpu") -> LoadedModel:
     """Everything that `generate` needs. Raises UserError or WeightsMismatch."""
     exports = find_exports(settings)
     vae = load_vae(settings.vae.path, settings.vae.dtype, device)
@@ -79,7 +79,7 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
     image_encoder = None
     if "image_features" in model.conditions:
         image_encoder = load_image_encoder(video_model(exports.config), vae, vae.module.dtype, device)
-    return Sampler(
+    return LoadedModel(
         exports=exports,
         model=model.to(device),
         prior=None if prior is None else prior.to(device),
@@ -96,20 +96,20 @@ def load_sampler(settings: Settings, device: str | torch.device = "cpu") -> Samp
     )
 
 
-def encode_images(sampler: Sampler, images: Tensor) -> Tensor:
+def encode_images(sampler: LoadedModel, images: Tensor) -> Tensor:
     """Scaled posterior means (B, C, h, w) float32 of uint8 (B, H, W, 3)."""
     mean, _ = sampler.vae.encode_clips(images[:, None])
     return mean[:, 0] * sampler.vae.scaling_factor
 
 
-def decode_clips(sampler: Sampler, latents: Tensor) -> Tensor:
+def decode_clips(sampler: LoadedModel, latents: Tensor) -> Tensor:
     """uint8 (B, F, H, W, 3) on the CPU of scaled latents (B, F, C, h, w)."""
     return sampler.vae.decode_clips(latents, sampler.decode_frames)
 
 
 @torch.inference_mode()
 def generate(
-    sampler: Sampler,
+    sampler: LoadedModel,
     image_latent: Tensor,
     labels: list[str],
     keys: list[str],
@@ -140,7 +140,7 @@ def generate(
 
 
 def denoiser(
-    sampler: Sampler,
+    sampler: LoadedModel,
     image_latent: Tensor,
     labels: list[str],
     captions: list[str],
@@ -162,7 +162,7 @@ def denoiser(
 
 
 def conditions_of(
-    sampler: Sampler, image_latent: Tensor, captions: list[str], strides: list[float] | None
+    sampler: LoadedModel, image_latent: Tensor, captions: list[str], strides: list[float] | None
 ) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
     """What the network may be shown, and what it is shown in place of that in the unguided half."""
     stride = torch.tensor(strides or [float(sampler.how.stride)] * len(captions), device=sampler.device)
@@ -178,7 +178,7 @@ def conditions_of(
     return given, without
 
 
-def sample_bridge(sampler: Sampler, clean: Clean, prior: Tensor, noise: Noise) -> Tensor:
+def sample_bridge(sampler: LoadedModel, clean: Clean, prior: Tensor, noise: Noise) -> Tensor:
     """z_0 (B, F, C, h, w) by the bridge sampler that the settings name."""
     how, table = sampler.how, sampler.bridge.table
     indices = sampling_indices(how.steps, len(table), how.spacing)
@@ -194,7 +194,7 @@ def sample_bridge(sampler: Sampler, clean: Clean, prior: Tensor, noise: Noise) -
     return sde_first_order(clean, table, prior, indices, noise)
 
 
-def start_noise(sampler: Sampler, noise: Tensor, abar: float) -> Tensor:
+def start_noise(sampler: LoadedModel, noise: Tensor, abar: float) -> Tensor:
     """What diffusion starts from: the noise itself, or with Analytic-Init a draw from the nearest marginal."""
     if sampler.moments is None:
         return noise
@@ -202,7 +202,7 @@ def start_noise(sampler: Sampler, noise: Tensor, abar: float) -> Tensor:
     return analytic_init(torch.from_numpy(mean), variance, abar**0.5, (1 - abar) ** 0.5, noise)
 
 
-def make_priors(sampler: Sampler, image_latent: Tensor, labels: list[str]) -> tuple[Tensor | None, Tensor]:
+def make_priors(sampler: LoadedModel, image_latent: Tensor, labels: list[str]) -> tuple[Tensor | None, Tensor]:
     """F_eta's output, if the model was trained with one, and the bridge's end point: that or the image replicated."""
     neural = None
     if sampler.prior is not None:

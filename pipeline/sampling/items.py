@@ -39,15 +39,15 @@ class Item(TypedDict):
     row: ManifestRow | None  # the cached clip; None: `uri` is an image
 
 
-class Refused(NamedTuple):
+class Rejection(NamedTuple):
     """A file or clip that could not be sampled, and why, in one line."""
 
     name: str
     reason: str
 
 
-class BadImage(Exception):
-    """Bytes that are no usable image. The message is one line."""
+class InputRejected(Exception):
+    """Input that cannot be used: an image, a video or a row of a list. The message is one line."""
 
 
 def held_out_items(cache: Cache, count: int | None) -> list[Item]:
@@ -71,49 +71,53 @@ def held_out_items(cache: Cache, count: int | None) -> list[Item]:
 
 def image_items(
     source: str, classes: list[str], count: int | None, max_pixels: int
-) -> tuple[list[Item], list[Refused]]:
+) -> tuple[list[Item], list[Rejection]]:
     """The first `count` usable images of a folder or CSV file (see pipeline/sampling/images.py), and what was met that is none.
 
     The content decides what an image is, not the file's name. Raises UserError where there is no image at all.
     """
     items: list[Item] = []
     keys: set[str] = set()
-    refused: list[Refused] = []
+    rejected: list[Rejection] = []
     for asked in candidates(source):
         if count is not None and len(items) == count:
             break
         try:
             item = image_item(asked, classes, max_pixels)
             if item["key"] in keys:
-                raise BadImage("asked for twice, in the same words")
+                raise InputRejected("asked for twice, in the same words")
             items.append(item)
             keys.add(item["key"])
-        except BadImage as problem:
-            refused.append(Refused(asked.name, str(problem)))
+        except InputRejected as problem:
+            rejected.append(Rejection(asked.name, str(problem)))
     if not items:
         found = (
-            f"; {len(refused)} files there are none, such as {refused[0].name}: {refused[0].reason}" if refused else ""
+            f"; {len(rejected)} files there are none, such as {rejected[0].name}: {rejected[0].reason}"
+            if rejected
+            else ""
         )
         raise UserError(
             f"sample.images = {source}: holds no images{found}; give a folder or CSV of PNG, JPEG or WebP files"
         )
-    return items, refused
+    return items, rejected
 
 
 def image_item(asked: Candidate, classes: list[str], max_pixels: int) -> Item:
-    """What is to be made of one image. Raises BadImage, also for a caption or class that cannot be used."""
+    """What is to be made of one image. Raises InputRejected, also for a caption or class that cannot be used."""
     if asked.problem:
-        raise BadImage(asked.problem)
+        raise InputRejected(asked.problem)
     try:
         content = read_bytes(asked.uri)
     except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror or error})") from error
+        raise InputRejected(f"cannot be read ({error.strerror or error})") from error
     check_image(content, max_pixels)
     text = asked.text or ""
     if asked.label is not None:
         label = class_of(asked.label, classes)
         if not label:
-            raise BadImage(f"class {asked.label} is unknown to the model, which has {', '.join(classes) or 'none'}")
+            raise InputRejected(
+                f"class {asked.label} is unknown to the model, which has {', '.join(classes) or 'none'}"
+            )
     else:
         label = image_class(PurePosixPath(asked.name), text, classes)
     caption = "" if class_of(text, classes) else text
@@ -149,24 +153,24 @@ def plain(text: str) -> str:
 
 
 def check_image(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """(height, width) of a whole image, of a latent's pixel at least and `max_pixels` at most. Raises BadImage."""
+    """(height, width) of a whole image, of a latent's pixel at least and `max_pixels` at most. Raises InputRejected."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
             if min(width, height) < VAE_DOWNSAMPLING:
-                raise BadImage(f"{width} x {height} pixels, less than {VAE_DOWNSAMPLING} on a side")
+                raise InputRejected(f"{width} x {height} pixels, less than {VAE_DOWNSAMPLING} on a side")
             if width * height > max_pixels:
-                raise BadImage(f"{width} x {height} pixels, more than data.max_pixels = {max_pixels}")
+                raise InputRejected(f"{width} x {height} pixels, more than data.max_pixels = {max_pixels}")
             image.load()
             return height, width
     except UnidentifiedImageError as error:
-        raise BadImage("not an image" if content else "an empty file") from error
+        raise InputRejected("not an image" if content else "an empty file") from error
     except UNREADABLE as error:
-        raise BadImage(f"cannot be decoded ({' '.join(str(error).split())[:200]})") from error
+        raise InputRejected(f"cannot be decoded ({' '.join(str(error).split())[:200]})") from error
 
 
 def open_image(content: bytes, height: int, width: int) -> np.ndarray:
-    """uint8 (height, width, 3): upright, on white where transparent, short side resized, centre cropped. Raises BadImage."""
+    """uint8 (height, width, 3): upright, on white where transparent, short side resized, centre cropped. Raises InputRejected."""
     try:
         with Image.open(io.BytesIO(content)) as opened:
             image = ImageOps.exif_transpose(opened)
@@ -180,4 +184,4 @@ def open_image(content: bytes, height: int, width: int) -> np.ndarray:
                 image.alpha_composite(over)
             return resize_and_crop(np.asarray(image.convert("RGB")), height, width)
     except UNREADABLE as error:
-        raise BadImage(f"cannot be decoded ({' '.join(str(error).split())[:200]})") from error
+        raise InputRejected(f"cannot be decoded ({' '.join(str(error).split())[:200]})") from error

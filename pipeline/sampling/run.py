@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ..data.cache.manifest import Cache, open_cache
 from ..data.cache.moments import MOMENTS, load_moments
 from ..errors import UserError
-from ..metrics.statistics import summarise_columns
 from ..models.files.vae import vae_identity
+from ..sampling.measures import summarise_columns
 from ..schema import CacheInfo
 from ..settings import Settings
 from ..storage.files import exists, read_json, write_json
@@ -26,8 +26,8 @@ from .exports import (
     sampler_name,
     weights_sha256,
 )
-from .generate import load_sampler
-from .items import Item, Refused, held_out_items, image_items
+from .generate import load_for_sampling
+from .items import Item, Rejection, held_out_items, image_items
 from .write import sample_batch
 
 log = logging.getLogger("sample")
@@ -35,14 +35,14 @@ log = logging.getLogger("sample")
 VERSION = 1  # of what decides a clip besides settings and weights; raise it when the mathematics changes
 
 
-class Plan(NamedTuple):
+class SamplingPlan(NamedTuple):
     """Everything known before Ray starts."""
 
     folder: str
     exports: Exports
     cache: Cache | None
     items: list[Item]
-    refused: list[Refused]
+    rejected: list[Rejection]
     settings: dict[str, Any]  # what decides the clips
     done: dict[str, dict[str, Any]]  # records of items that are there, by key
     other: int  # items that are there, sampled with other settings or weights
@@ -62,15 +62,15 @@ class Plan(NamedTuple):
 
 def sampling_work(settings: Settings, device: str, folder: str, cache: CacheInfo | None) -> Work:
     """What a sampling actor does with a batch."""
-    sampler = load_sampler(settings, device)
+    sampler = load_for_sampling(settings, device)
 
-    def work(items: list[Item], fingerprints: list[str]) -> tuple[list[dict[str, Any]], list[Refused]]:
+    def work(items: list[Item], fingerprints: list[str]) -> tuple[list[dict[str, Any]], list[Rejection]]:
         return sample_batch(sampler, items, settings, fingerprints, folder, cache)
 
     return work
 
 
-def make_plan(settings: Settings) -> Plan:
+def make_plan(settings: Settings) -> SamplingPlan:
     """Read exports, items and what was sampled before. Writes nothing. Raises UserError."""
     exports = find_exports(settings)
     weights_hash, _ = vae_identity(settings.vae.path)
@@ -80,14 +80,14 @@ def make_plan(settings: Settings) -> Plan:
     if settings.sample.analytic_init is not None:
         load_moments(settings.sample.analytic_init, exports.latent_shape)
     cache = None
-    refused: list[Refused] = []
+    rejected: list[Rejection] = []
     if settings.sample.images is None:
         cache = open_cache(settings.cache_path)
         check_cache(exports, cache)
         items = held_out_items(cache, settings.sample.count)
     else:
         classes = exports.config["classes"]
-        items, refused = image_items(settings.sample.images, classes, settings.sample.count, settings.data.max_pixels)
+        items, rejected = image_items(settings.sample.images, classes, settings.sample.count, settings.data.max_pixels)
     deciding = {
         "version": VERSION,
         "model": weights_sha256(exports.model_path),
@@ -107,7 +107,7 @@ def make_plan(settings: Settings) -> Plan:
     }
     if settings.sample.gif:
         deciding["gif"] = True
-    plan = Plan(f"{settings.run.folder}/samples", exports, cache, items, refused, deciding, {}, 0)
+    plan = SamplingPlan(f"{settings.run.folder}/samples", exports, cache, items, rejected, deciding, {}, 0)
     found = find_done(plan.folder, items, plan.fingerprint_of)
     return plan._replace(done=found.records, other=found.other)
 
@@ -154,7 +154,7 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
     """
     started = time.monotonic()
     plan = make_plan(settings)
-    for name, reason in plan.refused:
+    for name, reason in plan.rejected:
         log.warning("%s: %s; left out", name, reason)
     summary_path = f"{plan.folder}/summary.json"
     earlier = read_json(summary_path) if exists(summary_path) else {}
@@ -166,33 +166,33 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
         return earlier | {"sampled_this_run": 0}
     if plan.other:
         log.info(_other(plan).strip())
-    records, refused = dict(plan.done), list(plan.refused)
+    records, rejected = dict(plan.done), list(plan.rejected)
     if plan.pending:
         load_networks(plan.exports)  # weights of another model are found here, in one line, not in an actor
         build = partial(sampling_work, folder=plan.folder, cache=None if plan.cache is None else plan.cache.info)
-        found, unusable = run_batches(build, _batches(plan, settings), plan.done, plan.fingerprint_of, settings)
+        found, rejected_now = run_batches(build, _batches(plan, settings), plan.done, plan.fingerprint_of, settings)
         records |= found
-        refused += unusable
+        rejected += rejected_now
     if not records:
         raise UserError(
-            f"{settings.sample.images}: none of the {len(refused)} images could be used, as is said above; give others"
+            f"{settings.sample.images}: none of the {len(rejected)} images could be used, as is said above; give others"
         )
     ordered = [records[key] for key in keys if key in records]
     write_grid(plan.folder, [record["key"] for record in ordered], settings.sample.fps)
     seconds = time.monotonic() - started
-    summary = summarise_samples(plan, ordered, refused, seconds + earlier.get("seconds", 0.0))
+    summary = summarise_samples(plan, ordered, rejected, seconds + earlier.get("seconds", 0.0))
     write_json(summary_path, summary)
-    log.info("%d clips in %s, %d left out, %.0f s", len(ordered), plan.folder, len(refused), seconds)
+    log.info("%d clips in %s, %d left out, %.0f s", len(ordered), plan.folder, len(rejected), seconds)
     return summary | {"sampled_this_run": plan.pending}
 
 
-def _batches(plan: Plan, settings: Settings) -> list[list[Item]]:
+def _batches(plan: SamplingPlan, settings: Settings) -> list[list[Item]]:
     size = settings.sample.batch
     return [plan.items[start : start + size] for start in range(0, len(plan.items), size)]
 
 
 def summarise_samples(
-    plan: Plan, records: list[dict[str, Any]], refused: list[Refused], seconds: float
+    plan: SamplingPlan, records: list[dict[str, Any]], rejected: list[Rejection], seconds: float
 ) -> dict[str, Any]:
     """summary.json: what was sampled with what, how long it took, and statistics of every metric over the items."""
     config = plan.exports.config
@@ -205,18 +205,18 @@ def summarise_samples(
         "source": "images" if plan.cache is None else "held_out",
         "count": len(records),
         "seconds": seconds,
-        "refused": [one._asdict() for one in refused],
+        "refused": [one._asdict() for one in rejected],
         "notes": sorted({record["note"] for record in records if record["note"]}),
         "metrics": summarise_columns(record["metrics"] for record in records),
         "items": [record["key"] for record in records],
     }
 
 
-def _what(plan: Plan) -> str:
+def _what(plan: SamplingPlan) -> str:
     return "images" if plan.cache is None else "held-out clips"
 
 
-def _other(plan: Plan) -> str:
+def _other(plan: SamplingPlan) -> str:
     if not plan.other:
         return ""
     return f"\n{plan.other} of them were sampled with other weights or settings and are generated again"

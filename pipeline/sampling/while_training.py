@@ -26,7 +26,7 @@ from ..storage.files import write_bytes
 from ..train.checkpoint import CheckpointDamaged
 from ..train.export.from_checkpoint import Found, export_checkpoint, find_checkpoints
 from ..train.plan import Run
-from .generate import decode_clips, generate, load_sampler
+from .generate import decode_clips, generate, load_for_sampling
 
 log = logging.getLogger("samples")
 
@@ -107,7 +107,7 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
     with tempfile.TemporaryDirectory(prefix="samples-") as local:
         export_checkpoint(settings, cache.info, found, local)
         sample = settings.sample.model_copy(update={"model_path": local})
-        sampler = load_sampler(settings.model_copy(update={"sample": sample}), device)
+        sampler = load_for_sampling(settings.model_copy(update={"sample": sample}), device)
     scale = cache.info["scaling_factor"]
     means = [read_latent(cache_of(cache, row), row)[0, 0].astype(np.float32) * scale for row in rows]
     clips, _ = generate(

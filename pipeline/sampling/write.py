@@ -15,21 +15,19 @@ from ..data.cache.shards import read_latent
 from ..data.decode.child import IsolatedDecoder
 from ..data.decode.fetch import DecodeFailure
 from ..media import encode_gif, encode_mp4, encode_png
-from ..metrics.latent import latent_error
-from ..metrics.motion import frame_difference, motion_ratio
-from ..metrics.psnr import psnr
 from ..models.prior import replicate
+from ..sampling.measures import frame_difference, latent_error, motion_ratio, psnr
 from ..schema import CacheInfo, ManifestRow
 from ..settings import VAE_DOWNSAMPLING, DataSettings, Settings
 from ..storage.files import read_bytes, write_bytes, write_json
-from .generate import Sampler, decode_clips, encode_images, generate
-from .items import BadImage, Item, Refused, open_image
+from .generate import LoadedModel, decode_clips, encode_images, generate
+from .items import InputRejected, Item, Rejection, open_image
 
 _decoder = IsolatedDecoder()  # one child process for each sampling actor, started when a video is read
 atexit.register(_decoder.close)
 
 
-class Source(NamedTuple):
+class Original(NamedTuple):
     """What an item starts from, and what it is compared with."""
 
     image: np.ndarray | None  # uint8 (H, W, 3); None: the source video is gone, `latents` stand in
@@ -39,24 +37,24 @@ class Source(NamedTuple):
 
 
 def sample_batch(
-    sampler: Sampler,
+    sampler: LoadedModel,
     items: list[Item],
     settings: Settings,
     fingerprints: list[str],
     folder: str,
     cache: CacheInfo | None,
-) -> tuple[list[dict[str, Any]], list[Refused]]:
-    """Generate the items and write their files into `folder`: their records, as in KEY.json, and what was unusable."""
+) -> tuple[list[dict[str, Any]], list[Rejection]]:
+    """Generate the items and write their files into `folder`: their records, as in KEY.json, and what was rejected_now."""
     started = time.monotonic()
-    good: list[tuple[Item, str, Source]] = []
-    refused: list[Refused] = []
+    good: list[tuple[Item, str, Original]] = []
+    rejected: list[Rejection] = []
     for item, fingerprint in zip(items, fingerprints, strict=True):
         try:
             good.append((item, fingerprint, load_source(item, sampler, settings, cache)))
-        except BadImage as problem:
-            refused.append(Refused(item["name"], str(problem)))
+        except InputRejected as problem:
+            rejected.append(Rejection(item["name"], str(problem)))
     if not good:
-        return [], refused
+        return [], rejected
     image_latent = torch.stack([_image_latent(sampler, source) for _, _, source in good])
     labels, keys = [item["label"] for item, _, _ in good], [item["key"] for item, _, _ in good]
     captions = [item["caption"] or item["label"] for item, _, _ in good]
@@ -74,11 +72,11 @@ def sample_batch(
     for record in records:
         record["seconds"] = seconds
         write_json(f"{folder}/{record['key']}.json", record)
-    return records, refused
+    return records, rejected
 
 
 def finish(
-    sampler: Sampler, source: Source, image_latent: torch.Tensor, clip: torch.Tensor, prior: torch.Tensor
+    sampler: LoadedModel, source: Original, image_latent: torch.Tensor, clip: torch.Tensor, prior: torch.Tensor
 ) -> tuple[dict[str, float | None], dict[str, bytes]]:
     """Metrics and files of one item, from latents (F, C, h, w) and its image latent (C, h, w)."""
     fps = sampler.how.fps
@@ -116,7 +114,7 @@ def finish(
     return metrics, files
 
 
-def _image_latent(sampler: Sampler, source: Source) -> torch.Tensor:
+def _image_latent(sampler: LoadedModel, source: Original) -> torch.Tensor:
     """(C, h, w), one picture at a time: the rest of a batch must not matter."""
     if source.image is not None:
         return encode_images(sampler, torch.from_numpy(source.image.copy())[None])[0].cpu()
@@ -124,8 +122,8 @@ def _image_latent(sampler: Sampler, source: Source) -> torch.Tensor:
     return source.latents[0]
 
 
-def load_source(item: Item, sampler: Sampler, settings: Settings, cache: CacheInfo | None) -> Source:
-    """The image of an item, and the true clip of a held-out one. Raises BadImage.
+def load_source(item: Item, sampler: LoadedModel, settings: Settings, cache: CacheInfo | None) -> Original:
+    """The image of an item, and the true clip of a held-out one. Raises InputRejected.
 
     A held-out clip whose video is gone or has changed is stood in for by its cached latents, and the note says so.
     """
@@ -134,8 +132,8 @@ def load_source(item: Item, sampler: Sampler, settings: Settings, cache: CacheIn
         try:
             content = read_bytes(item["uri"])
         except OSError as error:
-            raise BadImage(f"cannot be read ({error})") from error
-        return Source(open_image(content, height * VAE_DOWNSAMPLING, width * VAE_DOWNSAMPLING), None, None, "")
+            raise InputRejected(f"cannot be read ({error})") from error
+        return Original(open_image(content, height * VAE_DOWNSAMPLING, width * VAE_DOWNSAMPLING), None, None, "")
     assert cache is not None
     mean = read_latent(settings.cache_path, item["row"])[0].astype(np.float32)
     latents = torch.from_numpy(mean) * cache["scaling_factor"]
@@ -145,8 +143,8 @@ def load_source(item: Item, sampler: Sampler, settings: Settings, cache: CacheIn
         note = (
             f"the source video could not be read again ({failure.reason}), so the true clip is the VAE's reconstruction"
         )
-        return Source(None, latents, None, note)
-    return Source(frames[0], latents, frames, "")
+        return Original(None, latents, None, note)
+    return Original(frames[0], latents, frames, "")
 
 
 def decode_true(row: ManifestRow, data: DataSettings, cache: CacheInfo) -> np.ndarray:

@@ -10,9 +10,10 @@ from helpers.video_files import write_video
 from PIL import Image
 
 from pipeline.bivdiff.frames import Sources, canny, check_canny, outpainting_mask, read_sources
-from pipeline.bivdiff.items import BadItem, read_clips
+from pipeline.bivdiff.items import read_list
 from pipeline.data.decode.child import IsolatedDecoder
 from pipeline.errors import UserError
+from pipeline.sampling.items import InputRejected
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def decoder():  # type: ignore[no-untyped-def]
 
 def sources_of(folders: Folders, decoder: IsolatedDecoder, task: str, **row: str) -> Sources:
     settings = settings_of(folders, folders.inputs, task, write_list(folders, "row.csv", row))
-    return read_sources(read_clips(settings.bivdiff)[0][0][0], settings.bivdiff, settings.data, decoder)
+    return read_sources(read_list(settings.bivdiff)[0][0][0], settings.bivdiff, settings.data, decoder)
 
 
 def test_maps_in_a_folder_are_the_frames_of_the_video(folders: Folders, decoder: IsolatedDecoder) -> None:
@@ -70,7 +71,7 @@ def test_files_that_do_not_belong_together(
         write_video(folders.inputs / f"{name}.mp4", frames=frames, size=SIZE)
     for name in ("broken.mp4", "broken.png"):
         (folders.inputs / name).write_text("nothing of the kind")
-    with pytest.raises(BadItem, match=words) as problem:
+    with pytest.raises(InputRejected, match=words) as problem:
         sources_of(folders, decoder, "inpainting", **row)
     assert "\n" not in str(problem.value)
 
@@ -78,9 +79,9 @@ def test_files_that_do_not_belong_together(
 def test_rows_that_cannot_be_used_are_counted_and_the_rest_goes_on(folders: Folders) -> None:
     rows = [{}, {"mask": ""}, {"video": "gone.mp4"}, {}, {"prompt": "other"}]
     settings = settings_of(folders, folders.inputs, "inpainting", write_list(folders, "rows.csv", *rows))
-    clips, refused = read_clips(settings.bivdiff)
+    clips, rejected = read_list(settings.bivdiff)
     assert [row[0]["prompt"] for row in clips] == ["a red dog", "other"]
-    assert [(one.name.split(":")[0], one.reason.split(folders.inputs.name)[0]) for one in refused] == [
+    assert [(one.name.split(":")[0], one.reason.split(folders.inputs.name)[0]) for one in rejected] == [
         ("line 3", "names no mask, which bivdiff.task inpainting needs"),
         ("line 4", f"video {folders.inputs}/gone.mp4: cannot be read (No such file or directory)".split("inputs")[0]),
         ("line 5", "asked for twice, in the same words"),
@@ -91,7 +92,7 @@ def test_key_is_of_words_content_and_alpha(folders: Folders) -> None:
     def keys(**values: object) -> list[str]:
         items = write_list(folders, "keys.csv", {}, {"prompt": "other"})
         settings = settings_of(folders, folders.inputs, "inpainting", items, **values)
-        return [clip["key"] for row in read_clips(settings.bivdiff)[0] for clip in row]
+        return [clip["key"] for row in read_list(settings.bivdiff)[0] for clip in row]
 
     first = keys()
     assert len(set(first)) == 2 and first == keys() and all(key.startswith("source-") for key in first)
@@ -113,9 +114,9 @@ def test_list_of_other_columns_is_refused(folders: Folders, tmp_path: Path) -> N
         ("outpainting", "has the columns video, prompt, colour"),
     ):
         with pytest.raises(UserError, match=words):
-            read_clips(settings_of(folders, tmp_path, task, str(items)).bivdiff)
+            read_list(settings_of(folders, tmp_path, task, str(items)).bivdiff)
     with pytest.raises(UserError, match="no such file"):
-        read_clips(settings_of(folders, tmp_path, "inpainting", str(tmp_path / "none.csv")).bivdiff)
+        read_list(settings_of(folders, tmp_path, "inpainting", str(tmp_path / "none.csv")).bivdiff)
 
 
 def test_canny_draws_the_edges_of_the_video(folders: Folders, decoder: IsolatedDecoder) -> None:
@@ -129,7 +130,7 @@ def test_canny_draws_the_edges_of_the_video(folders: Folders, decoder: IsolatedD
         folders, folders.inputs, "controlnet", write_list(folders, "row.csv", {"control": ""}), control="canny"
     )
     check_canny(settings.bivdiff)
-    found = read_sources(read_clips(settings.bivdiff)[0][0][0], settings.bivdiff, settings.data, decoder)
+    found = read_sources(read_list(settings.bivdiff)[0][0][0], settings.bivdiff, settings.data, decoder)
     assert found.video is not None and found.control is not None
     assert (found.control == canny(found.video, 100, 200)).all()
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers.tiny_bivdiff import Folders
 
-from pipeline.bivdiff.items import BadItem
 from pipeline.bivdiff.models import load_pipeline
-from pipeline.bivdiff.prompt_to_prompt import EDITS, Edit, EditedAttention, Progress, edit_frames, refine, replace
+from pipeline.bivdiff.prompt_to_prompt import EDITS, Edit, EditedAttention, StepCounter, edit_frames, refine, replace
+from pipeline.sampling.items import InputRejected
 from pipeline.settings.bivdiff import BivdiffSettings
 
 HOW = {"num_inference_steps": 3, "guidance_scale": 7.5}
@@ -43,7 +43,7 @@ def test_replaced_word_takes_its_predecessors_attention(pipe) -> None:  # type: 
 
 
 def test_replacing_takes_prompts_of_as_many_words(pipe) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(BadItem, match=r"source_prompt has 2 words and prompt 3; .* refine"):
+    with pytest.raises(InputRejected, match=r"source_prompt has 2 words and prompt 3; .* refine"):
         replace(pipe.tokenizer, "a dog", "a red dog")
 
 
@@ -70,7 +70,7 @@ def test_edited_frame_has_its_sources_attention_and_nothing_else_changes() -> No
     """Two heads, two frames, five places, four tokens: unguided twice, source, edited."""
     weights = torch.rand(4 * 2 * 2, 5, 4, generator=torch.Generator().manual_seed(0))
     edit = Edit(torch.eye(4).roll(1, 1), torch.tensor([0.0, 0.0, 1.0, 0.0]))
-    attention = EditedAttention(edit, Progress(10), 1.0, 1.0)
+    attention = EditedAttention(edit, StepCounter(10), 1.0, 1.0)
     _, _, source, edited = weights.chunk(4)
     for cross, wanted in ((False, source), (True, source.roll(1, 2) + edited * edit.own)):
         found = attention.injected(weights, cross)
@@ -79,7 +79,7 @@ def test_edited_frame_has_its_sources_attention_and_nothing_else_changes() -> No
 
 
 def test_attention_is_injected_in_the_first_steps_only() -> None:
-    progress = Progress(10)
+    progress = StepCounter(10)
     seen = []
     for step in range(10):
         seen.append((progress.before(0.4), progress.before(0.0), progress.before(1.0)))

@@ -16,7 +16,7 @@ from helpers.tiny_text import save_tiny_clip
 from helpers.tiny_vae import save_tiny_vae
 
 from pipeline.bivdiff.models import load_models
-from pipeline.bivdiff.run import load_networks, make_plan, plan_bivdiff, run_bivdiff
+from pipeline.bivdiff.run import load_metric_networks, make_plan, plan_bivdiff, run_bivdiff
 from pipeline.bivdiff.work import make_clips
 from pipeline.errors import UserError
 from pipeline.settings import ROOT, Settings, to_yaml
@@ -66,7 +66,7 @@ def test_killed_and_run_again_gives_the_files_that_one_process_gives(
     assert "BIVDiff" in Path(settings.run.folder, "report.html").read_text()
 
     alone = tmp_path / "alone"
-    plan, models, networks = make_plan(settings), load_models(settings), load_networks(settings, "cpu")
+    plan, models, networks = make_plan(settings), load_models(settings), load_metric_networks(settings, "cpu")
     for row in reversed(plan.rows):
         make_clips(models, networks, row, settings, [plan.fingerprint_of(clip) for clip in row], str(alone))
     found = {path.name: path.read_bytes() for path in alone.glob("*.mp4")}
@@ -153,7 +153,7 @@ def test_prompt_that_is_no_class_of_an_own_model(folders: Folders, tmp_path: Pat
     plan = make_plan(settings({}, {"prompt": "slide left"}))
     assert [clip["prompt"] for clip in plan.clips] == ["slide left"]
     assert re.match(
-        r"bivdiff\.video_model takes no text, but Bounce, .*; name one in video_prompt", plan.refused[0].reason
+        r"bivdiff\.video_model takes no text, but Bounce, .*; name one in video_prompt", plan.rejected[0].reason
     )
     with pytest.raises(UserError, match="none of its 1 prompts is a class"):
         make_plan(settings({}))
@@ -179,7 +179,7 @@ def test_clip_measures_consistency_and_alignment(folders: Folders, tmp_path: Pat
     )
     row = make_plan(settings).rows[0]
     records, _ = make_clips(
-        load_models(settings), load_networks(settings, "cpu"), row, settings, [""], str(tmp_path / "o")
+        load_models(settings), load_metric_networks(settings, "cpu"), row, settings, [""], str(tmp_path / "o")
     )
     found = records[0]["metrics"]
     assert found.keys() == {"frame_consistency", "textual_alignment", "frame_consistency_of_frames"}

@@ -10,14 +10,14 @@ from helpers.tiny_diffusers import SIDE
 from helpers.video_files import write_video
 
 from pipeline.bivdiff.frames import Sources, read_sources
-from pipeline.bivdiff.items import read_clips
+from pipeline.bivdiff.items import read_list
 from pipeline.bivdiff.models import Models, load_models
-from pipeline.bivdiff.run import load_networks
+from pipeline.bivdiff.run import load_metric_networks
 from pipeline.bivdiff.work import VIDEO_SHARE, Made, _decoder, decode, encode, make_clips, synthesise
 from pipeline.media import decode_mp4
-from pipeline.metrics.psnr import psnr
 from pipeline.models.files.paths import shipped_path
-from pipeline.sampling.items import Refused
+from pipeline.sampling.items import Rejection
+from pipeline.sampling.measures import psnr
 from pipeline.settings import Settings
 from pipeline.settings.bivdiff import PAPER_ALPHA
 
@@ -37,7 +37,7 @@ def items(folders: Folders) -> str:
 
 
 def made_by(settings: Settings, models: Models | None = None) -> tuple[Made, Sources]:
-    row = read_clips(settings.bivdiff)[0][0]
+    row = read_list(settings.bivdiff)[0][0]
     sources = read_sources(row[0], settings.bivdiff, settings.data, _decoder)
     models = load_models(settings) if models is None else models
     return synthesise(models, row, sources, settings.bivdiff, settings.data, settings.run.seed), sources
@@ -46,10 +46,10 @@ def made_by(settings: Settings, models: Models | None = None) -> tuple[Made, Sou
 @pytest.mark.parametrize("task", list(PAPER_ALPHA))
 def test_task_goes_from_its_files_to_a_clip(task: str, folders: Folders, items: str, tmp_path: Path) -> None:
     settings = settings_of(folders, tmp_path, task, items, **{"evaluate.detector": "shipped:detector"})
-    row = read_clips(settings.bivdiff)[0][0]
-    networks = load_networks(settings, "cpu")
-    records, refused = make_clips(load_models(settings), networks, row, settings, ["print"], str(tmp_path))
-    assert not refused
+    row = read_list(settings.bivdiff)[0][0]
+    networks = load_metric_networks(settings, "cpu")
+    records, rejected = make_clips(load_models(settings), networks, row, settings, ["print"], str(tmp_path))
+    assert not rejected
     key = row[0]["key"]
     files = {path.name.removeprefix(f"{key}.").removesuffix(".mp4"): path for path in tmp_path.glob(f"{key}.*")}
     assert files.keys() == MEMBERS[task] | {"source", "frames", "generated", "json"}
@@ -108,10 +108,10 @@ def test_alphas_share_frames_and_inversions(folders: Folders, items: str, tmp_pa
 def test_row_that_cannot_be_made_is_a_line(folders: Folders, tmp_path: Path) -> None:
     items = write_list(folders, "bad.csv", {"prompt": "a red dog", "source_prompt": "dog"})
     settings = settings_of(folders, tmp_path, "prompt_to_prompt", items, edit="replace")
-    row = read_clips(settings.bivdiff)[0][0]
-    records, refused = make_clips(load_models(settings), {}, row, settings, [""], str(tmp_path / "out"))
+    row = read_list(settings.bivdiff)[0][0]
+    records, rejected = make_clips(load_models(settings), {}, row, settings, [""], str(tmp_path / "out"))
     reason = "source_prompt has 1 words and prompt 3; bivdiff.edit replace takes as many, refine others"
-    assert (records, refused) == ([], [Refused("source.mp4", reason)])
+    assert (records, rejected) == ([], [Rejection("source.mp4", reason)])
     assert not (tmp_path / "out").exists()
 
 

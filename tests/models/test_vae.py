@@ -71,8 +71,8 @@ def test_folder_without_a_vae_is_one_line_with_the_remedy(tmp_path: Path) -> Non
 def test_the_shipped_vae_is_small_and_reconstructs_synthetic_frames() -> None:
     import numpy as np
 
-    from pipeline.metrics.psnr import psnr
     from pipeline.models.files.paths import shipped_path
+    from pipeline.sampling.measures import psnr
     from pipeline.shipped.synthetic import CLASSES, random_scene, render
 
     folder = Path(shipped_path("shipped:vae"))

@@ -15,13 +15,13 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.animate import animate
-from pipeline.sampling.generate import Sampler, load_sampler
+from pipeline.sampling.generate import LoadedModel, load_for_sampling
 from pipeline.settings import ROOT, Settings
 
 
 @pytest.fixture(scope="module")
-def sampler(tiny_run: Settings) -> Sampler:
-    return load_sampler(tiny_run)
+def sampler(tiny_run: Settings) -> LoadedModel:
+    return load_for_sampling(tiny_run)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def picture() -> bytes:
     return stream.getvalue()
 
 
-def test_same_image_class_and_seed_are_the_same_clip(sampler: Sampler) -> None:
+def test_same_image_class_and_seed_are_the_same_clip(sampler: LoadedModel) -> None:
     made = animate(sampler, picture(), "slide_left", 0, 10**6)
     assert made.frames.shape == (FRAMES, SIDE, SIDE, 3)
     assert decode_mp4(made.mp4).shape == made.frames.shape
@@ -48,7 +48,7 @@ def test_same_image_class_and_seed_are_the_same_clip(sampler: Sampler) -> None:
         assert not np.array_equal(animate(sampler, picture(), asked, seed, 10**6).frames, made.frames)
 
 
-def test_what_it_cannot_use_is_one_line(sampler: Sampler) -> None:
+def test_what_it_cannot_use_is_one_line(sampler: LoadedModel) -> None:
     with pytest.raises(UserError, match="the image: not an image"):
         animate(sampler, b"hello", "", 0, 10**6)
     with pytest.raises(UserError, match="1000"):

@@ -16,7 +16,7 @@ from pipeline.models.checkpoints.exports import save_checkpoint, save_export
 from pipeline.models.checkpoints.published import load_published
 from pipeline.models.checkpoints.weights import WeightsMismatch
 from pipeline.sampling.exports import find_exports, load_networks
-from pipeline.sampling.generate import Sampler, generate, load_sampler, make_priors
+from pipeline.sampling.generate import LoadedModel, generate, load_for_sampling, make_priors
 from pipeline.settings import Settings
 
 KEYS = ["a", "b", "c", "d"]
@@ -24,19 +24,19 @@ LABELS = ["bounce", "", "slide left", "never heard of"]
 
 
 @pytest.fixture(scope="module")
-def sampler(tiny_run: Settings) -> Sampler:
-    return load_sampler(tiny_run)
+def sampler(tiny_run: Settings) -> LoadedModel:
+    return load_for_sampling(tiny_run)
 
 
 def images() -> torch.Tensor:
     return torch.randn(4, *SHAPE[1:], generator=torch.Generator().manual_seed(5))
 
 
-def with_how(sampler: Sampler, /, **changes: Any) -> Sampler:
+def with_how(sampler: LoadedModel, /, **changes: Any) -> LoadedModel:
     return replace(sampler, how=sampler.how.model_copy(update=changes))
 
 
-def test_batch_size_does_not_change_a_clip(sampler: Sampler) -> None:
+def test_batch_size_does_not_change_a_clip(sampler: LoadedModel) -> None:
     together = generate(sampler, images(), LABELS, KEYS, seed=3)
     for index, key in enumerate(KEYS):
         alone = generate(sampler, images()[index : index + 1], LABELS[index : index + 1], [key], seed=3)
@@ -45,7 +45,7 @@ def test_batch_size_does_not_change_a_clip(sampler: Sampler) -> None:
     assert torch.equal(again.clip, together.clip)
 
 
-def test_key_seed_image_and_class_each_change_a_clip(sampler: Sampler) -> None:
+def test_key_seed_image_and_class_each_change_a_clip(sampler: LoadedModel) -> None:
     def clip(image: int = 0, label: str = "bounce", key: str = "a", seed: int = 0) -> torch.Tensor:
         return generate(sampler, images()[image : image + 1], [label], [key], seed).clip
 
@@ -54,7 +54,7 @@ def test_key_seed_image_and_class_each_change_a_clip(sampler: Sampler) -> None:
         assert not torch.allclose(base, other, atol=1e-3)
 
 
-def test_export_samples_as_the_network_it_was_made_of(sampler: Sampler, tmp_path: Path) -> None:
+def test_export_samples_as_the_network_it_was_made_of(sampler: LoadedModel, tmp_path: Path) -> None:
     config = sampler.exports.config
     path = save_export(tmp_path / "export", sampler.model.backbone.state_dict(), config)
     again = replace(sampler, model=load_model(str(path))[0])
@@ -65,7 +65,7 @@ def test_export_samples_as_the_network_it_was_made_of(sampler: Sampler, tmp_path
     assert all(torch.equal(value, published[name]) for name, value in sampler.model.backbone.state_dict().items())
 
 
-def test_neural_prior_is_the_starting_point(sampler: Sampler) -> None:
+def test_neural_prior_is_the_starting_point(sampler: LoadedModel) -> None:
     shown, prior = make_priors(sampler, images(), LABELS)
     assert shown is prior
     assert prior.shape == (4, *SHAPE)
@@ -73,14 +73,14 @@ def test_neural_prior_is_the_starting_point(sampler: Sampler) -> None:
     assert not torch.allclose(prior, images()[:, None].expand_as(prior))
 
 
-def test_one_step_does_without_noise(sampler: Sampler) -> None:
+def test_one_step_does_without_noise(sampler: LoadedModel) -> None:
     single = with_how(sampler, steps=1)
     assert torch.equal(
         generate(single, images(), LABELS, KEYS, seed=0).clip, generate(single, images(), LABELS, KEYS, seed=9).clip
     )
 
 
-def test_guidance_of_one_is_one_evaluation(sampler: Sampler) -> None:
+def test_guidance_of_one_is_one_evaluation(sampler: LoadedModel) -> None:
     calls: list[int] = []
     handle = sampler.model.register_forward_hook(lambda module, given, out: calls.append(len(out)))
     try:
@@ -112,7 +112,7 @@ def test_other_processes_and_conditions(
     save_model(settings, Path(settings.model_export), "image_to_video", model)
     if prior_condition:  # F_eta is shown, though the bridge starts from the replicated image
         save_model(settings, Path(settings.prior_export), "prior", tiny_model("none"), seed=1)
-    sampler = load_sampler(settings)
+    sampler = load_for_sampling(settings)
     assert (sampler.prior is not None) == prior_condition
     made = generate(sampler, images(), LABELS, KEYS, seed=0)
     assert made.clip.shape == (4, *SHAPE)
@@ -130,7 +130,7 @@ def test_other_processes_and_conditions(
         ("dbim", 4, True),
     ],
 )
-def test_every_bridge_sampler(sampler: Sampler, name: str, evaluations: int, draws: bool) -> None:
+def test_every_bridge_sampler(sampler: LoadedModel, name: str, evaluations: int, draws: bool) -> None:
     chosen = with_how(sampler, sampler=name, steps=4, spacing="quadratic", order=3 if name == "dbim" else 1)
     calls: list[int] = []
     handle = sampler.model.register_forward_hook(lambda module, given, out: calls.append(len(out)))
@@ -153,9 +153,9 @@ def test_analytic_init_starts_from_the_marginal(tmp_path: Path, tiny_vae: Path) 
     )
     save_model(settings, Path(settings.model_export), "image_to_video", tiny_model())
     with pytest.raises(UserError, match=r"no moments.json there; run jobs/latent_moments.py"):
-        load_sampler(settings)
+        load_for_sampling(settings)
     save_moments(str(tmp_path / "moments"), Moments(10, np.full(SHAPE, 3.0), 4.0 * 10 * np.prod(SHAPE)), "-")
-    sampler = with_how(load_sampler(settings), start=0.5)
+    sampler = with_how(load_for_sampling(settings), start=0.5)
     started: list[torch.Tensor] = []
     handle = sampler.model.register_forward_pre_hook(lambda module, given: started.append(given[0]))
     try:
@@ -172,7 +172,7 @@ def test_sampler_of_another_process_is_one_line(tiny_run: Settings, tmp_path: Pa
     for changes in wrong:
         settings = tiny_run.model_copy(update={"sample": tiny_run.sample.model_copy(update=changes)})
         with pytest.raises(UserError, match=next(iter(changes))):
-            load_sampler(settings)
+            load_for_sampling(settings)
 
 
 def test_wrong_exports_are_one_line(tmp_path: Path, tiny_vae: Path, tiny_run: Settings) -> None:

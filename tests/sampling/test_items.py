@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.data.cache.manifest import open_cache
 from pipeline.errors import UserError
-from pipeline.sampling.items import BadImage, held_out_items, image_class, image_items, image_key, open_image
+from pipeline.sampling.items import InputRejected, held_out_items, image_class, image_items, image_key, open_image
 from pipeline.settings import Settings
 
 CLASSES = ["Apply", "ApplyLipstick", "Slide Left"]
@@ -40,9 +40,9 @@ def test_content_decides_what_an_image_is(tmp_path: Path) -> None:
     (tmp_path / "unasked.png").write_bytes(png())
     (tmp_path / "unasked.txt").write_text("\n")
     (tmp_path / "dot.png").write_bytes(png(size=(40, 7)))
-    items, refused = image_items(str(tmp_path), CLASSES, None, BIG)
+    items, rejected = image_items(str(tmp_path), CLASSES, None, BIG)
     assert [(item["name"], item["label"], item["caption"]) for item in items] == [("no_suffix", "", "a red wall")]
-    assert {one.name: one.reason.split(" (")[0] for one in refused} == {
+    assert {one.name: one.reason.split(" (")[0] for one in rejected} == {
         "empty.jpg": "an empty file",
         "really_text.png": "not an image",
         "torn.png": "cannot be decoded",
@@ -56,12 +56,12 @@ def test_prompt_folder_as_dynamicrafter_has_it(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(png())
     (tmp_path / "README.txt").write_text("not for them")
     (tmp_path / "test_prompts.txt").write_text("a red wall falls\n\n slide left \n")
-    items, refused = image_items(str(tmp_path), CLASSES, None, BIG)
+    items, rejected = image_items(str(tmp_path), CLASSES, None, BIG)
     assert [(item["name"], item["label"], item["caption"]) for item in items] == [
         ("a.png", "", "a red wall falls"),
         ("b.png", "Slide Left", ""),
     ]
-    assert [one.name for one in refused] == ["c.png"] and "has no line in the prompt file" in refused[0].reason
+    assert [one.name for one in rejected] == ["c.png"] and "has no line in the prompt file" in rejected[0].reason
 
 
 def test_csv_of_images_captions_and_classes(tmp_path: Path) -> None:
@@ -72,10 +72,10 @@ def test_csv_of_images_captions_and_classes(tmp_path: Path) -> None:
         "image,caption,class\npictures/a.png,it moves,\npictures/a.png,,slide left\npictures/a.png,it moves,\n"
         f"{tmp_path}/pictures/a.png,,\ngone.png,,\npictures/a.png,,Jump\n,what,\n"
     )
-    items, refused = image_items(str(table), CLASSES, None, BIG)
+    items, rejected = image_items(str(table), CLASSES, None, BIG)
     assert [(item["label"], item["caption"]) for item in items] == [("", "it moves"), ("Slide Left", ""), ("", "")]
     assert len({item["key"] for item in items}) == 3
-    assert [(one.name, one.reason) for one in refused] == [
+    assert [(one.name, one.reason) for one in rejected] == [
         ("pictures/a.png", "asked for twice, in the same words"),
         ("gone.png", "cannot be read (No such file or directory)"),
         ("pictures/a.png", "class Jump is unknown to the model, which has Apply, ApplyLipstick, Slide Left"),
@@ -127,5 +127,5 @@ def test_image_is_upright_on_white_and_cropped() -> None:
     sixteen = io.BytesIO()
     Image.fromarray(np.full((8, 8), 0x8000, np.uint16)).save(sixteen, "PNG")
     assert open_image(sixteen.getvalue(), 8, 8)[0, 0].tolist() == [127, 127, 127]
-    with pytest.raises(BadImage):
+    with pytest.raises(InputRejected):
         open_image(b"\x89PNG\r\n", 8, 8)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
-from pipeline.sampling.generate import load_sampler
+from pipeline.sampling.generate import load_for_sampling
 from pipeline.sampling.run import make_plan, plan_sampling, run_sampling
 from pipeline.sampling.write import sample_batch
 from pipeline.settings import ROOT, Settings, to_yaml
@@ -47,7 +47,7 @@ def clips(settings: Settings) -> dict[str, bytes]:
 def generate_alone(settings: Settings, folder: Path) -> None:
     plan, size = make_plan(settings), settings.sample.batch
     assert plan.cache
-    sampler = load_sampler(settings)
+    sampler = load_for_sampling(settings)
     for start in reversed(range(0, len(plan.items), size)):
         items = plan.items[start : start + size]
         prints = [plan.fingerprint_of(item) for item in items]

@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.cache.manifest import open_cache
-from pipeline.metrics.psnr import psnr
-from pipeline.sampling.generate import Sampler, load_sampler
+from pipeline.sampling.generate import LoadedModel, load_for_sampling
 from pipeline.sampling.items import Item, held_out_items
+from pipeline.sampling.measures import psnr
 from pipeline.sampling.write import load_source, sample_batch
 from pipeline.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def sampler(tiny_run: Settings) -> Sampler:
-    return load_sampler(tiny_run)
+def sampler(tiny_run: Settings) -> LoadedModel:
+    return load_for_sampling(tiny_run)
 
 
 def items_of(settings: Settings) -> list[Item]:
     return held_out_items(open_cache(settings.cache_path), None)
 
 
-def test_true_clip_is_the_one_that_was_cached(tiny_run: Settings, sampler: Sampler) -> None:
+def test_true_clip_is_the_one_that_was_cached(tiny_run: Settings, sampler: LoadedModel) -> None:
     cache = open_cache(tiny_run.cache_path)
     source = load_source(items_of(tiny_run)[0], sampler, tiny_run, cache.info)
     assert source.true is not None and source.image is not None and source.latents is not None
@@ -36,7 +36,7 @@ def test_true_clip_is_the_one_that_was_cached(tiny_run: Settings, sampler: Sampl
 
 @pytest.mark.parametrize("problem", ["missing", "changed"])
 def test_lost_or_changed_video_is_stood_in_for_by_its_latents(
-    tiny_run: Settings, sampler: Sampler, tmp_path: Path, problem: str
+    tiny_run: Settings, sampler: LoadedModel, tmp_path: Path, problem: str
 ) -> None:
     cache = open_cache(tiny_run.cache_path)
     first, second = items_of(tiny_run)[:2]
@@ -45,18 +45,18 @@ def test_lost_or_changed_video_is_stood_in_for_by_its_latents(
     if problem == "changed":
         shutil.copy(second["uri"], uri)
     lost: Item = {**first, "uri": str(uri), "row": {**first["row"], "uri": str(uri)}}
-    records, refused = sample_batch(sampler, [lost], tiny_run, ["-"], str(tmp_path / "out"), cache.info)
-    assert not refused
+    records, rejected = sample_batch(sampler, [lost], tiny_run, ["-"], str(tmp_path / "out"), cache.info)
+    assert not rejected
     assert f"({problem})" in records[0]["note"]
     assert records[0]["metrics"]["motion_true"] == records[0]["metrics"]["motion_true_vae"]
     assert (tmp_path / "out" / f"{first['key']}.true.mp4").stat().st_size > 0
 
 
-def test_image_that_is_gone_costs_itself_only(tiny_run: Settings, sampler: Sampler, tmp_path: Path) -> None:
+def test_image_that_is_gone_costs_itself_only(tiny_run: Settings, sampler: LoadedModel, tmp_path: Path) -> None:
     cache = open_cache(tiny_run.cache_path)
     good = items_of(tiny_run)[0]
     gone = Item(key="g", name="g.png", label="", caption="", uri=str(tmp_path / "g.png"), row=None)
-    records, refused = sample_batch(sampler, [gone, good], tiny_run, ["-", "-"], str(tmp_path), cache.info)
+    records, rejected = sample_batch(sampler, [gone, good], tiny_run, ["-", "-"], str(tmp_path), cache.info)
     assert [record["key"] for record in records] == [good["key"]]
-    assert refused[0].name == "g.png" and "cannot be read" in refused[0].reason
+    assert rejected[0].name == "g.png" and "cannot be read" in rejected[0].reason
     assert not (tmp_path / "g.json").exists()
