@@ -143,7 +143,7 @@ def bare_rate(settings: Settings) -> float:
     """Clips/s of a PyTorch loop and nothing else: the same model, loss, optimizer, clipping and number of steps."""
     cache, train = open_cache(settings.cache_path), settings.train
     source = training_source(cache, cache.info["classes"], train.label_dropout, 0)
-    made = [pieces[0] for pieces in training_batches(source, 8, 8, 0, 1, 0, 4)]
+    made = [micro_batches[0] for micro_batches in training_batches(source, 8, 8, 0, 1, 0, 4)]
     model = untrained("finetune", settings, cache.info)
     model.initialise(0)  # type: ignore[operator]
     task, optimizer = finetune_task(model, settings.bridge), make_optimizer(model, train)  # type: ignore[arg-type]
@@ -182,8 +182,8 @@ def data_wait(folder: Path) -> dict[str, Any]:
 def waited(settings: Settings, steps: int = 3) -> dict[str, float]:
     """Of an epoch of 3 clips, after a step that is not counted: where its time went, in seconds a step."""
     cache = open_cache(settings.cache_path)
-    kept = keep_locally(cache, settings.cache, 1)
-    source = training_source(cache, cache.info["classes"], 0.1, 0, kept=kept)
+    node_cache = keep_locally(cache, settings.cache, 1)
+    source = training_source(cache, cache.info["classes"], 0.1, 0, node_cache=node_cache)
     step_of = stepper(settings)
     # the first batch is waited for at the start of a run only, not at every step
     made = training_batches(source, 1, 1, 0, 1, 0, steps + 1)

@@ -26,11 +26,11 @@ from pipeline.train.export.write import export_config
 from pipeline.train.initial import untrained
 from pipeline.train.losses import Task
 from pipeline.train.plan import plan_training, prepare
-from pipeline.train.ranks import Place
+from pipeline.train.ranks import RankInfo
 from pipeline.train.worker import build_task
 
 RECIPES = ("videocrafter", "videocrafter-100k", "dynamicrafter", "dynamicrafter-cil", "cogvideox")  # webvid-NAME
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = RankInfo(0, 1, torch.device("cpu"))
 
 
 def shrunken(name: str, folder: Path, *more: str) -> Settings:
@@ -95,8 +95,8 @@ def test_recipe_plans_and_trains_two_steps(name: str, folder: Path) -> None:
     before = {key: value.clone() for key, value in task.model.named_parameters()}
     cache = open_cache(settings.cache_path)
     source = with_text(training_source(cache, [], settings.train.label_dropout, 0), cache)
-    for pieces in training_batches(source, 4, 4, 0, 1, 0, 2):
-        loss = task.loss(task.model, pieces[0])
+    for micro_batches in training_batches(source, 4, 4, 0, 1, 0, 2):
+        loss = task.loss(task.model, micro_batches[0])
         assert loss.shape == (4,) and bool(loss.isfinite().all())
         optimizer.zero_grad()
         loss.mean().backward()
@@ -214,7 +214,7 @@ def test_weights_of_another_backbone_are_refused(folder: Path) -> None:
 def test_text_and_image_are_each_left_out_of_their_share(folder: Path) -> None:
     cache = open_cache(shrunken("videocrafter", folder).cache_path)
     source = with_text(training_source(cache, [], 0.5, 0), cache)
-    batches = [pieces[0].latents for pieces in training_batches(source, 4, 4, 0, 1, 0, 40)]
+    batches = [micro_batches[0].latents for micro_batches in training_batches(source, 4, 4, 0, 1, 0, 40)]
     empty = torch.cat([(batch.text == 0).flatten(1).all(1) for batch in batches if batch.text is not None])
     hidden = torch.cat([~batch.image_shown for batch in batches])
     assert 0.4 < empty.double().mean() < 0.6 and 0.4 < hidden.double().mean() < 0.6

@@ -16,7 +16,7 @@ from pipeline.settings import Settings, load, recipes
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import Job, sections, uses_prior
 from pipeline.train.plan import plan_training, prepare
-from pipeline.train.ranks import Place
+from pipeline.train.ranks import RankInfo
 from pipeline.train.worker import build_task
 
 NAMES = [name for name in recipes() if name.startswith(("ucf101-", "latte-"))]
@@ -88,15 +88,15 @@ def test_recipe_plans_and_trains_two_steps(name: str, job: Job, folder: Path) ->
     plan = plan_training(prepare(job, settings))
     assert "steps         2 of 4 clips" in plan
     cache = open_cache(settings.cache_path)
-    task, begins = build_task(job, settings, cache.info, Place(0, 1, torch.device("cpu")))
-    assert begins.startswith("from scratch") == (not name.startswith("latte-"))
+    task, initialised_from = build_task(job, settings, cache.info, RankInfo(0, 1, torch.device("cpu")))
+    assert initialised_from.startswith("from scratch") == (not name.startswith("latte-"))
     assert (task.frozen is not None) == uses_prior(job, settings)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     before = [parameter.clone() for parameter in task.model.parameters()]
     label_dropout = sections(job, settings)[1].label_dropout
     source = training_source(cache, cache.info["classes"], label_dropout, settings.run.seed)
-    for pieces in training_batches(source, 4, 4, 0, 1, 0, 2):
-        loss = task.loss(task.model, pieces[0]).mean()
+    for micro_batches in training_batches(source, 4, 4, 0, 1, 0, 2):
+        loss = task.loss(task.model, micro_batches[0]).mean()
         assert bool(loss.isfinite())
         optimizer.zero_grad()
         loss.backward()

@@ -33,7 +33,7 @@ from pipeline.train.deepspeed.state import full_state
 from pipeline.train.export.write import export, export_config
 from pipeline.train.initial import sections
 from pipeline.train.loop import train_steps
-from pipeline.train.ranks import Place
+from pipeline.train.ranks import RankInfo
 from pipeline.train.worker import build_task, quieten
 
 from .protocol import STILL, Measurement, Model, folder_of
@@ -41,7 +41,7 @@ from .protocol import STILL, Measurement, Model, folder_of
 BATCH = 16  # clips sampled or decoded at once
 
 
-def alone() -> Place:
+def alone() -> RankInfo:
     """This process as the only worker, in a process group of its own, which DeepSpeed and the training loop ask for.
 
     The group stays for the tasks that Ray gives this process later: DeepSpeed keeps hold of it.
@@ -50,7 +50,7 @@ def alone() -> Place:
     if not dist.is_initialized():
         os.environ["LOCAL_RANK"] = "0"
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    return Place(0, 1, torch.device("cpu"))
+    return RankInfo(0, 1, torch.device("cpu"))
 
 
 def train_model(model: Model) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from ..errors import JobFailed, UserError
 from ..runtime.ray_internals import cause_of, has_key, is_preemption, is_startup_timeout, put_key
 from .checkpoint import no_room
 from .plan import Run
-from .ranks import Told
+from .ranks import StopRequest
 
 log = logging.getLogger("train")
 
 
-class GoOnOrEnd(ray.train.UserCallback):
+class FailurePolicy(ray.train.UserCallback):
     """Ends the run, in Ray Train's controller, at what starting the workers again cannot help, and after too many failures
     with no checkpoint in between; a run of weeks may lose any number of nodes. Says what happened, line by line."""
 
@@ -114,15 +114,15 @@ def stop_through(key: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def told(key: str, rank: int) -> Told:
+def poll_stop_request(key: str, rank: int) -> StopRequest:
     """What a worker is told: to stop through `key`, or that a node of any worker is being drained: a spot instance with
     notice, a pod or raylet with SIGTERM, an autoscaler's idle node. Every rank calls it."""
     if ray.train.get_preemption_info() is not None:
-        return Told.MOVE
-    return Told.STOP if rank == 0 and has_key(key) else Told.GO_ON
+        return StopRequest.MOVE
+    return StopRequest.STOP if rank == 0 and has_key(key) else StopRequest.GO_ON
 
 
-def alive(hang_timeout_s: int) -> None:
+def heartbeat(hang_timeout_s: int) -> None:
     """End this process, with the stacks of its threads in its log, unless this is called again in time.
 
     Ray Train sees a process that stands still, but not a step that does not end, and torch.distributed only the others'
@@ -131,6 +131,6 @@ def alive(hang_timeout_s: int) -> None:
     faulthandler.dump_traceback_later(hang_timeout_s, exit=True, file=2)
 
 
-def asleep() -> None:
+def stop_watchdog() -> None:
     """No call of `alive` will come."""
     faulthandler.cancel_dump_traceback_later()

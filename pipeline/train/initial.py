@@ -186,6 +186,6 @@ def initial_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[Neural
     model = untrained(job, settings, info)
     assert isinstance(model, NeuralPrior | VideoNetwork)
     model.initialise(settings.run.seed)
-    begins = load_initial(job, settings, info, model.backbone)
+    initialised_from = load_initial(job, settings, info, model.backbone)
     freeze(job, settings, model.backbone)
-    return model, begins
+    return model, initialised_from

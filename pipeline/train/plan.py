@@ -14,7 +14,7 @@ from ..data.cache.manifest import Cache, read_null_text
 from ..data.cache.prior_outputs import check_outputs
 from ..data.load.mix import Mix, hash_of_clips
 from ..data.load.online import open_training_data
-from ..data.load.order import split
+from ..data.load.order import micro_batching
 from ..errors import UserError
 from ..models.checkpoints.exports import is_export
 from ..models.checkpoints.weights_hash import weights_hash
@@ -28,7 +28,7 @@ from ..storage.files import exists, read_json, write_bytes, write_json
 from .initial import Job, check_prior, freeze, load_initial, sections, untrained, uses_prior
 from .report.trackers import check_trackers
 
-MADE_WITH = "made_with.json"
+FINGERPRINT_FILE = "made_with.json"
 
 
 CHECKPOINTS = "checkpoints"
@@ -62,8 +62,8 @@ class Run:
     settings: Settings
     cache: Cache
     model: nn.Module  # on the meta device: a shape, no weights
-    begins: str  # what the weights start from, in words
-    made_with: dict[str, Any]  # what decides the result
+    initialised_from: str  # what the weights start from, in words
+    fingerprint: dict[str, Any]  # what decides the result
 
     @property
     def folder(self) -> str:
@@ -86,7 +86,7 @@ def prepare(job: Job, settings: Settings) -> Run:
         raise UserError(
             f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
         )
-    model, begins = meta_model(job, settings, cache.info)
+    model, initialised_from = meta_model(job, settings, cache.info)
     if job == "finetune" and settings.model.backbone != "latte" and settings.train.label_dropout:
         read_null_text(cache.path)
     if uses_prior(job, settings):
@@ -95,7 +95,7 @@ def prepare(job: Job, settings: Settings) -> Run:
             raise UserError("bridge.cached_prior = true is of one cache; with cache.mix set it false")
         if settings.bridge.cached_prior:
             check_outputs(cache, weights_hash(shipped_path(path)))
-    return Run(job, settings, cache, model, begins, made_with(job, settings, cache))
+    return Run(job, settings, cache, model, initialised_from, run_fingerprint(job, settings, cache))
 
 
 def meta_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[nn.Module, str]:
@@ -106,12 +106,12 @@ def meta_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[nn.Module
         with torch.device("cpu"):
             backbone = model.backbone
             assert isinstance(backbone, nn.Module)
-            begins = load_initial(job, settings, info, backbone)
+            initialised_from = load_initial(job, settings, info, backbone)
         freeze(job, settings, backbone)
-        return model, begins
+        return model, initialised_from
 
 
-def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
+def run_fingerprint(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
     """What decides the result of a run. Workers and ZeRO stage do not: a run may go on with others."""
     model, train = sections(job, settings)
     result: dict[str, Any] = {
@@ -137,21 +137,21 @@ def made_with(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
     return result
 
 
-def standing(run: Run) -> Literal["new", "interrupted", "done"]:
+def run_status(run: Run) -> Literal["new", "interrupted", "done"]:
     """How far the run is. Raises UserError if its folder holds a run of other settings."""
     state: Literal["interrupted", "done"]
     state = "done" if is_export(run.export) else "interrupted"
-    address = f"{run.folder}/{MADE_WITH}"
+    address = f"{run.folder}/{FINGERPRINT_FILE}"
     if not exists(address):
         if state == "done":
             raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
         return "new"
     # a setting that an earlier version did not have was at its default
-    before = without_removed(defaults(run.made_with) | read_json(address))
+    before = without_removed(defaults(run.fingerprint) | read_json(address))
     differences = [
-        f"{key}: was {before.get(key)!r}, now {run.made_with.get(key)!r}"
-        for key in sorted(before.keys() | run.made_with.keys())
-        if before.get(key) != run.made_with.get(key)
+        f"{key}: was {before.get(key)!r}, now {run.fingerprint.get(key)!r}"
+        for key in sorted(before.keys() | run.fingerprint.keys())
+        if before.get(key) != run.fingerprint.get(key)
     ]
     if differences and state == "interrupted" and not exists(f"{run.folder}/{CHECKPOINTS}"):
         return "new"  # nothing had been trained yet
@@ -181,7 +181,7 @@ def defaults(keys: Iterable[str]) -> dict[str, Any]:
 def record(run: Run) -> None:
     """Write what the run is made with beside its results."""
     write_bytes(f"{run.folder}/settings.yaml", to_yaml(run.settings).encode())
-    write_json(f"{run.folder}/{MADE_WITH}", run.made_with)
+    write_json(f"{run.folder}/{FINGERPRINT_FILE}", run.fingerprint)
 
 
 def plan_training(run: Run) -> str:
@@ -191,18 +191,18 @@ def plan_training(run: Run) -> str:
     parameters = sum(p.numel() for p in run.model.parameters())
     learned = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     least, workers = run.settings.cluster.train.workers_range
-    piece, pieces = split(train.global_batch, train.micro_batch, workers)
+    micro_batch, micro_batches = micro_batching(train.global_batch, train.micro_batch, workers)
     flops = training_flops(run.model, run.cache.info)
     epochs = train.steps * train.global_batch / clips
     size = learned * CHECKPOINT_BYTES
     kept = f"the {'last' if train.keep_by == 'time' else 'best'} {train.keep_checkpoints}"
     return (
-        f"Plan: {run.job} {run.begins}, {_standing_in_words(run)}\n"
-        f"  model         {parameters / 1e6:.2f} M parameters{_trained_in_words(run.model)}, {tokens(run.model)}"
+        f"Plan: {run.job} {run.initialised_from}, {_describe_status(run)}\n"
+        f"  model         {parameters / 1e6:.2f} M parameters{_describe_trained(run.model)}, {tokens(run.model)}"
         f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
-        f"  data          {clips} training and {held_out} held-out clips in {_caches_in_words(run.cache, run.settings)}\n"
+        f"  data          {clips} training and {held_out} held-out clips in {_describe_caches(run.cache, run.settings)}\n"
         f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
-        f"{'' if least == workers else f'{least} to '}{workers} workers x {pieces} pieces of {piece}, "
+        f"{'' if least == workers else f'{least} to '}{workers} workers x {micro_batches} micro-batches of {micro_batch}, "
         f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
         f"  checkpoints   every {train.checkpoint_every} steps, {kept} kept, "
         f"{_size(size)} each; export {_size(parameters * 4)}\n"
@@ -210,19 +210,19 @@ def plan_training(run: Run) -> str:
     )
 
 
-def _standing_in_words(run: Run) -> str:
+def _describe_status(run: Run) -> str:
     return {"new": "new", "interrupted": "goes on from its last checkpoint", "done": "done already: nothing to do"}[
-        standing(run)
+        run_status(run)
     ]
 
 
-def _trained_in_words(model: nn.Module) -> str:
+def _describe_trained(model: nn.Module) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = any(not p.requires_grad for p in model.parameters())
     return f", {trained / 1e6:.2f} M trained" if frozen else ""
 
 
-def _caches_in_words(cache: Cache, settings: Settings) -> str:
+def _describe_caches(cache: Cache, settings: Settings) -> str:
     if not isinstance(cache, Mix):
         return f"{cache.path}{', made while training runs' if settings.data.online else ''}"
     total = sum(drawn for _, drawn in cache.shares)

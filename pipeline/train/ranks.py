@@ -19,7 +19,7 @@ class MoveAsked(StopAsked):
     """A node of the workers is about to be taken away: the same, and others may go on."""
 
 
-class Told(IntEnum):
+class StopRequest(IntEnum):
     """What a rank is told from outside. Of several ranks' the greatest counts."""
 
     GO_ON = 0
@@ -27,7 +27,7 @@ class Told(IntEnum):
     STOP = 2
 
 
-class Place(NamedTuple):
+class RankInfo(NamedTuple):
     """Where this worker stands."""
 
     rank: int
@@ -35,8 +35,8 @@ class Place(NamedTuple):
     device: torch.device
 
 
-def agreed(told: Told, place: Place) -> Told:
+def agree(request: StopRequest, place: RankInfo) -> StopRequest:
     """What all ranks are told together. Every rank calls it."""
-    answer = torch.tensor(int(told), device=place.device)
+    answer = torch.tensor(int(request), device=place.device)
     torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX)
-    return Told(int(answer))
+    return StopRequest(int(answer))

@@ -16,9 +16,9 @@ from ..runtime.connect import start_ray
 from ..runtime.placement import check_room, check_room_online, needs, selector
 from ..storage.files import read_json, resolve, write_json
 from . import checkpoint
-from .failures import GoOnOrEnd, explained, stop_through
+from .failures import FailurePolicy, explained, stop_through
 from .initial import sections
-from .plan import CHECKPOINTS, Run, record, standing, training_flops
+from .plan import CHECKPOINTS, Run, record, run_status, training_flops
 from .report.history import duration
 from .worker import train_worker
 
@@ -32,7 +32,7 @@ RANGE_START_S = 30
 def run_training(run: Run) -> dict[str, Any]:
     """Train, or go on where the run stopped, and give its summary.json. Raises UserError or JobFailed."""
     summary = f"{run.folder}/summary.json"
-    if standing(run) == "done":
+    if run_status(run) == "done":
         log.info("nothing to do: %s has been trained already, with these settings", run.export)
         found: dict[str, Any] = read_json(summary)
         return found
@@ -108,7 +108,7 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
                 checkpoint_score_order="min",
             ),
             # counts the workers' failures, and tells of them without tracebacks
-            callbacks=[GoOnOrEnd(run.folder, resources.max_failures)],
+            callbacks=[FailurePolicy(run.folder, resources.max_failures)],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )

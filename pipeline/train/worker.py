@@ -29,12 +29,12 @@ from . import checkpoint
 from .deepspeed.engine import start_engine
 from .deepspeed.state import Ema, full_state, optimizer_keys, put_back, weights
 from .export.write import write_export
-from .failures import alive, asleep, told
+from .failures import heartbeat, poll_stop_request, stop_watchdog
 from .initial import Job, frozen_image_encoder, initial_model, load_frozen_prior, sections, uses_prior
 from .loop import Batches, train_steps, validate
 from .losses import Task, class_map, finetune_task, prior_task, replicated_error
 from .plan import run_folder
-from .ranks import MoveAsked, Place, RunStopped, StopAsked
+from .ranks import MoveAsked, RankInfo, RunStopped, StopAsked
 from .report.history import History
 from .report.trackers import open_trackers
 
@@ -49,16 +49,16 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
         with checkpoint.room_needed(run_folder(config["job"], settings)):
             return work(config["job"], settings, config["stop"], config["flops"])
     finally:
-        asleep()
+        stop_watchdog()
 
 
 def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str, Any] | None:
     """What every worker does, from its model to the export; rank 0 gives the summary."""
     _, train = sections(job, settings)
     context = ray.train.get_context()
-    place = Place(context.get_world_rank(), context.get_world_size(), device_of(settings))
+    place = RankInfo(context.get_world_rank(), context.get_world_size(), device_of(settings))
     cache = open_training_data(settings)
-    task, begins = build_task(job, settings, cache.info, place)
+    task, initialised_from = build_task(job, settings, cache.info, place)
     saved_names = set(task.model.state_dict())  # CogVideoX makes its positions anew, and does not save them
     buffers = {name: value.clone() for name, value in task.model.named_buffers() if name in saved_names}
     parameters = sum(p.numel() for p in task.model.parameters())
@@ -68,14 +68,17 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
         folder = run_folder(job, settings)
         show = partial(show_training, settings.run.name, job, train.global_batch)
         history = History(folder, start, train.steps, open_trackers(settings, folder), show)
-        print(f"{parameters / 1e6:.2f} M parameters, {f'going on after step {start}' if start else begins}", flush=True)
+        print(
+            f"{parameters / 1e6:.2f} M parameters, {f'going on after step {start}' if start else initialised_from}",
+            flush=True,
+        )
 
     data = open_data(job, settings, cache, task, place, start)
     save = partial(checkpoint.save, engine, ema, train.optimizer, place.rank, place.workers, threading.Semaphore())
     if place.rank == 0:
         put_key(f"{stop_key}-training")
-    ask = partial(told, stop_key, place.rank)
-    beat = partial(alive, settings.cluster.train.hang_timeout_s)
+    ask = partial(poll_stop_request, stop_key, place.rank)
+    beat = partial(heartbeat, settings.cluster.train.hang_timeout_s)
     try:
         train_steps(engine, task, train, data.batches, data.checks, history, save, place, start, ema, ask, beat, flops)
     except RunStopped as stopped:  # not raised: Ray Train would start it again, to the same end
@@ -83,7 +86,7 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
             history.close()
         kind = "moved" if isinstance(stopped, MoveAsked) else "asked" if isinstance(stopped, StopAsked) else "stopped"
         return {kind: str(stopped)}
-    asleep()  # an export takes its time
+    stop_watchdog()  # an export takes its time
 
     replicated = validate(engine, replicated_error, data.checks, place) if data.checks and job == "prior" else None
     with ema.in_place() if ema else nullcontext():
@@ -91,7 +94,7 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
     if history is None:
         return None
     history.close()
-    summary: dict[str, Any] = {"job": job, "steps": train.steps, "parameters": parameters, "start": begins}
+    summary: dict[str, Any] = {"job": job, "steps": train.steps, "parameters": parameters, "start": initialised_from}
     summary |= {"clips": len(data.training.rows), "held_out": len(data.held_out.rows), **history.summary()}
     if replicated is not None:
         summary["held_out_error"] = {"prior": history.last("validation_loss"), "replicated": replicated}
@@ -99,7 +102,7 @@ def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str,
     return summary
 
 
-def start_or_go_on(task: Task, train: TrainSettings, place: Place) -> tuple[Any, Ema | None, int]:
+def start_or_go_on(task: Task, train: TrainSettings, place: RankInfo) -> tuple[Any, Ema | None, int]:
     """The engine around the task's model and the moving average of its weights, if any, as the last checkpoint has them;
     and the steps made. Every rank calls it."""
     saved = checkpoint.restore(place.rank, place.device)
@@ -129,18 +132,18 @@ class Data(NamedTuple):
     checks: list[TrainingBatch]  # its part of the held-out clips
 
 
-def open_data(job: Job, settings: Settings, cache: Cache, task: Task, place: Place, start: int) -> Data:
+def open_data(job: Job, settings: Settings, cache: Cache, task: Task, place: RankInfo, start: int) -> Data:
     """Clips of the cache, or of the stages that would make it (data.online), for this worker. Raises UserError."""
     _, train = sections(job, settings)
     classes, seed = cache.info["classes"], settings.run.seed
     read_prior = cached_prior(job, settings, cache)
-    kept = None
+    node_cache = None
     if not settings.data.online:
-        kept = keep_locally(cache, settings.cache, ray.train.get_context().get_local_world_size())
-    training = training_source(cache, classes, train.label_dropout, seed, read_prior, kept)
-    held_out = validation_source(cache, classes, train.validate_clips, seed, read_prior, kept)
+        node_cache = keep_locally(cache, settings.cache, ray.train.get_context().get_local_world_size())
+    training = training_source(cache, classes, train.label_dropout, seed, read_prior, node_cache)
+    held_out = validation_source(cache, classes, train.validate_clips, seed, read_prior, node_cache)
     if "text" in getattr(task.model, "conditions", ()):
-        training, held_out = with_text(training, cache, kept), with_text(held_out, cache, kept)
+        training, held_out = with_text(training, cache, node_cache), with_text(held_out, cache, node_cache)
     size, micro, (rank, workers, _) = train.global_batch, train.micro_batch, place
     clips = None
     if settings.data.online:
@@ -156,23 +159,23 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
 
 
-def build_task(job: Job, settings: Settings, info: CacheInfo, place: Place) -> tuple[Task, str]:
+def build_task(job: Job, settings: Settings, info: CacheInfo, place: RankInfo) -> tuple[Task, str]:
     """The job's model with its initial weights, and its loss; what the weights start from, in words."""
-    model, begins = initial_model(job, settings, info)
+    model, initialised_from = initial_model(job, settings, info)
     _, train = sections(job, settings)
     if train.compile:
         model.backbone.compile()
     if isinstance(model, NeuralPrior):
-        return prior_task(model), begins
+        return prior_task(model), initialised_from
     dtype = torch.bfloat16 if settings.train.precision == "bfloat16" else torch.float32
     image_encoder = None
     if "image_features" in model.conditions:
         image_encoder = frozen_image_encoder(settings, dtype, place.device)
     if not uses_prior(job, settings) or settings.bridge.cached_prior:
-        return finetune_task(model, settings.bridge, image_encoder=image_encoder), begins
+        return finetune_task(model, settings.bridge, image_encoder=image_encoder), initialised_from
     frozen, classes = load_frozen_prior(settings)
     frozen = frozen.to(place.device, dtype)
-    return finetune_task(model, settings.bridge, frozen, class_map(info["classes"], classes)), begins
+    return finetune_task(model, settings.bridge, frozen, class_map(info["classes"], classes)), initialised_from
 
 
 def cached_prior(job: Job, settings: Settings, cache: Cache) -> Read | None:

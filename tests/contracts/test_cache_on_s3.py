@@ -168,9 +168,9 @@ def test_after_the_first_epoch_nothing_is_asked_of_s3(
 
     def epoch(start: int) -> list[torch.Tensor]:
         kept = keep_locally(there, settings.cache, sharers=1)
-        source = training_source(there, there.info["classes"], 0.0, seed=0, kept=kept)
+        source = training_source(there, there.info["classes"], 0.0, seed=0, node_cache=kept)
         steps = training_batches(source, clips, clips, 0, 1, start, start + 1)
-        return [pieces[0].latents.z0 for pieces in steps]
+        return [micro_batches[0].latents.z0 for micro_batches in steps]
 
     cached.service.plan = Plan()
     first = epoch(0)

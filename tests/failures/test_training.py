@@ -311,8 +311,8 @@ def test_a_range_of_workers_goes_on_with_fewer_on_the_same_batches(
 
 STUCK = """
     import os, sys
-    from pipeline.train.failures import alive
-    alive(1)
+    from pipeline.train.failures import heartbeat
+    heartbeat(1)
     os.mkfifo(sys.argv[1])
     open(sys.argv[1])  # nobody ever writes
 """

@@ -25,7 +25,7 @@ PROGRAM = """
     from pipeline.data.load.reader import training_source, validation_source
     from pipeline.train.deepspeed.engine import start_engine
     from pipeline.train.report.history import History
-    from pipeline.train.ranks import Place
+    from pipeline.train.ranks import RankInfo
     from pipeline.train.loop import train_steps
     from pipeline.train.losses import finetune_task
     from pipeline.train.initial import untrained
@@ -43,7 +43,7 @@ PROGRAM = """
     batches = training_batches(training_source(cache, classes, 0.1, 0), train.global_batch, 1, 0, 1, 0, train.steps)
     held_out = validation_batches(validation_source(cache, classes, 3, 0), 1, 0, 1)
     history = History(str(storage), 0, train.steps)
-    place = Place(0, 1, torch.device("cpu"))
+    place = RankInfo(0, 1, torch.device("cpu"))
     train_steps(engine, finetune_task(model, settings.bridge), train, batches, held_out, history, lambda *_: None, place, 0)
     curve = [{name: row.get(name) for name in ("step", "loss", "validation_loss", "gradient_norm")} for row in history.rows]
     (storage / "curve.json").write_text(json.dumps(curve))

@@ -17,7 +17,7 @@ from pipeline.settings import Settings, to_yaml
 from pipeline.train.adapters import merged
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import untrained
-from pipeline.train.plan import made_with, plan_training, prepare
+from pipeline.train.plan import plan_training, prepare, run_fingerprint
 
 LORA = ("--train.lora.rank=2", "--train.lora.alpha=4")
 
@@ -54,13 +54,13 @@ PROGRAM = """
     from pipeline.data.load.reader import training_source, with_text
     from pipeline.data.load.mix import open_training_cache
     from pipeline.train.deepspeed.engine import start_engine
-    from pipeline.train.ranks import Place
+    from pipeline.train.ranks import RankInfo
     from pipeline.train.deepspeed.state import count_updates, full_state, gather, optimizer_keys, put_back, weights
     from pipeline.train.worker import build_task
     from pipeline.train.export.write import whole_state
 
     join()
-    place = Place(0, 1, torch.device("cpu"))
+    place = RankInfo(0, 1, torch.device("cpu"))
     for path in sys.argv[1:]:
         settings = build([yaml.safe_load(Path(path).read_text())])
         cache = open_training_cache(settings)
@@ -78,8 +78,8 @@ PROGRAM = """
             if saved:
                 put_back(engine, saved[0], keys, saved[1])
             engine.eval()  # no dropout
-            for pieces in training_batches(source, 2, 2, 0, 1, start, stop):
-                engine.backward(task.loss(engine, pieces[0]).mean())
+            for micro_batches in training_batches(source, 2, 2, 0, 1, start, stop):
+                engine.backward(task.loss(engine, micro_batches[0]).mean())
                 engine.step()
             return (gather(engine, keys, 0, 1), count_updates(engine)), engine, task, before
 
@@ -159,7 +159,7 @@ def test_parts_of_the_network_are_trained_by_name(folder: Path) -> None:
     names = {name for name, p in run.model.named_parameters() if p.requires_grad}
     assert names and all(name.startswith(("backbone.blocks.1.", "backbone.final_layer")) for name in names)
     assert " M trained, " in plan_training(run)
-    assert made_with("finetune", settings, run.cache)["train.trainable"] == [r"^blocks\.1\.", "final_layer"]
+    assert run_fingerprint("finetune", settings, run.cache)["train.trainable"] == [r"^blocks\.1\.", "final_layer"]
 
 
 def test_patterns_that_match_nothing_and_adapters_on_nothing_are_refused(folder: Path) -> None:

@@ -15,7 +15,7 @@ PROGRAM = """
     from pipeline.data.load.reader import Source
     from pipeline.data.load.batches import training_batches
     from pipeline.train.deepspeed.engine import start_engine
-    from pipeline.train.ranks import Place
+    from pipeline.train.ranks import RankInfo
     from pipeline.train.loop import train_steps
     from pipeline.train.deepspeed.state import count_updates, gather, put_back, weights
     from pipeline.train.losses import finetune_task
@@ -33,7 +33,7 @@ PROGRAM = """
     rows = [{"key": str(number), "label": "", "stride": number} for number in range(8)]
     source = Source(rows, ((8, 8),), lambda row: of(row, 2, *shape), shape, 1.0, [], 0.0, 0,
                     read_text=lambda row: of(row, *text), text_shape=text)
-    place = Place(rank, workers, torch.device("cpu"))
+    place = RankInfo(rank, workers, torch.device("cpu"))
 
 
     def train(start, saved, updates):

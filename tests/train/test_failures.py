@@ -4,12 +4,12 @@ import pytest
 import ray.train
 
 from pipeline.errors import JobFailed
-from pipeline.train.failures import GoOnOrEnd
+from pipeline.train.failures import FailurePolicy
 
 
 def test_failures_count_only_with_no_checkpoint_in_between() -> None:
     lost, checkpoint = {0: RuntimeError("the worker died")}, ray.train.Checkpoint("/checkpoint")
-    judge = GoOnOrEnd("/run", 1)
+    judge = FailurePolicy("/run", 1)
     for _ in range(5):
         judge.after_exception(None, lost)
         judge.after_report(None, [{}], None)
@@ -22,13 +22,13 @@ def test_failures_count_only_with_no_checkpoint_in_between() -> None:
 
 
 def test_any_number_of_failures_may_be_allowed() -> None:
-    judge = GoOnOrEnd("/run", -1)
+    judge = FailurePolicy("/run", -1)
     for _ in range(100):
         judge.after_exception(None, {1: RuntimeError("the worker died")})
 
 
 def test_what_would_end_alike_again_ends_at_once() -> None:
-    judge = GoOnOrEnd("/run", -1)
+    judge = FailurePolicy("/run", -1)
     with pytest.raises(ray.train.ControllerError) as ended:
         judge.after_exception(None, {0: RuntimeError("gloo: the other is gone"), 1: JobFailed("no room left")})
     assert str(ended.value.controller_failure) == "no room left"

@@ -56,7 +56,7 @@ def test_a_bridge_starts_from_the_teacher(storage: Path, info: CacheInfo, teache
     model, told = start(settings, info)
     assert "1 of 2 classes known" in told and str(teacher) in told
     assert all(torch.equal(p, torch.full_like(p, 0.5)) for p in model.parameters())
-    assert prepare("finetune", settings).begins == told  # and the driver, without weights, finds the same
+    assert prepare("finetune", settings).initialised_from == told  # and the driver, without weights, finds the same
 
 
 def test_saf_from_a_bridge_is_refused(storage: Path, info: CacheInfo) -> None:
@@ -97,7 +97,7 @@ def test_a_prior_is_no_video_model(storage: Path, info: CacheInfo) -> None:
     with pytest.raises(UserError, match="holds a prior model, expected image_to_video"):
         prepare("finetune", tiny_settings(storage, f"--train.init={prior}"))
     settings = tiny_settings(storage, f"--prior.train.init={prior}")
-    assert "2 of 2 classes known" in prepare("prior", settings).begins
+    assert "2 of 2 classes known" in prepare("prior", settings).initialised_from
 
 
 @pytest.mark.parametrize(("classes", "kept"), [(2, 2), (5, 0)])

@@ -12,7 +12,15 @@ from pipeline.settings import VideoModelSettings
 from pipeline.storage.files import read_json, write_json
 from pipeline.train.export.model_card import model_card
 from pipeline.train.export.write import export_config
-from pipeline.train.plan import CHECKPOINTS, MADE_WITH, plan_training, prepare, record, standing, training_flops
+from pipeline.train.plan import (
+    CHECKPOINTS,
+    FINGERPRINT_FILE,
+    plan_training,
+    prepare,
+    record,
+    run_status,
+    training_flops,
+)
 
 
 @pytest.fixture
@@ -48,12 +56,12 @@ def test_a_cache_of_held_out_clips_only_is_refused(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_done_whatever_the_workers(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
-    assert standing(run) == "new"
+    assert run_status(run) == "new"
     record(run)
     finish(run.folder)
-    assert standing(run) == "done"
+    assert run_status(run) == "done"
     free = ("--cluster.train.workers=1", "--train.log_every=9", "--train.zero_stage=1", "--sample.steps=3")
-    assert standing(prepare("finetune", tiny_settings(storage, *free))) == "done"
+    assert run_status(prepare("finetune", tiny_settings(storage, *free))) == "done"
 
 
 @pytest.mark.parametrize(
@@ -65,29 +73,29 @@ def test_a_finished_run_of_other_settings_is_refused(storage: Path, change: str)
     finish(run.folder)
     key = change.split("=")[0]
     with pytest.raises(UserError, match=rf"finished run of other settings \({key}: was .*another --run.name"):
-        standing(prepare("finetune", tiny_settings(storage, f"--{change}")))
+        run_status(prepare("finetune", tiny_settings(storage, f"--{change}")))
 
 
 def test_a_run_of_a_version_without_a_setting_had_its_default(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     record(run)
     finish(run.folder)
-    written = read_json(f"{run.folder}/{MADE_WITH}")
+    written = read_json(f"{run.folder}/{FINGERPRINT_FILE}")
     del written["bridge.loss_weight"], written["train.ema_decay"]
-    write_json(f"{run.folder}/{MADE_WITH}", written)
-    assert standing(run) == "done"
+    write_json(f"{run.folder}/{FINGERPRINT_FILE}", written)
+    assert run_status(run) == "done"
     with pytest.raises(UserError, match=r"train.ema_decay: was None, now 0.9"):
-        standing(prepare("finetune", tiny_settings(storage, "--train.ema_decay=0.9")))
+        run_status(prepare("finetune", tiny_settings(storage, "--train.ema_decay=0.9")))
 
 
 def test_a_run_recorded_with_settings_that_are_gone_is_the_same_run(storage: Path) -> None:
     run = prepare("prior", tiny_settings(storage))
     record(run)
     finish(run.folder)
-    address = f"{run.folder}/{MADE_WITH}"
+    address = f"{run.folder}/{FINGERPRINT_FILE}"
     gone = {"prior.model.image_condition": "none", "prior.model.prior_condition": False}
     write_json(address, read_json(address) | gone)
-    assert standing(run) == "done"
+    assert run_status(run) == "done"
 
 
 def test_more_clips_are_another_run(storage: Path) -> None:
@@ -96,26 +104,26 @@ def test_more_clips_are_another_run(storage: Path) -> None:
     finish(run.folder)
     write_cache(tiny_settings(storage), clips=12)
     with pytest.raises(UserError, match=r"cache.clips: was '13 .*now '1"):
-        standing(prepare("finetune", tiny_settings(storage)))
+        run_status(prepare("finetune", tiny_settings(storage)))
 
 
 def test_a_half_finished_run_goes_on_with_other_workers_but_not_with_other_settings(storage: Path) -> None:
     run = prepare("prior", tiny_settings(storage))
     record(run)
     other = prepare("prior", tiny_settings(storage, "--prior.train.learning_rate=0.5"))
-    assert standing(other) == "new"  # no checkpoint was made yet
+    assert run_status(other) == "new"  # no checkpoint was made yet
     (Path(run.folder) / CHECKPOINTS).mkdir()
     with pytest.raises(UserError, match=r"half-finished .*prior.train.learning_rate: was 0.001, now 0.5"):
-        standing(other)
+        run_status(other)
     moved = ("--cluster.train.workers=1", "--prior.train.zero_stage=1")
-    assert standing(prepare("prior", tiny_settings(storage, *moved))) == "interrupted"
+    assert run_status(prepare("prior", tiny_settings(storage, *moved))) == "interrupted"
 
 
 def test_a_foreign_export_is_not_overwritten(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     finish(run.folder)
     with pytest.raises(UserError, match="not made here"):
-        standing(run)
+        run_status(run)
 
 
 def test_flops_are_those_of_the_published_model() -> None:
@@ -140,7 +148,7 @@ def test_flops_are_those_of_the_published_model() -> None:
 
 def test_the_plan_gives_the_figures(storage: Path) -> None:
     plan = plan_training(prepare("finetune", tiny_settings(storage)))
-    assert "20 tokens a clip" in plan and "6 of 4 clips = 2.4 epochs: 2 workers x 2 pieces of 1" in plan
+    assert "20 tokens a clip" in plan and "6 of 4 clips = 2.4 epochs: 2 workers x 2 micro-batches of 1" in plan
     assert "10 training and 3 held-out clips" in plan
 
 
@@ -156,7 +164,7 @@ def test_the_card_says_what_the_weights_are_and_whose_terms_they_are_under(stora
     config = export_config("finetune", run.settings, run.cache.info)
     summary = {"parameters": 12345, "steps": 6, "clips": 10, "held_out": 3, "start": "from scratch"}
     summary |= {"final_loss": 0.25, "validation_losses": [[0, 1.5], [6, 0.75]]}
-    card = model_card(config, run.made_with, "webvid", summary)
+    card = model_card(config, run.fingerprint, "webvid", summary)
     for wanted in ("4 x 4 x 4 x 4", run.cache.info["fingerprint"], "bounce, slide", "| parameters | 12,345 |"):
         assert wanted in card
     assert "before training | 1.5 |" in card and "at the end | 0.75 |" in card and "held-out error" not in card

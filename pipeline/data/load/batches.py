@@ -18,9 +18,9 @@ from ...models.build import class_indices
 from ...models.conditioning import dropped
 from ...models.vae import sample_posterior
 from ...schema import LatentBatch, ManifestRow
-from .order import global_batch, share, split
+from .order import global_batch, micro_batching, rank_slice
 from .prefetch import prefetch
-from .randomness import TIMESTEPS, Drawn, draw, generator
+from .randomness import TIMESTEPS, SampleNoise, draw, generator
 from .reader import Clip, Source, read_clips
 
 
@@ -63,7 +63,7 @@ def make_batch(
     rows, read = zip(*(read_clips(source, picks) if clips is None else clips), strict=True)
     means, logvars, texts, problems = zip(*read, strict=True)
     samples = [draw(source.latent_shape, generator(source.seed, stream, step, index)) for _, index in picks]
-    drawn = Drawn(*map(torch.stack, zip(*samples, strict=True)))
+    drawn = SampleNoise(*map(torch.stack, zip(*samples, strict=True)))
     without, without_image = dropped(drawn.left_out, source.label_dropout)
     # clip by clip: exp() of a larger tensor may be rounded another way
     z0 = [
@@ -111,23 +111,25 @@ def training_batches(
     stop: int,
     clips: Iterator[tuple[ManifestRow, Clip]] | None = None,
 ) -> Iterator[list[TrainingBatch]]:
-    """For each step from `start` to `stop` - 1 this worker's share of the global batch, in pieces as `split` says.
+    """For each step from `start` to `stop` - 1 this worker's slice of the global batch, in micro-batches (see `micro_batching`).
 
     `clips`: this worker's clips of those steps in order, where they are not to be read (online.py).
     """
-    mine = share(size, rank, workers)
-    piece, pieces = split(size, micro, workers)
+    mine = rank_slice(size, rank, workers)
+    micro_batch, micro_batches = micro_batching(size, micro, workers)
 
     def make(step: int) -> list[TrainingBatch]:
         rows = global_batch(source.seed, step, size, source.shares)
         picks = [(rows[index], index) for index in mine]
-        places = picks + [(rows[0], 0)] * (piece * pieces - len(picks))
+        places = picks + [(rows[0], 0)] * (micro_batch * micro_batches - len(picks))
         given = None if clips is None else list(itertools.islice(clips, len(picks)))
         if given is not None:
             given += [given[0]] * (len(places) - len(picks))
         return [
-            make_batch(source, places[i : i + piece], "train", step, len(picks) - i, given and given[i : i + piece])
-            for i in range(0, len(places), piece)
+            make_batch(
+                source, places[i : i + micro_batch], "train", step, len(picks) - i, given and given[i : i + micro_batch]
+            )
+            for i in range(0, len(places), micro_batch)
         ]
 
     return prefetch(make, range(start, stop))
@@ -136,18 +138,18 @@ def training_batches(
 def validation_batches(source: Source, micro: int, rank: int, workers: int) -> list[TrainingBatch]:
     """This worker's share of the held-out clips, at fixed noises and at times spread evenly over 0..999.
 
-    Every worker gets equally many pieces of equal size; repeats that fill them up have weight 0.
+    Every worker gets equally many micro-batches of equal size; repeats that fill them have weight 0.
     """
     count = len(source.rows)
     if not count:
         return []
     padded = -(-count // (micro * workers)) * micro * workers
-    pieces = []
-    mine = share(padded, rank, workers)
+    micro_batches = []
+    mine = rank_slice(padded, rank, workers)
     for start in range(mine.start, mine.stop, micro):
         places = range(start, start + micro)
         batch = make_batch(source, [(place % count, place) for place in places], "validation", 0)
         index = torch.tensor([(2 * (place % count) + 1) * TIMESTEPS // (2 * count) for place in places])
         weight = torch.tensor([float(place < count) for place in places])
-        pieces.append(replace(batch, index=index, weight=weight * batch.weight))
-    return pieces
+        micro_batches.append(replace(batch, index=index, weight=weight * batch.weight))
+    return micro_batches

@@ -18,7 +18,7 @@ from ...settings import Settings
 from ..cache.info import check_same, describe
 from ..cache.manifest import Cache, open_cache
 from ..cache.rows import Rows
-from .order import draws
+from .order import mix_counts
 
 CACHE_COLUMN = "cache"  # of a mix's table: the path of the cache that a clip is of
 
@@ -43,7 +43,7 @@ class Mix(Cache):
     def shares(self) -> tuple[tuple[int, int], ...]:
         """(training clips, draws an epoch) of each cache."""
         clips = [part.clips for part in self.parts]
-        return tuple(zip(clips, draws(clips, [part.weight for part in self.parts]), strict=True))
+        return tuple(zip(clips, mix_counts(clips, [part.weight for part in self.parts]), strict=True))
 
 
 def open_training_cache(settings: Settings) -> Cache:
@@ -65,7 +65,7 @@ def open_training_cache(settings: Settings) -> Cache:
     )
     if empty := [part.path for part in parts if not part.clips]:
         raise UserError(f"{empty[0]}: holds no training clips; take it out of cache.mix, or cache more videos there")
-    if sum(part.clips for part in parts) and 0 in draws([p.clips for p in parts], [p.weight for p in parts]):
+    if sum(part.clips for part in parts) and 0 in mix_counts([p.clips for p in parts], [p.weight for p in parts]):
         raise UserError(
             f"cache.mix: the weights {[part.weight for part in parts]} leave a cache without one clip an epoch; raise the least"
         )

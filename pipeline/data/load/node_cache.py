@@ -34,7 +34,7 @@ class Folder(NamedTuple):
     size: int  # bytes
 
 
-class Kept:
+class NodeCache:
     """Byte ranges of remote files, read through a local folder. Safe for several threads, and for several processes
     that share `limit` in equal parts, `sharers` of them.
     """
@@ -79,13 +79,13 @@ class Kept:
             beside.unlink(missing_ok=True)
 
 
-def keep_locally(cache: Cache, settings: CacheSettings, sharers: int) -> Kept | None:
+def keep_locally(cache: Cache, settings: CacheSettings, sharers: int) -> NodeCache | None:
     """What keeps the clips of a cache on s3:// on this node, for `sharers` workers; None where there is no need."""
     paths = paths_of(cache)
     if settings.local_path is None or not any(map(is_remote, paths)):
         return None
     needed = sum(pc.sum(cache.table[name]).as_py() or 0 for name in ("length", "text_length"))
-    return Kept(settings.local_path, "+".join(paths), int(settings.local_gb * GB), needed, sharers)
+    return NodeCache(settings.local_path, "+".join(paths), int(settings.local_gb * GB), needed, sharers)
 
 
 def make_room(folder: Path, limit: int, needed: int) -> int:

@@ -24,7 +24,7 @@ from ..cache.manifest import Cache
 from ..cache.pipeline import encoded
 from ..plan.clips import plan_table
 from .mix import open_training_cache
-from .order import epoch_order, share
+from .order import epoch_order, rank_slice
 from .reader import Clip, Source
 
 BLOCK = 8  # clips of one decoding task: few, because the first in order are waited for
@@ -88,7 +88,7 @@ def training_clips(
     first, last = start * size // clips, -(-stop * size // clips)
     orders = [epoch_order(source.seed, epoch, source.shares) for epoch in range(first, last)]
     stream = np.concatenate(orders)[start * size - first * clips : stop * size - first * clips]
-    mine = share(size, rank, workers)
+    mine = rank_slice(size, rank, workers)
     return clips_in_order(
         source.rows.table,  # type: ignore[attr-defined]
         stream.reshape(-1, size)[:, mine.start : mine.stop].ravel(),

@@ -26,21 +26,22 @@ def global_batch(seed: int, step: int, size: int, shares: tuple[tuple[int, int],
     return [int(epochs[p // length][p % length]) for p in positions]
 
 
-def share(size: int, rank: int, workers: int) -> range:
-    """The indices in a global batch of `size` that fall to a worker: contiguous, and as even as can be."""
+def rank_slice(size: int, rank: int, workers: int) -> range:
+    """The worker's indices in a global batch of `size`: contiguous, and as many as on the other workers or one less."""
     return range(size * rank // workers, size * (rank + 1) // workers)
 
 
-def split(size: int, micro: int, workers: int) -> tuple[int, int]:
-    """(clips in a piece, pieces) of every worker's share of a global batch of `size`: pieces of at most `micro` clips,
-    alike on all workers. Where they hold more places than there are clips, repeats of weight 0 fill them.
+def micro_batching(size: int, micro: int, workers: int) -> tuple[int, int]:
+    """(clips in a micro-batch, micro-batches of a step): the same on all workers, at most `micro` clips in each.
+
+    Where they hold more than the worker's slice of a global batch of `size`, repeats of weight 0 fill them.
     """
     most = -(-size // workers)
-    pieces = -(-most // micro)
-    return -(-most // pieces), pieces
+    micro_batches = -(-most // micro)
+    return -(-most // micro_batches), micro_batches
 
 
-def draws(clips: Sequence[int], weights: Sequence[float]) -> list[int]:
+def mix_counts(clips: Sequence[int], weights: Sequence[float]) -> list[int]:
     """How often each cache is drawn from in an epoch: sum(clips) shared out by weight."""
     total = sum(clips)
     exact = np.asarray(weights, float) / sum(weights) * total

@@ -15,7 +15,7 @@ def generator(seed: int, stream: str, step: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-class Drawn(NamedTuple):
+class SampleNoise(NamedTuple):
     """All that is random in a sample, in the order in which it is drawn; of a batch, all with a first dimension more."""
 
     posterior_noise: Tensor  # (F, C, h, w)
@@ -27,10 +27,10 @@ class Drawn(NamedTuple):
     seed: Tensor  # () int64
 
 
-def draw(shape: tuple[int, ...], random: torch.Generator) -> Drawn:
+def draw(shape: tuple[int, ...], random: torch.Generator) -> SampleNoise:
     """What is random in a sample of latents (F, C, h, w)."""
     posterior_noise, noise = torch.randn((2, *shape), generator=random)
-    return Drawn(
+    return SampleNoise(
         posterior_noise,
         noise,
         torch.randint(TIMESTEPS, (), generator=random),

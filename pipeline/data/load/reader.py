@@ -17,7 +17,7 @@ from ...storage.files import is_remote
 from ..cache.manifest import Cache, read_null_text
 from ..cache.shards import CorruptShard, read_latent, read_text
 from .mix import Mix, cache_of, paths_of
-from .node_cache import Kept
+from .node_cache import NodeCache
 
 # A worker keeps its clips in memory up to so many bytes. Below, reading a file a sample would only cost system calls;
 # above, the page cache of the machine does the keeping, and does it once for all workers.
@@ -62,21 +62,26 @@ def training_source(
     label_dropout: float,
     seed: int,
     read_prior: Read | None = None,
-    kept: Kept | None = None,
+    node_cache: NodeCache | None = None,
 ) -> Source:
     """The cache's training clips, with F_eta's cached output where `read_prior` gives it; read through `kept`, if any."""
     rows = cache.select(TRAIN)
-    return _source(cache, rows, classes, label_dropout, seed, read_prior, kept)
+    return _source(cache, rows, classes, label_dropout, seed, read_prior, node_cache)
 
 
 def validation_source(
-    cache: Cache, classes: list[str], clips: int, seed: int, read_prior: Read | None = None, kept: Kept | None = None
+    cache: Cache,
+    classes: list[str],
+    clips: int,
+    seed: int,
+    read_prior: Read | None = None,
+    node_cache: NodeCache | None = None,
 ) -> Source:
     """At most `clips` held-out clips, spread evenly over the sorted keys; no label is dropped."""
     held_out = cache.select(TEST)
     count = min(clips, len(held_out))
     rows = [held_out[i * len(held_out) // count] for i in range(count)]
-    return _source(cache, rows, classes, 0.0, seed, read_prior, kept)
+    return _source(cache, rows, classes, 0.0, seed, read_prior, node_cache)
 
 
 def _source(
@@ -86,12 +91,12 @@ def _source(
     label_dropout: float,
     seed: int,
     read_prior: Read | None,
-    kept: Kept | None,
+    node_cache: NodeCache | None,
 ) -> Source:
     return Source(
         rows,
         cache.shares if isinstance(cache, Mix) else ((len(rows), len(rows)),),
-        reader(cache, rows, kept),
+        reader(cache, rows, node_cache),
         tuple(cache.info["latent_shape"]),
         cache.info["scaling_factor"],
         classes,
@@ -102,28 +107,28 @@ def _source(
     )
 
 
-def with_text(source: Source, cache: Cache, kept: Kept | None = None) -> Source:
+def with_text(source: Source, cache: Cache, node_cache: NodeCache | None = None) -> Source:
     """The same clips with the embeddings of their captions, for a model that takes text. Raises UserError."""
     if cache.info["text_shape"] is None:
         raise UserError(f"{cache.path}: holds no text, which the model takes; set text.path and cache again")
     null_text = read_null_text(cache.path) if source.label_dropout else None
-    read = functools.partial(text_of, cache, kept=kept)
+    read = functools.partial(text_of, cache, node_cache=node_cache)
     return replace(source, read_text=read, text_shape=tuple(cache.info["text_shape"]), null_text=null_text)
 
 
-def text_of(cache: Cache, row: ManifestRow, kept: Kept | None = None) -> np.ndarray:
+def text_of(cache: Cache, row: ManifestRow, node_cache: NodeCache | None = None) -> np.ndarray:
     """float16 (tokens, width): the embedding of a clip's caption. Raises CorruptShard."""
-    text = through(kept, read_text, cache_of(cache, row), row)
+    text = through(node_cache, read_text, cache_of(cache, row), row)
     if text is None:
         raise CorruptShard(f"clip {row['key']}: has no text in {cache_of(cache, row)}; cache again")
     return text
 
 
-def reader(cache: Cache, rows: Sequence[ManifestRow], kept: Kept | None = None) -> Read:
+def reader(cache: Cache, rows: Sequence[ManifestRow], node_cache: NodeCache | None = None) -> Read:
     """What gives the posterior of a clip, (2, F, C, h, w) float16; held once read where all fit into memory."""
 
     def read(row: ManifestRow) -> np.ndarray:
-        return through(kept, read_latent, cache_of(cache, row), row)
+        return through(node_cache, read_latent, cache_of(cache, row), row)
 
     if rows and len(rows) * rows[0].get("length", 0) > IN_MEMORY:  # all are of one length; planned clips have none
         return read
@@ -138,11 +143,11 @@ def reader(cache: Cache, rows: Sequence[ManifestRow], kept: Kept | None = None) 
     return read_once
 
 
-def through(kept: Kept | None, read: Callable[..., Out], path: str, row: ManifestRow) -> Out:
+def through(node_cache: NodeCache | None, read: Callable[..., Out], path: str, row: ManifestRow) -> Out:
     """`read` a clip of the cache at `path`, on this node's disk if it is there, and not damaged. Raises CorruptShard."""
-    if kept is not None and is_remote(path):
+    if node_cache is not None and is_remote(path):
         with contextlib.suppress(CorruptShard):
-            return read(path, row, kept.read_range)
+            return read(path, row, node_cache.read_range)
     return read(path, row)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...data.load.order import split
+from ...data.load.order import micro_batching
 from ...settings import TrainSettings
 from ..optimisation import make_optimizer
 from .internals import forbid_compiled_collectives
@@ -18,11 +18,11 @@ BUCKET = 50_000_000  # elements gathered or reduced at once; small models then n
 
 def deepspeed_config(train: TrainSettings, workers: int) -> dict[str, Any]:
     """The configuration that `deepspeed.initialize` takes."""
-    piece, pieces = split(train.global_batch, train.micro_batch, workers)
+    micro_batch, micro_batches = micro_batching(train.global_batch, train.micro_batch, workers)
     config: dict[str, Any] = {
-        "train_batch_size": piece * pieces * workers,
-        "train_micro_batch_size_per_gpu": piece,
-        "gradient_accumulation_steps": pieces,
+        "train_batch_size": micro_batch * micro_batches * workers,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": train.clip_norm or 0.0,
         "steps_per_print": 2**31,
         "zero_optimization": {

@@ -17,7 +17,7 @@ from ...settings import Settings
 from ...storage.files import is_remote, read_json, resolve, write_bytes
 from ..adapters import merged
 from ..initial import Job, initial_model, sections, uses_prior
-from ..plan import MADE_WITH, run_folder
+from ..plan import FINGERPRINT_FILE, run_folder
 from .model_card import model_card
 
 
@@ -63,7 +63,7 @@ def write_export(
     """The export of a finished run, with its card."""
     folder = run_folder(job, settings)
     config = export_config(job, settings, cache.info)
-    card = model_card(config, read_json(f"{folder}/{MADE_WITH}"), settings.data.source, summary)
+    card = model_card(config, read_json(f"{folder}/{FINGERPRINT_FILE}"), settings.data.source, summary)
     export(f"{folder}/export", whole_state(job, settings, cache.info, learned), config, card)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 
 from ...settings import TrainSettings
-from ..ranks import Place, RunStopped
+from ..ranks import RankInfo, RunStopped
 from .stopwatch import Stopwatch, peak_memory_gb
 from .utilisation import peak_flops, utilisation
 
@@ -17,7 +17,7 @@ ASK_S = 2.0  # seconds, or a step, between two looks for a request to stop
 class Meter:
     """What happened since the last row."""
 
-    def __init__(self, train: TrainSettings, place: Place, damaged: list[str], flops: float) -> None:
+    def __init__(self, train: TrainSettings, place: RankInfo, damaged: list[str], flops: float) -> None:
         self.train, self.place = train, place
         self.flops, self.peak = flops, peak_flops(place.device, train.precision)
         self.ask_every = 1  # steps that take ASK_S or so; the same on all ranks

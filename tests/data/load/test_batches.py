@@ -12,7 +12,7 @@ from pipeline.data.cache.manifest import Cache
 from pipeline.data.cache.shards import CorruptShard, read_latent
 from pipeline.data.load import reader
 from pipeline.data.load.batches import TrainingBatch, make_batch, training_batches, validation_batches
-from pipeline.data.load.order import global_batch, share, split
+from pipeline.data.load.order import global_batch, micro_batching, rank_slice
 from pipeline.data.load.reader import training_source, validation_source
 
 SIZE, STEPS = 4, 7  # of 10 clips: the stream passes the ends of two epochs
@@ -23,16 +23,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return write_cache(tiny_settings(tmp_path_factory.mktemp("storage")), clips=10, held_out=3)
 
 
-def whole(pieces: list[TrainingBatch]) -> dict[str, object]:
-    counts = torch.cat([piece.weight for piece in pieces]).bool()
-    keys = [key for piece in pieces for key in piece.latents.keys]
+def whole(micro_batches: list[TrainingBatch]) -> dict[str, object]:
+    counts = torch.cat([micro_batch.weight for micro_batch in micro_batches]).bool()
+    keys = [key for micro_batch in micro_batches for key in micro_batch.latents.keys]
     return {
         "keys": [key for key, counted in zip(keys, counts, strict=True) if counted],
-        "z0": torch.cat([piece.latents.z0 for piece in pieces])[counts],
-        "label": torch.cat([piece.latents.label for piece in pieces])[counts],
-        "noise": torch.cat([piece.noise for piece in pieces])[counts],
-        "index": torch.cat([piece.index for piece in pieces])[counts],
-        "seeds": torch.cat([piece.seeds for piece in pieces])[counts],
+        "z0": torch.cat([micro_batch.latents.z0 for micro_batch in micro_batches])[counts],
+        "label": torch.cat([micro_batch.latents.label for micro_batch in micro_batches])[counts],
+        "noise": torch.cat([micro_batch.noise for micro_batch in micro_batches])[counts],
+        "index": torch.cat([micro_batch.index for micro_batch in micro_batches])[counts],
+        "seeds": torch.cat([micro_batch.seeds for micro_batch in micro_batches])[counts],
     }
 
 
@@ -41,7 +41,7 @@ def stream(cache: Cache, workers: int, micro: int, start: int = 0, seed: int = 0
     source = training_source(cache, CLASSES, 0.3, seed)
     ranks = [training_batches(source, SIZE, micro, rank, workers, start, STEPS) for rank in range(workers)]
     for parts in zip(*ranks, strict=True):
-        yield whole([piece for pieces in parts for piece in pieces])
+        yield whole([micro_batch for micro_batches in parts for micro_batch in micro_batches])
 
 
 def same(one: dict[str, object], other: dict[str, object]) -> bool:
@@ -66,8 +66,8 @@ def test_global_batches_do_not_depend_on_workers(cache: Cache, workers: int, mic
 def test_pieces_are_alike_on_all_workers_and_hold_every_clip(
     size: int, micro: int, workers: int, expected: tuple[int, int]
 ) -> None:
-    assert split(size, micro, workers) == expected
-    shares = [share(size, rank, workers) for rank in range(workers)]
+    assert micro_batching(size, micro, workers) == expected
+    shares = [rank_slice(size, rank, workers) for rank in range(workers)]
     assert [index for mine in shares for index in mine] == list(range(size))
     assert all(0 < len(mine) <= expected[0] * expected[1] for mine in shares)
 
@@ -124,11 +124,13 @@ def test_labels_are_dropped_at_the_set_rate_and_unknown_ones_are_null(cache: Cac
 @pytest.mark.parametrize(("workers", "micro"), [(1, 1), (2, 1), (2, 2), (4, 3)])
 def test_validation_is_fixed_and_counts_every_clip_once(cache: Cache, workers: int, micro: int) -> None:
     source = validation_source(cache, CLASSES, 100, 0)
-    pieces = [piece for rank in range(workers) for piece in validation_batches(source, micro, rank, workers)]
-    assert all(len(piece.latents.keys) == micro for piece in pieces)
+    micro_batches = [
+        micro_batch for rank in range(workers) for micro_batch in validation_batches(source, micro, rank, workers)
+    ]
+    assert all(len(micro_batch.latents.keys) == micro for micro_batch in micro_batches)
     reference = validation_batches(source, 3, 0, 1)[0]
-    counted = whole(pieces)
-    weights = torch.cat([piece.weight for piece in pieces])
+    counted = whole(micro_batches)
+    weights = torch.cat([micro_batch.weight for micro_batch in micro_batches])
     assert weights.sum() == 3 and counted["keys"] == reference.latents.keys
     assert torch.equal(counted["noise"], reference.noise)  # type: ignore[arg-type]
     assert counted["index"].tolist() == [166, 500, 833]  # type: ignore[attr-defined]

@@ -9,11 +9,11 @@ from helpers.tiny_cache import tiny_settings, write_cache
 
 from pipeline.data.load.batches import training_batches
 from pipeline.data.load.mix import Mix, open_training_cache
-from pipeline.data.load.order import draws, global_batch, mixed_order
+from pipeline.data.load.order import global_batch, mix_counts, mixed_order
 from pipeline.data.load.reader import training_source, validation_source
 from pipeline.errors import UserError
 from pipeline.settings import Settings
-from pipeline.train.plan import made_with, plan_training, prepare
+from pipeline.train.plan import plan_training, prepare, run_fingerprint
 
 SHARES = ((10, 12), (6, 4))  # clips and draws of 10 : 6 clips at weights 3 : 1
 
@@ -40,10 +40,10 @@ def mix(folder: Path) -> Mix:
 
 
 def test_weights_share_out_an_epoch() -> None:
-    assert draws([10, 6], [3, 1]) == [12, 4]
-    assert draws([10, 6], [10, 6]) == [10, 6]
-    assert draws([1, 1, 1], [1, 1, 1]) == [1, 1, 1]
-    assert sum(draws([7, 11, 13], [0.2, 0.3, 0.1])) == 31
+    assert mix_counts([10, 6], [3, 1]) == [12, 4]
+    assert mix_counts([10, 6], [10, 6]) == [10, 6]
+    assert mix_counts([1, 1, 1], [1, 1, 1]) == [1, 1, 1]
+    assert sum(mix_counts([7, 11, 13], [0.2, 0.3, 0.1])) == 31
 
 
 @pytest.mark.parametrize("shares", [SHARES, ((3, 7), (20, 16)), ((4, 4), (5, 5), (2, 2))])
@@ -74,11 +74,13 @@ def test_global_batches_do_not_depend_on_workers_or_restarts(mix: Mix, workers: 
         return [
             [
                 (key, float(z0.sum()))
-                for piece in pieces
-                for key, z0, weight in zip(piece.latents.keys, piece.latents.z0, piece.weight, strict=True)
+                for micro_batch in micro_batches
+                for key, z0, weight in zip(
+                    micro_batch.latents.keys, micro_batch.latents.z0, micro_batch.weight, strict=True
+                )
                 if weight
             ]
-            for pieces in training_batches(source, 4, 2, rank, of, start, 9)
+            for micro_batches in training_batches(source, 4, 2, rank, of, start, 9)
         ]
 
     whole = clips(0, 1, 0)
@@ -97,12 +99,12 @@ def test_clips_are_read_from_their_own_cache_and_held_out_ones_come_from_all(mix
 
 def test_a_mix_is_recorded_and_planned(folder: Path) -> None:
     run = prepare("finetune", mixed(folder))
-    record = made_with("finetune", run.settings, run.cache)
+    record = run_fingerprint("finetune", run.settings, run.cache)
     assert [line.split(" ")[0] for line in record["cache.mix"]] == ["10", "6"]
     assert record["cache.mix"][0].endswith("weight 3") and record["cache.mix"][0] != record["cache.mix"][1]
     assert f"{folder}/one (75% of the draws), {folder}/two (25% of the draws)" in plan_training(run)
     heavier = mixed(folder, f"--cache.mix=[{{path: {folder}/one, weight: 2}}, {{path: {folder}/two, weight: 1}}]")
-    assert made_with("finetune", heavier, prepare("finetune", heavier).cache) != record
+    assert run_fingerprint("finetune", heavier, prepare("finetune", heavier).cache) != record
 
 
 def test_what_does_not_fit_is_refused(folder: Path) -> None:

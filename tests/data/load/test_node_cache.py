@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.tiny_cache import tiny_settings, write_cache
 
-from pipeline.data.load.node_cache import Kept, keep_locally, make_room
+from pipeline.data.load.node_cache import NodeCache, keep_locally, make_room
 
 LENGTH = 1000
 
@@ -23,12 +23,12 @@ def held(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def read(kept: Kept, shard: Path, numbers: range) -> list[bytes]:
-    return [kept.read_range(str(shard), LENGTH * number, LENGTH) for number in numbers]
+def read(node_cache: NodeCache, shard: Path, numbers: range) -> list[bytes]:
+    return [node_cache.read_range(str(shard), LENGTH * number, LENGTH) for number in numbers]
 
 
 def test_a_range_is_fetched_once_whoever_of_the_node_reads_it(tmp_path: Path, shard: Path) -> None:
-    first, second = (Kept(tmp_path / "kept", "s3://cache", 10**6, 10**4, sharers=2) for _ in range(2))
+    first, second = (NodeCache(tmp_path / "kept", "s3://cache", 10**6, 10**4, sharers=2) for _ in range(2))
     before = read(first, shard, range(5))
     shard.unlink()
     assert read(first, shard, range(5)) == read(second, shard, range(5)) == before
@@ -37,38 +37,38 @@ def test_a_range_is_fetched_once_whoever_of_the_node_reads_it(tmp_path: Path, sh
 
 
 def test_room_is_bounded_and_what_fits_no_more_is_read_from_afar(tmp_path: Path, shard: Path) -> None:
-    workers = [Kept(tmp_path / "kept", "s3://cache", 3 * LENGTH, 10**4, sharers=2) for _ in range(2)]
+    workers = [NodeCache(tmp_path / "kept", "s3://cache", 3 * LENGTH, 10**4, sharers=2) for _ in range(2)]
     assert read(workers[0], shard, range(8)) == read(workers[1], shard, range(8))
     assert 0 < held(tmp_path / "kept") <= 3 * LENGTH
-    started_again = Kept(tmp_path / "kept", "s3://cache", 3 * LENGTH, 10**4)
+    started_again = NodeCache(tmp_path / "kept", "s3://cache", 3 * LENGTH, 10**4)
     read(started_again, shard, range(8))
     assert held(tmp_path / "kept") == 3 * LENGTH
-    Kept(tmp_path / "kept", "s3://cache", 2 * LENGTH, 10**4)
+    NodeCache(tmp_path / "kept", "s3://cache", 2 * LENGTH, 10**4)
     assert held(tmp_path / "kept") <= 2 * LENGTH, "a lower limit holds at once"
 
 
 def test_caches_that_were_not_used_for_longest_give_way(tmp_path: Path, shard: Path) -> None:
     folders = []
     for number, name in enumerate(("oldest", "older", "latest")):
-        kept = Kept(tmp_path / "kept", name, 10 * LENGTH, 2 * LENGTH)
-        read(kept, shard, range(2))
-        os.utime(kept.folder, (number, number))
-        folders.append(kept.folder)
-    new = Kept(tmp_path / "kept", "new", 6 * LENGTH, 2 * LENGTH)
+        node_cache = NodeCache(tmp_path / "kept", name, 10 * LENGTH, 2 * LENGTH)
+        read(node_cache, shard, range(2))
+        os.utime(node_cache.folder, (number, number))
+        folders.append(node_cache.folder)
+    new = NodeCache(tmp_path / "kept", "new", 6 * LENGTH, 2 * LENGTH)
     assert [folder.exists() for folder in folders] == [False, True, True]
     read(new, shard, range(8))
     assert held(tmp_path / "kept") == 6 * LENGTH
 
 
 def test_a_folder_that_another_run_took_away_costs_nothing_but_reading_again(tmp_path: Path, shard: Path) -> None:
-    kept = Kept(tmp_path / "kept", "s3://cache", 10**6, 10**4)
-    before = read(kept, shard, range(3))
-    for path in kept.folder.iterdir():
+    node_cache = NodeCache(tmp_path / "kept", "s3://cache", 10**6, 10**4)
+    before = read(node_cache, shard, range(3))
+    for path in node_cache.folder.iterdir():
         for one in path.iterdir():
             one.unlink()
         path.rmdir()
-    kept.folder.rmdir()
-    assert read(kept, shard, range(3)) == before
+    node_cache.folder.rmdir()
+    assert read(node_cache, shard, range(3)) == before
 
 
 def test_only_half_of_what_the_disk_has_is_taken(tmp_path: Path) -> None:

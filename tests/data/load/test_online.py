@@ -62,7 +62,7 @@ def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[
 @pytest.mark.long
 def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluster: None, folder: Path) -> None:
     settings = settings_of(folder)
-    whole = [pieces[0] for pieces in stream(settings, 0, 1, 0)]
+    whole = [micro_batches[0] for micro_batches in stream(settings, 0, 1, 0)]
     encoder, info = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0), open_training_data(settings).info
     cached = {}  # as the stages of the cache make it, by hand
     for planned in plan_clips(settings.data):

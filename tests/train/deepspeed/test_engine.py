@@ -164,11 +164,15 @@ def test_offload_is_asked_of_deepspeed_where_it_can_work_and_refused_elsewhere()
 
 
 @pytest.mark.parametrize(
-    ("workers", "micro", "piece", "pieces"), [(1, 4, 4, 1), (2, 1, 1, 2), (2, 8, 2, 1), (3, 4, 2, 1), (4, 1, 1, 1)]
+    ("workers", "micro", "micro_batch", "micro_batches"),
+    [(1, 4, 4, 1), (2, 1, 1, 2), (2, 8, 2, 1), (3, 4, 2, 1), (4, 1, 1, 1)],
 )
-def test_accumulation_keeps_the_global_batch(workers: int, micro: int, piece: int, pieces: int) -> None:
+def test_accumulation_keeps_the_global_batch(workers: int, micro: int, micro_batch: int, micro_batches: int) -> None:
     train = tiny_settings(Path("/tmp")).train.model_copy(update={"micro_batch": micro, "clip_norm": None})
     config = deepspeed_config(train, workers)
-    assert config["train_micro_batch_size_per_gpu"] == piece and config["gradient_accumulation_steps"] == pieces
-    assert config["train_batch_size"] == piece * pieces * workers >= 4
+    assert (
+        config["train_micro_batch_size_per_gpu"] == micro_batch
+        and config["gradient_accumulation_steps"] == micro_batches
+    )
+    assert config["train_batch_size"] == micro_batch * micro_batches * workers >= 4
     assert config["gradient_clipping"] == 0.0

@@ -60,8 +60,8 @@ PROGRAM = """
         else:
             average = full_state(engine, {})
         for step in range(int(start), int(stop)):
-            for piece in range(4 // workers):
-                engine.backward(loss(engine, step, rank * (4 // workers) + piece))
+            for micro_batch in range(4 // workers):
+                engine.backward(loss(engine, step, rank * (4 // workers) + micro_batch))
                 engine.step()
             ema.update(step + 1)
             if not saved:
