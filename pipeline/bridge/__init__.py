@@ -1,5 +1,5 @@
 """Bridge mathematics, in plain PyTorch: schedule, alignment (SAF), targets, loss, samplers.
 
-Nothing here knows a network, a device or a file: the network arrives as a closure `denoise(z, t)`,
+Nothing here knows a network, a device, a setting or a file: the network comes as a closure `denoise(z, t)`,
 randomness as tensors. Latents are (B, F, C, h, w), frames before channels.
 """

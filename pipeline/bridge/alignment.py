@@ -3,17 +3,16 @@
 Without the prior's share, z_t is a diffusion latent of signal a_t and noise c_t. Divided by
 sqrt(a_t^2 + c_t^2) it is variance preserving, and belongs to the pre-trained timestep t~ with
 SNR(t~) = a_t^2/c_t^2 = SNR_t - SNR_T (Proposition 2). Between the pre-trained steps, t~ is interpolated linearly in
-sqrt(SNR). Any pre-trained schedule will do that goes down, to zero or not (see `schedule.ddpm_alphas_cumprod`).
+sqrt(SNR). Any pre-trained schedule that decreases will do, whether it ends at zero or not (see `schedule.ddpm_alphas_cumprod`).
 
 Edges. Near t = 0 the bridge's sqrt(SNR) exceeds that of the pre-trained grid's first entry, and near T it may fall below
-that of the last. The authors' code bases treat this differently, and a model must be sampled with the convention it was
-tuned with:
-  latte      everything above the first entry is t~ = 0, everything below the last is the last step;
+that of the last. The authors' code bases differ here. Sample a model with the convention that it was tuned with:
+  latte      every SNR above the first entry has t~ = 0, every SNR below the last entry has the last step;
   cogvideox  the bridge's largest sqrt(SNR) is added to the first entry, so that nothing is above the grid, and everything
              above the *second* entry then shares the long segment between t~ = 0 and 1; below the last entry another
-             segment goes to t~ = M, where SNR would be 0. That of VideoCrafter, too.
-Only a schedule that ends in much signal is reached below, such as VideoCrafter's, by the last 53 of the bridge's 1000
-times; Latte's and CogVideoX's are not.
+             segment leads to t~ = M, where SNR would be 0. VideoCrafter's code does the same.
+The bridge falls below the last entry only if the schedule ends with much signal. VideoCrafter's does, and the last 53 of
+the bridge's 1000 times lie below it; Latte's and CogVideoX's do not.
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ Edge = Literal["latte", "cogvideox"]
 
 
 def aligned_timesteps(table: BridgeTable, alphas_cumprod: Tensor, edge: Edge = "latte") -> Tensor:
-    """Eq. 24: t~ for every index of the bridge's grid, (N,) float64 in 0..M-1, or beyond M-1 as `edge` says.
+    """Eq. 24: t~ for every index of the bridge's grid, (N,) float64 in 0..M-1; edge "cogvideox" reaches M.
 
-    alphas_cumprod (M,) float64 is the pre-trained schedule; `edge` names the convention (see above).
+    alphas_cumprod (M,) float64 is the pre-trained schedule; `edge` names the convention (see above). Raises ValueError
+    for an unknown edge, or a schedule that does not decrease.
     """
     if edge not in get_args(Edge):
         raise ValueError(f"alignment edge {edge!r} is not known; choose one of {', '.join(get_args(Edge))}")
@@ -59,9 +59,9 @@ def align(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -> Tens
 def network_input(
     z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor, aligned_t: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """What the network sees: (z_t, index), or with SAF's table `aligned_t` (N,) the aligned (z~_t, t~).
+    """Return what the network sees: (z_t, index), or with SAF's table `aligned_t` (N,) the aligned (z~_t, t~).
 
-    Gives the latent (B, F, C, h, w) and the timestep (B,), a float in 0..999, both on the latent's device.
+    The latent is (B, F, C, h, w); the timestep (B,) is a float in 0..999. Both lie on the latent's device.
     """
     if aligned_t is None:
         return z_t, index.to(z_t.device, z_t.dtype)

@@ -4,8 +4,8 @@ Symbols as in the paper: z_t = a_t z_0 + b_t z_T + c_t eps, with
 a_t = alpha_t (1 - SNR_T/SNR_t), b_t = (SNR_T/SNR_t)(alpha_t/alpha_T), c_t^2 = sigma_t^2 (1 - SNR_T/SNR_t),
 SNR_t = alpha_t^2 / sigma_t^2. rho_t = sigma_t/alpha_t = SNR_t^(-1/2) is what the authors' code calls sigma.
 
-A `Schedule` is continuous, t in [0, T], T = 1; a `BridgeTable` is a schedule at given times, in float64: on the grid
-that a network is trained on, or anywhere. The authors' grid t_i = (i+1)/(N+1) has neither end: at its last index b is
+A `Schedule` is continuous, t in [0, T], T = 1. A `BridgeTable` holds a schedule at given times in float64: on the grid
+that a network is trained on, or at any other times. The authors' grid t_i = (i+1)/(N+1) has neither end: at its last index b is
 0.998, not 1, and c is not 0. At the ends themselves a, b, c are 1, 0, 0 (t = 0) and 0, 1, 0 (t = T).
 """
 
@@ -26,7 +26,7 @@ Function = Callable[[Tensor], Tensor]
 class Schedule:
     """alpha_t and sigma_t^2 of the diffusion dz = f z dt + g dw under the bridge: float64 functions of t in [0, 1].
 
-    alpha(0) = 1 and sigma2(0) = 0; SNR decreases. Any such pair makes a bridge (eq. 10 to 12).
+    alpha(0) = 1 and sigma2(0) = 0; SNR decreases. Every such pair makes a bridge (eq. 10 to 12).
     """
 
     alpha: Function
@@ -89,7 +89,7 @@ class Coefficients(NamedTuple):
 
 @dataclass(frozen=True)
 class BridgeTable:
-    """A bridge at N times: every tensor is (N,) float64, but the end point's, which are 0-d.
+    """A bridge at N times: every tensor is (N,) float64, except alpha_T and sigma_T, which are 0-d.
 
     The tensors live on the CPU until `to` moves them; an index on the CPU works with either.
     """
@@ -117,18 +117,18 @@ class BridgeTable:
     def root_snr(self) -> Tensor:
         """a_t / c_t, (N,): sqrt(SNR) of the bridge without its prior (Proposition 2), 0 at T, infinite at 0.
 
-        As sqrt(SNR_t - SNR_T), where a_t/c_t would be 0/0.
+        Computed as sqrt(SNR_t - SNR_T), because a_t/c_t would be 0/0 at the ends.
         """
         return (1 / self.rho**2 - (self.alpha_T / self.sigma_T) ** 2).clamp(min=0).sqrt()
 
     def to(self, device: torch.device | str) -> BridgeTable:
-        """The same table on another device."""
+        """Copy the table to another device."""
         return BridgeTable(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def at(self, index: Tensor, like: Tensor) -> Coefficients:
-        """Coefficients at `index` (B,) int64, on the device of `like` and in its dtype, float32 at least.
+        """Return the coefficients at `index` (B,) int64, on the device of `like` and in its dtype or float32.
 
-        bfloat16 cannot hold a_t = 0.998, so half-precision latents are promoted, not coefficients rounded.
+        bfloat16 cannot hold a_t = 0.998, so half-precision latents are promoted in place of rounding coefficients. Raises ValueError.
         """
         if index.dim() != 1 or index.is_floating_point():
             raise ValueError(
@@ -146,7 +146,7 @@ class BridgeTable:
 
 
 def tabulate(schedule: Schedule, t: Tensor) -> BridgeTable:
-    """Eq. 12's coefficients of a schedule at times t (N,) in [0, 1], ascending; the ends are exact."""
+    """Tabulate eq. 12 for a schedule at ascending times t (N,) in [0, 1], exactly at the ends. Raises ValueError."""
     t = t.double()
     if t.dim() != 1 or not bool(((t >= 0) & (t <= 1)).all()) or not bool((t.diff() > 0).all()):
         raise ValueError(f"times must ascend inside 0..1, shape (N,), not {t}; a bridge ends at T = 1")
@@ -160,14 +160,14 @@ def tabulate(schedule: Schedule, t: Tensor) -> BridgeTable:
 
 
 def bridge_grid(schedule: Schedule, steps: int = 1000) -> BridgeTable:
-    """The grid of the authors' code: t_i = (i+1)/(steps+1), i = 0..steps-1."""
+    """Tabulate a schedule on the authors' grid: t_i = (i+1)/(steps+1), i = 0..steps-1. Raises ValueError."""
     if steps < 2:
         raise ValueError(f"a bridge's grid needs 2 points or more, not {steps}")
     return tabulate(schedule, torch.arange(1, steps + 1, dtype=torch.float64) / (steps + 1))
 
 
 def gmax_table(beta0: float = 0.01, beta1: float = 50.0, steps: int = 1000) -> BridgeTable:
-    """The paper's bridge on the authors' grid."""
+    """Tabulate the paper's bridge on the authors' grid."""
     return bridge_grid(gmax(beta0, beta1), steps)
 
 
@@ -182,7 +182,7 @@ def ddpm_alphas_cumprod(
     """A pre-trained diffusion model's cumulative product of alphas, (steps,) float64, descending.
 
     Betas linear (DDPM), or linear in their root: `scaled` (Latent Diffusion). `snr_shift` s divides every SNR by s
-    (CogVideoX: 3); `zero_terminal_snr` moves and scales sqrt(alphas_cumprod) so that the last is 0 and the first stays
+    (CogVideoX: 3); `zero_terminal_snr` moves and scales sqrt(alphas_cumprod) so that the last is 0 and the first keeps its value
     (Lin et al. 2024, algorithm 1). CogVideoX-2B: 0.00085, 0.012, scaled, 3.0, zero terminal SNR.
     """
     power = 2 if scaled else 1
@@ -196,11 +196,13 @@ def ddpm_alphas_cumprod(
 
 
 def sampling_indices(steps: int, grid: int = 1000, spacing: str = "uniform") -> Tensor:
-    """Grid indices that a sampler of `steps` steps visits, (steps,) int64, downwards from grid - 1.
+    """Return the grid indices that a sampler of `steps` steps visits, (steps,) int64, descending from grid - 1.
 
     uniform     evenly spaced down to 0, as in the authors' Latte code;
-    trailing    evenly spaced, the step beyond the last one being that to t = 0, as in their CogVideoX and VideoCrafter code;
+    trailing    evenly spaced, with one more step to t = 0, as in their CogVideoX and VideoCrafter code;
     quadratic   denser towards the clip: evenly spaced in the root of time, down to 0.
+
+    Raises ValueError for an unknown spacing or an impossible number of steps.
     """
     if not 1 <= steps <= grid:
         raise ValueError(f"a sampler on a grid of {grid} points takes 1 to {grid} steps, not {steps}")
@@ -211,5 +213,5 @@ def sampling_indices(steps: int, grid: int = 1000, spacing: str = "uniform") -> 
     if spacing == "uniform" or steps == 1:
         return torch.linspace(grid - 1, 0, steps, dtype=torch.float64).round().long()
     roots = torch.linspace(grid**0.5, 1, steps, dtype=torch.float64)
-    least = torch.arange(steps - 1, -1, -1)  # near 0 neighbours would share a point: each takes the next free one
+    least = torch.arange(steps - 1, -1, -1)  # neighbours near 0 would share a point: each takes the next free one
     return torch.maximum((roots**2).round().long() - 1, least)

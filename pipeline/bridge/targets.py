@@ -1,8 +1,8 @@
-"""What the bridge's network is asked for, and the forward process that makes its input (eq. 12 and 17).
+"""Targets of the bridge's network, and the forward process that makes its input (eq. 12 and 17).
 
 Three parametrisations of one clean estimate, each with its inversion:
   noise   eps_psi = (z_t - alpha_t z_0) / sigma_t, the paper's (eq. 17)
-  v       (a_t eps - c_t z_0) / sqrt(a_t^2 + c_t^2): v of the aligned latent (eq. 24), what CogVideoX was trained for
+  v       (a_t eps - c_t z_0) / sqrt(a_t^2 + c_t^2): v of the aligned latent (eq. 24), as CogVideoX was trained
   z0      the clip itself
 """
 
@@ -51,23 +51,23 @@ def z0_from_v(z_t: Tensor, prior: Tensor, v: Tensor, table: BridgeTable, index: 
 
 
 def target_of(kind: Target, z_t: Tensor, z0: Tensor, noise: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """What a network of this parametrisation should answer for z_t, (B, F, C, h, w)."""
+    """Return the right answer of a network of this parametrisation for z_t, (B, F, C, h, w)."""
     if kind == "v":
         return bridge_v(z0, noise, table, index)
     return z0 if kind == "z0" else eps_psi(z_t, z0, table, index)
 
 
 def clean_of(kind: Target, z_t: Tensor, prior: Tensor, prediction: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """The clean estimate z0_hat (B, F, C, h, w) in a network's prediction."""
+    """Return the clean estimate z0_hat (B, F, C, h, w) that a network's prediction implies."""
     if kind == "v":
         return z0_from_v(z_t, prior, prediction, table, index)
     return prediction if kind == "z0" else z0_from_eps_psi(z_t, prediction, table, index)
 
 
 def loss_weight(kind: Target, weighting: Weighting, table: BridgeTable, index: Tensor) -> Tensor:
-    """Factor of each sample's squared error, (B,) float64: 1 (uniform), or what makes it eq. 17's (noise).
+    """Return each sample's factor of the squared error, (B,) float64: 1 (uniform), or eq. 17's factor (noise).
 
-    An error d of eps_psi is one of d sigma_t/alpha_t in z_0 and of d sigma_t sqrt(a_t^2 + c_t^2)/(alpha_t c_t) in v.
+    An error d of eps_psi is an error d sigma_t/alpha_t of z_0 and d sigma_t sqrt(a_t^2 + c_t^2)/(alpha_t c_t) of v.
     For gmax and v the factor is a_t/(a_t^2 + c_t^2), the authors' CogVideoX weight.
     """
     alpha, sigma, a, c = (column[index] for column in (table.alpha, table.sigma, table.a, table.c))

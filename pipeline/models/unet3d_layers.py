@@ -1,7 +1,7 @@
 """Layers of the VideoCrafter / DynamiCrafter U-Net (Chen et al. 2023, Xing et al. 2023), under their published names.
 
 Legend: B clips, F frames, C channels, h x w latent at the layer's resolution, N = B F frames in a row, L tokens, D width.
-A frame batch is (N, C, h, w); layers over time fold it to B clips of F frames by themselves.
+A batch of frames is (N, C, h, w); layers over time fold it to B clips of F frames.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F_
 
-GROUPS = 32  # of every group norm
+GROUPS = 32  # groups of every group norm
 
 
 def initialise_uniform(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, generator: torch.Generator) -> None:
@@ -35,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, head_size: int) -> Tensor:
 
 
 class CrossAttention(nn.Module):
-    """Attention of (N, L, D) over a context of text, over the tokens themselves where there is none.
+    """Attention of (N, L, D) over text, or over the tokens themselves without text.
 
     With `image` a second pair of projections attends over image tokens, and its output is added
     with the learned weight 1 + tanh(alpha) (DynamiCrafter, section 3.2).
@@ -64,38 +64,16 @@ class CrossAttention(nn.Module):
         return projected
 
 
-class GatedLinear(nn.Module):
-    """GEGLU (Shazeer 2020): half of the projection, times the GELU of the other half."""
-
-    def __init__(self, size: int, inner: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(size, 2 * inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F_.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """D -> 4 D -> D; the empty place in `net` is that of the published models' dropout, which is 0."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(GatedLinear(size, 4 * size), nn.Identity(), nn.Linear(4 * size, size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x)
-        return out
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, attention over text (and image), feed-forward, each behind a norm and added to (N, L, D)."""
 
     def __init__(self, size: int, head_size: int, context_size: int | None = None, image: bool = False) -> None:
+        from diffusers.models.attention import FeedForward  # seconds of import, which the other backbones do without
+
         super().__init__()
         self.attn1 = CrossAttention(size, head_size)
         self.attn2 = CrossAttention(size, head_size, context_size, image)
-        self.ff = FeedForward(size)
+        self.ff = FeedForward(size, activation_fn="geglu")
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(size) for _ in range(3))
 
     def forward(self, x: Tensor, text: Tensor | None = None, image: Tensor | None = None) -> Tensor:
@@ -106,7 +84,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """One transformer block over the pixels of each frame, which sees the frame's text and image tokens."""
+    """One transformer block over the pixels of each frame, with cross-attention to the frame's text and image tokens."""
 
     def __init__(self, channels: int, head_size: int, context_size: int, image: bool) -> None:
         super().__init__()
@@ -124,8 +102,8 @@ class SpatialTransformer(nn.Module):
 class TemporalTransformer(nn.Module):
     """One transformer block over the frames of each pixel; both its attentions are self-attention.
 
-    heads: None gives as many as fit the channels, and linear projections; else the block is heads * head_size wide,
-    between convolutions of width 1, as the published `init_attn` is.
+    With heads None, the block is as wide as the channels and stands between linear projections. Otherwise it is
+    heads * head_size wide and stands between convolutions of width 1, as the published `init_attn` does.
     """
 
     def __init__(self, channels: int, head_size: int, heads: int | None = None) -> None:
@@ -138,20 +116,20 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         clips = x.unflatten(0, (-1, frames))
-        normed = self.norm(clips.transpose(1, 2))  # B C F h w: statistics are of the whole clip
+        normed = self.norm(clips.transpose(1, 2))  # B C F h w: statistics over the whole clip
         tokens = normed.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (B h w) F C
         tokens = project(self.proj_out, self.transformer_blocks[0](project(self.proj_in, tokens)))
         return x + tokens.unflatten(0, (len(clips), *x.shape[-2:])).permute(0, 3, 4, 1, 2).flatten(0, 1)
 
 
 def project(layer: nn.Module, tokens: Tensor) -> Tensor:
-    """A linear layer, or a convolution of width 1, which wants channels before frames, on (N, F, C)."""
+    """Apply a linear layer, or a convolution of width 1 (channels before frames), to (N, F, C)."""
     out: Tensor = layer(tokens) if isinstance(layer, nn.Linear) else layer(tokens.transpose(1, 2)).transpose(1, 2)
     return out
 
 
 class TemporalConvolution(nn.Module):
-    """Four convolutions over three frames, added to what came in."""
+    """Four convolutions over three frames, added to their input."""
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()

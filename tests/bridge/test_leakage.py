@@ -31,7 +31,7 @@ def test_noise_has_the_deviation_of_its_level(shape: tuple[int, ...]) -> None:
     noise = add_time_noise(condition, drawn(*shape), level) - condition
     assert float(noise[0].abs().max()) == 0
     torch.testing.assert_close(noise[2], 30 * drawn(*shape)[2])
-    with pytest.raises(ValueError, match="one level a sample"):
+    with pytest.raises(ValueError, match="one level per sample"):
         add_time_noise(condition, drawn(*shape), level[:2])
 
 
