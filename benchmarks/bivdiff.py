@@ -40,6 +40,7 @@ from pipeline.bridge.samplers import ddim, diffusion_clean
 from pipeline.bridge.schedule import sampling_indices
 from pipeline.metrics.bootstrap import bootstrap
 from pipeline.metrics.networks import detector_consistency
+from pipeline.sampling.exports import find_exports
 from pipeline.sampling.generate import LoadedModel, load_for_sampling, noise_of_keys
 from pipeline.sampling.measures import frame_difference, psnr
 from pipeline.settings import load
@@ -169,8 +170,8 @@ def main() -> None:
     started = time.monotonic()
     torch.set_num_threads(1)
     settings, _ = load(["--recipe", "demo", *rest])
-    sample = settings.sample.model_copy(update={"model_path": "shipped:teacher"})
-    teacher = load_for_sampling(settings.model_copy(update={"sample": sample}))
+    exports = find_exports("shipped:teacher", settings.bridge, settings.run.folder)
+    teacher = load_for_sampling(exports, settings.sample, settings.vae, settings.text)
     image = one_frame_use(teacher)
     rows, shown = [], []
     for number, (motion, frames) in enumerate(true_clips(known.clips_per_class)):

@@ -23,6 +23,7 @@ from circumstances import circumstances
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.shards import read_latent
 from pipeline.models.prior import replicate
+from pipeline.sampling.exports import find_exports
 from pipeline.sampling.generate import LoadedModel, generate, load_for_sampling
 from pipeline.schema import TEST, TRAIN
 from pipeline.settings import load
@@ -90,7 +91,12 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=100, help="steps of the reference sampler")
     known, rest = parser.parse_known_args()
     settings, _ = load(rest)
-    sampler = load_for_sampling(settings)
+    sampler = load_for_sampling(
+        find_exports(settings.model_export, settings.bridge, settings.run.folder),
+        settings.sample,
+        settings.vae,
+        settings.text,
+    )
     data = clips_of(open_cache(settings.cache_path), known.clips)
     truth = remainder(data[0], data[0])
     reference, again = (

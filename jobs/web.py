@@ -24,11 +24,6 @@ from pipeline.settings import Settings
 from pipeline.storage.files import read_json
 
 
-def with_model(settings: Settings, path: str) -> Settings:
-    """Settings that sample the export at `path`."""
-    return settings.model_copy(update={"sample": settings.sample.model_copy(update={"model_path": path})})
-
-
 def find_models(settings: Settings) -> list[str]:
     """Exports to choose from. Raises UserError if there are none."""
     named = [settings.sample.model_path] if settings.sample.model_path else []
@@ -55,7 +50,8 @@ def build_page(settings: Settings) -> Any:
 
     @functools.lru_cache(maxsize=1)  # keep the last chosen model only
     def sampler_of(path: str) -> LoadedModel:
-        return load_for_sampling(with_model(settings, path), device)
+        exports = find_exports(path, settings.bridge, settings.run.folder)
+        return load_for_sampling(exports, settings.sample, settings.vae, settings.text, device)
 
     def make(image: str | None, asked: str | None, path: str, seed: float) -> str:
         if not image:
@@ -96,7 +92,7 @@ def plan(settings: Settings) -> str:
     """Name the models, after a check that each can be loaded."""
     models = find_models(settings)
     for path in models:
-        find_exports(with_model(settings, path))
+        find_exports(path, settings.bridge, settings.run.folder)
     return "Plan: a page on 127.0.0.1 with the models\n  " + "\n  ".join(models)
 
 

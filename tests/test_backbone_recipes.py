@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tiny_cache import write_cache
+from helpers.tiny_models import load_run
 from helpers.tiny_networks import randomise
 from helpers.tiny_published import COGVIDEOX, RESAMPLER, TEXT_TOKENS, UNET3D, save_cogvideox, save_text_to_video
 from PIL import Image
@@ -19,7 +20,8 @@ from pipeline.models.checkpoints.exports import save_checkpoint, save_export
 from pipeline.models.checkpoints.published import load_published
 from pipeline.models.checkpoints.weights import WeightsMismatch
 from pipeline.models.image_to_video import VideoNetwork
-from pipeline.sampling.generate import decode_clips, encode_images, generate, load_for_sampling
+from pipeline.sampling.exports import check_sampler, find_exports
+from pipeline.sampling.generate import decode_clips, encode_images, generate
 from pipeline.sampling.run import plan_sampling
 from pipeline.settings import Settings, load
 from pipeline.train.export.write import export_config
@@ -120,7 +122,7 @@ def trained(name: str, folder: Path) -> tuple[VideoNetwork, Settings]:
 @pytest.mark.parametrize("name", ["videocrafter", "dynamicrafter", "cogvideox"])
 def test_export_samples_what_the_model_samples(name: str, folder: Path) -> None:
     model, settings = trained(name, folder)
-    sampler = load_for_sampling(settings)
+    sampler = load_run(settings)
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     image_latent = encode_images(sampler, images)
 
@@ -140,11 +142,12 @@ def test_export_samples_what_the_model_samples(name: str, folder: Path) -> None:
     assert decode_clips(sampler, found).shape == (2, settings.data.frames, 32, 32, 3)
 
 
-def test_image_guidance_without_image_tokens_is_refused_when_the_model_loads(folder: Path) -> None:
+def test_image_guidance_without_image_tokens_is_refused(folder: Path) -> None:
     _, settings = trained("cogvideox", folder)
+    exports = find_exports(settings.model_export, settings.bridge, settings.run.folder)
     how = settings.sample.model_copy(update={"image_guidance": 2.0})
     with pytest.raises(UserError, match=r"sample.image_guidance = 2.0: guides image tokens, .*set null"):
-        load_for_sampling(settings.model_copy(update={"sample": how}))
+        check_sampler(exports, how)
 
 
 def test_plan_says_how_often_guidance_evaluates_the_network(folder: Path, tmp_path: Path) -> None:
@@ -160,7 +163,7 @@ def test_plan_says_how_often_guidance_evaluates_the_network(folder: Path, tmp_pa
 def test_sampling_with_another_text_encoder_is_refused(folder: Path) -> None:
     _, settings = trained("videocrafter", folder)
     with pytest.raises(UserError, match=r"was trained with text.max_length = 12, not 11"):
-        load_for_sampling(settings.model_copy(update={"text": settings.text.model_copy(update={"max_length": 11})}))
+        load_run(settings.model_copy(update={"text": settings.text.model_copy(update={"max_length": 11})}))
 
 
 def test_checkpoint_in_the_authors_layout_starts_the_same_model(folder: Path, tmp_path: Path) -> None:

@@ -22,11 +22,12 @@ from pipeline.data.load.reader import training_source
 from pipeline.metrics.networks import load_network
 from pipeline.models.prior import replicate
 from pipeline.models.vae import load_vae
+from pipeline.sampling.exports import find_exports
 from pipeline.sampling.generate import generate, load_for_sampling
 from pipeline.sampling.items import Item, held_out_items
 from pipeline.sampling.measures import frame_difference, latent_error, motion_ratio, psnr
 from pipeline.schema import TRAIN
-from pipeline.settings import Settings
+from pipeline.settings import SampleSettings, Settings
 from pipeline.storage.files import read_bytes, write_bytes, write_json
 from pipeline.train.deepspeed.engine import start_engine
 from pipeline.train.deepspeed.state import full_state
@@ -111,12 +112,12 @@ def prepare(settings: Settings) -> None:
 def measure(measurement: Measurement, folder: str) -> dict[str, Any]:
     """Sample and compare; gives what it writes to FOLDER/measured/KEY.json: numbers by clip, seconds of sampling a clip."""
     torch.set_num_threads(1)
-    trained = measurement.model.settings
-    sample = {"model_path": f"{trained.run.folder}/step{measurement.step}", **measurement.sample}
-    settings = trained.model_copy(update={"sample": trained.sample.model_copy(update=sample)})
+    settings = measurement.model.settings
+    exports = find_exports(f"{settings.run.folder}/step{measurement.step}", settings.bridge, settings.run.folder)
+    sample = SampleSettings.model_validate(settings.sample.model_dump() | measurement.sample)
     cache = open_cache(settings.cache_path)
     items = held_out(settings, cache)[: measurement.clips]
-    latents, sampler = latents_of(cache, items), load_for_sampling(settings)
+    latents, sampler = latents_of(cache, items), load_for_sampling(exports, sample, settings.vae, settings.text)
     clips, priors, seconds = [], [], 0.0
     for part in (slice(start, start + BATCH) for start in range(0, len(items), BATCH)):
         labels, keys = [item["label"] for item in items[part]], [item["key"] for item in items[part]]

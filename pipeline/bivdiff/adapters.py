@@ -13,7 +13,7 @@ from ..bridge.targets import Target
 from ..errors import UserError
 from ..models.conditioning import guided
 from ..models.vae import Vae
-from ..sampling.generate import LoadedModel, denoiser, make_priors
+from ..sampling.generate import LoadedModel, conditions_of, denoiser, make_priors
 from ..sampling.items import InputRejected, class_of
 from .diffusion import Asked, LatentDiffusion
 
@@ -96,7 +96,9 @@ def own_diffusion(sampler: LoadedModel) -> LatentDiffusion:
             raise InputRejected(f"video_prompt {asked.prompt}: {exports.model_path} knows the classes {known}")
         labels, captions = [label] * len(first), [asked.prompt] * len(first)
         neural, _ = make_priors(sampler, first, labels)
-        return denoiser(sampler, first, labels, captions, None, neural, asked.guidance, None)
+        given, without = conditions_of(sampler, first, captions, None)
+        given["prior"] = neural
+        return denoiser(sampler, labels, given, without, asked.guidance, None)
 
     return LatentDiffusion(
         name=exports.model_path,

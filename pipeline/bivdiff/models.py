@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..models.files.paths import local_path, shipped_path
 from ..models.files.vae import vae_identity
 from ..models.vae import DTYPES, Vae
-from ..sampling.exports import check_text, check_vae, find_exports
+from ..sampling.exports import Exports, check_text, check_vae, find_exports
 from ..sampling.generate import load_for_sampling
 from ..settings import VAE_DOWNSAMPLING, Settings
 from ..settings.bivdiff import JOINT, BivdiffSettings
@@ -65,10 +65,9 @@ def used_models(bivdiff: BivdiffSettings) -> dict[str, str]:
 
 def check_own(path: str, settings: Settings) -> None:
     """Raise UserError unless an export of this project goes with the VAE, the text encoder and the clips of the settings."""
-    own = as_sampled(settings)
-    exports = find_exports(own)
+    exports = own_exports(settings)
     check_vae(exports, settings.vae.path, vae_identity(settings.vae.path)[0])
-    check_text(own, exports)
+    check_text(exports, settings.text)
     frames, _, height, width = exports.latent_shape
     for key, found, wanted in (
         ("frames", settings.data.frames, frames),
@@ -84,11 +83,9 @@ def is_export(path: str) -> bool:
     return not exists(f"{shipped_path(path)}/{INDEX}") and exists(f"{shipped_path(path)}/config.json")
 
 
-def as_sampled(settings: Settings) -> Settings:
-    """Settings by which jobs/sample.py would take the video model."""
-    plain = {"model_path": settings.bivdiff.video_model, "sampler": "auto", "order": 1, "eta": 0.0}
-    plain |= {"start": 1.0, "analytic_init": None, "spacing": "uniform", "image_guidance": None}
-    return settings.model_copy(update={"sample": settings.sample.model_copy(update=plain)})
+def own_exports(settings: Settings) -> Exports:
+    """The video model as an export of this project. Raises UserError."""
+    return find_exports(str(settings.bivdiff.video_model), settings.bridge, settings.run.folder)
 
 
 def folder_of(key: str, path: str) -> Path:
@@ -175,7 +172,7 @@ def load_video(settings: Settings, device: str) -> tuple[LatentDiffusion, Vae]:
     """The video model and its VAE."""
     path = str(settings.bivdiff.video_model)
     if is_export(path):
-        sampler = load_for_sampling(as_sampled(settings), device)
+        sampler = load_for_sampling(own_exports(settings), settings.sample, settings.vae, settings.text, device)
         return own_diffusion(sampler), sampler.vae
     pipe = load_pipeline("video_model", "TextToVideoSDPipeline", path, settings.bivdiff, device)
     return video_diffusion(pipe, path), vae_of(pipe)

@@ -12,14 +12,14 @@ from ..errors import UserError
 from ..metrics.networks import MetricNetwork, detector_consistency, load_network
 from ..metrics.networks import weights_sha256 as network_sha256
 from ..sampling.batches import Record, Work, find_done, run_batches, unfinished, write_grid
-from ..sampling.exports import find_exports, weights_sha256
+from ..sampling.exports import weights_sha256
 from ..sampling.items import Rejection, class_of
 from ..sampling.measures import summarise, summarise_columns
 from ..settings import Settings
 from ..storage.files import exists, read_json, write_json
 from .frames import check_canny
 from .items import BivdiffClip, read_list
-from .models import as_sampled, check_models, is_export, load_models, parts_of, used_models
+from .models import check_models, is_export, load_models, own_exports, parts_of, used_models
 from .work import make_clips
 
 log = logging.getLogger("bivdiff")
@@ -51,7 +51,7 @@ def fingerprint(*deciding: Any) -> str:
     return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def bivdiff_work(settings: Settings, device: str, folder: str) -> Work:
+def bivdiff_work(device: str, settings: Settings, folder: str) -> Work:
     """What an actor does with a row of the list."""
     models, networks = load_models(settings, device), load_metric_networks(settings, device)
 
@@ -100,7 +100,7 @@ def check_prompts(rows: list[list[BivdiffClip]], settings: Settings) -> tuple[li
     bivdiff = settings.bivdiff
     if bivdiff.framework == "idm_only" or not is_export(str(bivdiff.video_model)):
         return rows, []
-    config = find_exports(as_sampled(settings)).config
+    config = own_exports(settings).config
     if config["model"].get("backbone", "latte") != "latte":
         return rows, []
     known: list[list[BivdiffClip]] = []
@@ -163,8 +163,10 @@ def run_bivdiff(settings: Settings) -> dict[str, Any]:
         log.info(_other(plan).strip())
     records, rejected = dict(plan.done), list(plan.rejected)
     if unfinished(plan.rows, plan.done):
-        build = partial(bivdiff_work, folder=plan.folder)
-        made, rejected_now = run_batches(build, plan.rows, plan.done, plan.fingerprint_of, settings)
+        build = partial(bivdiff_work, settings=settings, folder=plan.folder)
+        made, rejected_now = run_batches(
+            build, plan.rows, plan.done, plan.fingerprint_of, settings.run.name, settings.cluster
+        )
         records |= made
         rejected += rejected_now
     if not records:

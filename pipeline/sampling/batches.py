@@ -7,9 +7,8 @@ for one value of cluster.sample.num_cpus, which is the number of PyTorch's threa
 
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,13 +16,12 @@ from ..errors import UserError
 from ..media import decode_mp4, encode_mp4, encode_png, frames_side_by_side, tile
 from ..runtime.connect import bars_for_people_only, start_ray
 from ..runtime.metrics import count_sampled
-from ..runtime.placement import check_room, selector
-from ..settings import Settings
+from ..runtime.placement import check_room
+from ..runtime.pools import map_rows, stage_device
+from ..runtime.progress import Progress
+from ..settings import ActorResources, ClusterSettings
 from ..storage.files import list_files, read_bytes, read_json, write_bytes
 from .items import Rejection
-
-if TYPE_CHECKING:
-    import ray.data
 
 log = logging.getLogger("sample")
 
@@ -43,19 +41,14 @@ class Done(NamedTuple):
 class BatchActor:
     """map_batches over actors, one batch of items in, one row out: {"records": JSON, "refused": JSON, "problem": ""}.
 
-    `build(settings, device)` loads the models, once for each actor. What is wrong with them is an answer, for the job to
+    `build(device)` loads the models, once for each actor. What is wrong with them is an answer, for the job to
     say: Ray would start an actor that fails again and again.
     """
 
-    def __init__(self, build: Callable[[Settings, str], Work], settings: Settings) -> None:
-        import torch
-
-        resources = settings.cluster.sample
-        if resources.num_gpus == 0:
-            torch.set_num_threads(max(1, round(resources.num_cpus)))
+    def __init__(self, build: Callable[[str], Work], resources: ActorResources) -> None:
         self._problem = ""
         try:
-            self._work = build(settings, "cuda" if resources.num_gpus > 0 else "cpu")
+            self._work = build(stage_device(resources))
         except UserError as error:
             self._problem = str(error)
 
@@ -94,61 +87,40 @@ def unfinished(
 
 
 def run_batches(
-    build: Callable[[Settings, str], Work],
+    build: Callable[[str], Work],
     batches: Sequence[Sequence[Mapping[str, Any]]],
     done: Mapping[str, Record],
     fingerprint_of: Fingerprints,
-    settings: Settings,
+    run: str,
+    cluster: ClusterSettings,
 ) -> tuple[dict[str, Record], list[Rejection]]:
     """Make the unfinished batches, and say after each how far it is. Their records by key, and what was rejected.
 
     Raises UserError for models that cannot be loaded, or do not go together.
     """
-    start_ray(settings.cluster)
-    check_room("sample", settings.cluster.sample, 1, "the sampling actors")
+    start_ray(cluster)
+    check_room("sample", cluster.sample, 1, "the sampling actors")
     bars_for_people_only()
     rows = [
         {"items": json.dumps(batch), "fingerprints": json.dumps([fingerprint_of(item) for item in batch])}
         for batch in unfinished(batches, done)
     ]
-    started, pending = time.monotonic(), sum(item["key"] not in done for batch in batches for item in batch)
+    pending = sum(item["key"] not in done for batch in batches for item in batch)
+    progress = Progress(pending, "clips")
     records: dict[str, Record] = {}
     rejected: list[Rejection] = []
-    for row in through_actors(build, rows, settings).iter_rows():
+    for row in map_rows(BatchActor, rows, cluster.sample, build=build, resources=cluster.sample).iter_rows():
         if row["problem"]:
             raise UserError(row["problem"])
         made = {record["key"]: record for record in json.loads(row["records"])}
         records |= made
-        count_sampled(settings.run.name, len(made))
+        count_sampled(run, len(made))
         for one in (Rejection(*pair) for pair in json.loads(row["refused"])):
             log.warning("%s: %s; left out", one.name, one.reason)
             rejected.append(one)
-        new = len(records.keys() - done.keys()) + len(rejected)
-        rate = new / (time.monotonic() - started)
-        left = max(0, pending - new)
-        log.info("%d of %d clips, %.2f clips/s, %.0f s to go", new, pending, rate, left / rate if rate else 0)
+        progress.done = len(records.keys() - done.keys()) + len(rejected)
+        log.info(progress.line())
     return records, rejected
-
-
-def through_actors(
-    build: Callable[[Settings, str], Work], rows: list[dict[str, str]], settings: Settings
-) -> "ray.data.Dataset":
-    """The rows through a pool of actors on the nodes of cluster.sample."""
-    import ray.data
-    from ray.data import ActorPoolStrategy
-
-    resources = settings.cluster.sample
-    # A row is one batch of items, and a block one row: the unit of work, of retries and of progress.
-    return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        BatchActor,
-        batch_size=1,
-        # one actor at first, more as resources come: a smaller machine or a growing cluster works too
-        compute=ActorPoolStrategy(min_size=1, max_size=min(resources.actors, len(rows))),
-        fn_constructor_kwargs={"build": build, "settings": settings},
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus,
-        label_selector=selector(settings.cluster.sample),
-    )
 
 
 def write_grid(folder: str, keys: list[str], fps: int) -> None:

@@ -11,7 +11,7 @@ from ..models.files.paths import shipped_path
 from ..models.files.text import find_text_encoder, text_identity
 from ..models.image_to_video import VideoNetwork
 from ..models.prior import NeuralPrior
-from ..settings import BridgeSettings, SampleSettings, Settings
+from ..settings import BridgeSettings, SampleSettings, TextSettings
 from ..storage.files import read_json, resolve
 
 
@@ -30,26 +30,23 @@ class Exports(NamedTuple):
         return frames, channels, height, width
 
 
-def find_exports(settings: Settings) -> Exports:
-    """The model and the neural prior that it was trained with. Raises UserError.
+def find_exports(path: str, bridge: BridgeSettings, run_folder: str) -> Exports:
+    """Find the model at `path` and the neural prior that it was trained with. Raises UserError.
 
-    bridge.prior_path wins over the place that the model's config.json names, and that over the run's own prior.
+    The prior is at bridge.prior_path, or else where the model's config.json says, or else in the run's folder.
     """
-    path = settings.model_export
     config = _config(path, "sample.model_path", "train one with jobs/finetune.py")
-    bridge = settings.bridge.model_copy(update=config["bridge"])
+    trained = {name: value for name, value in config["bridge"].items() if name in BridgeSettings.model_fields}
+    as_trained = BridgeSettings.model_construct(**{**dict(bridge), **trained})  # an old export lacks new settings
     prior_path = None
-    if (bridge.process == "bridge" and bridge.prior == "neural") or config["model"]["prior_condition"]:
+    if as_trained.starts_at_neural_prior or config["model"]["prior_condition"]:
         recorded = config.get("prior_export")
-        if settings.bridge.prior_path:
-            prior_path = settings.bridge.prior_path
-        elif recorded and _has_config(recorded):
-            prior_path = recorded
-        else:
-            prior_path = settings.prior_export
+        if recorded and not _has_config(recorded):
+            recorded = None
+        prior_path = bridge.prior_path or recorded or f"{run_folder}/prior/export"
         prior = _config(prior_path, "bridge.prior_path", "train one with jobs/train_prior.py")
         _check_alike(prior_path, prior, path, config)
-    return Exports(path, config, bridge, prior_path)
+    return Exports(path, config, as_trained, prior_path)
 
 
 def _config(path: str, key: str, remedy: str) -> dict[str, Any]:
@@ -147,17 +144,15 @@ def check_sampler(exports: Exports, how: SampleSettings) -> None:
         raise UserError(f"sample.eta = {how.eta} is of dbim and ddim; set sample.eta 0 or sample.sampler dbim")
 
 
-def check_text(settings: Settings, exports: Exports) -> None:
+def check_text(exports: Exports, text: TextSettings) -> None:
     """Raise UserError if the model takes text and the encoder at hand is not the one that it was trained with."""
     trained = exports.config.get("text")
     if exports.config["model"].get("backbone", "latte") == "latte" or trained is None:
         return
-    if settings.text.path is None:
+    if text.path is None:
         raise UserError(f"{exports.model_path}: was trained with text; set text.path to its encoder")
-    same: dict[str, Any] = {"text.layer": settings.text.layer, "text.max_length": settings.text.max_length}
-    same["text.path (hash of its files)"] = text_identity(
-        find_text_encoder(settings.text.path, settings.text.tokenizer)
-    )
+    same: dict[str, Any] = {"text.layer": text.layer, "text.max_length": text.max_length}
+    same["text.path (hash of its files)"] = text_identity(find_text_encoder(text.path, text.tokenizer))
     for key, value in same.items():
         if trained[key] != value:
             raise UserError(f"{exports.model_path}: was trained with {key} = {trained[key]}, not {value}; set it alike")

@@ -6,7 +6,7 @@ The export decides how it is sampled (process, schedule, SAF, kind of prior); se
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from ..bridge.samplers import (
     stochastic_heun,
 )
 from ..bridge.schedule import sampling_indices
-from ..data.cache.moments import Moments, load_moments
+from ..data.cache.moments import load_moments
 from ..models.build import build_bridge, class_indices, pretrained_schedule, video_model
 from ..models.conditioning import guided, guided_by_text_and_image
 from ..models.image_encoder import ImageEncoder, load_image_encoder
@@ -37,8 +37,8 @@ from ..models.image_to_video import VideoNetwork
 from ..models.prior import NeuralPrior, replicate
 from ..models.text import TextEncoder, load_text_encoder
 from ..models.vae import Vae, load_vae
-from ..settings import SampleSettings, Settings
-from .exports import Exports, check_sampler, check_text, check_vae, find_exports, load_networks, sampler_name
+from ..settings import SampleSettings, TextSettings, VaeSettings
+from .exports import Exports, check_sampler, check_text, check_vae, load_networks, sampler_name
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class LoadedModel:
     bridge: Bridge
     alphas_cumprod: Tensor  # of diffusion, (1000,)
     how: SampleSettings
-    moments: Moments | None  # of the training clips, for Analytic-Init
     decode_frames: int  # frames that the VAE decodes at once
 
 
@@ -67,32 +66,33 @@ class Generated(NamedTuple):
     prior: Tensor
 
 
-def load_for_sampling(settings: Settings, device: str | torch.device = "cpu") -> LoadedModel:
-    """Everything that `generate` needs. Raises UserError or WeightsMismatch."""
-    exports = find_exports(settings)
-    vae = load_vae(settings.vae.path, settings.vae.dtype, device)
-    check_vae(exports, settings.vae.path, vae.weights_hash)
+def load_for_sampling(
+    exports: Exports, sample: SampleSettings, vae: VaeSettings, text: TextSettings, device: str | torch.device = "cpu"
+) -> LoadedModel:
+    """Load everything that `generate` needs. Raises UserError or WeightsMismatch.
+
+    The text encoder is looked for only where the model takes text.
+    """
+    vae_module = load_vae(vae.path, vae.dtype, device)
+    check_vae(exports, vae.path, vae_module.weights_hash)
+    check_text(exports, text)
     model, prior, prior_classes = load_networks(exports)
-    how = settings.sample
-    check_sampler(exports, how)
-    check_text(settings, exports)
     image_encoder = None
     if "image_features" in model.conditions:
-        image_encoder = load_image_encoder(video_model(exports.config), vae, vae.module.dtype, device)
+        image_encoder = load_image_encoder(video_model(exports.config), vae_module, vae_module.module.dtype, device)
     return LoadedModel(
         exports=exports,
         model=model.to(device),
         prior=None if prior is None else prior.to(device),
         prior_classes=prior_classes,
-        vae=vae,
-        text_encoder=load_text_encoder(settings.text, device) if "text" in model.conditions else None,
+        vae=vae_module,
+        text_encoder=load_text_encoder(text, device) if "text" in model.conditions else None,
         image_encoder=image_encoder,
         device=torch.device(device),
         bridge=build_bridge(exports.bridge),
         alphas_cumprod=pretrained_schedule(exports.bridge),
-        how=how,
-        moments=None if how.analytic_init is None else load_moments(how.analytic_init, exports.config["latent_shape"]),
-        decode_frames=settings.vae.batch_frames,
+        how=sample,
+        decode_frames=vae.batch_frames,
     )
 
 
@@ -121,12 +121,13 @@ def generate(
 
     captions and strides are for models that take them; without, they are the class names and sample.stride. An item's clip depends on its own image, class and key and on `seed`; the rest of the batch changes rounding only.
     """
+    how = sampler.how
+    check_sampler(sampler.exports, how)
     image_latent = image_latent.to(sampler.device)
     neural, end_point = make_priors(sampler, image_latent, labels)
-    how = sampler.how
-    denoise = denoiser(
-        sampler, image_latent, labels, captions or labels, strides, neural, how.guidance, how.image_guidance
-    )
+    given, without = conditions_of(sampler, image_latent, captions or labels, strides)
+    given["prior"] = neural
+    denoise = denoiser(sampler, labels, given, without, how.guidance, how.image_guidance)
     noise = noise_of_keys(seed, keys, end_point.shape[1:], sampler.device)
     if sampler.exports.bridge.process == "bridge":
         clean = bridge_clean(denoise, sampler.bridge, end_point)
@@ -141,18 +142,17 @@ def generate(
 
 def denoiser(
     sampler: LoadedModel,
-    image_latent: Tensor,
     labels: list[str],
-    captions: list[str],
-    strides: list[float] | None,
-    neural: Tensor | None,
+    given: Mapping[str, Tensor | None],
+    without: Mapping[str, Tensor],
     guidance: float,
     image_guidance: float | None,
 ) -> Denoise:
-    """The network with everything that it is shown, guided; by image tokens apart from text if image_guidance says how."""
+    """The guided network. `given`: all that it may be shown; `without`: what the unguided half is shown instead.
+
+    With `image_guidance`, image tokens are guided apart from text.
+    """
     y = class_indices(labels, sampler.exports.config["classes"]).to(sampler.device)
-    given, without = conditions_of(sampler, image_latent, captions, strides)
-    given["prior"] = neural
     conditions = {name: given[name] for name in sampler.model.conditions}
     if image_guidance is None:
         return guided(sampler.model, y, sampler.model.null_class, guidance, without, **conditions)
@@ -196,10 +196,10 @@ def sample_bridge(sampler: LoadedModel, clean: Clean, prior: Tensor, noise: Nois
 
 def start_noise(sampler: LoadedModel, noise: Tensor, abar: float) -> Tensor:
     """What diffusion starts from: the noise itself, or with Analytic-Init a draw from the nearest marginal."""
-    if sampler.moments is None:
+    if sampler.how.analytic_init is None:
         return noise
-    mean, variance = sampler.moments.mean, sampler.moments.variance
-    return analytic_init(torch.from_numpy(mean), variance, abar**0.5, (1 - abar) ** 0.5, noise)
+    moments = load_moments(sampler.how.analytic_init, sampler.exports.config["latent_shape"])
+    return analytic_init(torch.from_numpy(moments.mean), moments.variance, abar**0.5, (1 - abar) ** 0.5, noise)
 
 
 def make_priors(sampler: LoadedModel, image_latent: Tensor, labels: list[str]) -> tuple[Tensor | None, Tensor]:

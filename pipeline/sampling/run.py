@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from ..data.cache.moments import MOMENTS, load_moments
 from ..errors import UserError
 from ..models.files.vae import vae_identity
 from ..sampling.measures import summarise_columns
-from ..schema import CacheInfo
 from ..settings import Settings
 from ..storage.files import exists, read_json, write_json
 from .batches import Work, find_done, run_batches, unfinished, write_grid
@@ -26,9 +26,9 @@ from .exports import (
     sampler_name,
     weights_sha256,
 )
-from .generate import load_for_sampling
+from .generate import LoadedModel, load_for_sampling
 from .items import Item, Rejection, held_out_items, image_items
-from .write import sample_batch
+from .write import TrueClips, sample_batch
 
 log = logging.getLogger("sample")
 
@@ -60,23 +60,26 @@ class SamplingPlan(NamedTuple):
         return hashlib.blake2b(asked.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def sampling_work(settings: Settings, device: str, folder: str, cache: CacheInfo | None) -> Work:
-    """What a sampling actor does with a batch."""
-    sampler = load_for_sampling(settings, device)
+def sampling_work(
+    device: str, load: Callable[..., LoadedModel], open_clips: Callable[[], TrueClips] | None, seed: int, folder: str
+) -> Work:
+    """Load the models of a sampling actor. Return the function that makes a batch."""
+    loaded = load(device=device)
+    clips = None if open_clips is None else open_clips()
 
     def work(items: list[Item], fingerprints: list[str]) -> tuple[list[dict[str, Any]], list[Rejection]]:
-        return sample_batch(sampler, items, settings, fingerprints, folder, cache)
+        return sample_batch(loaded, items, fingerprints, clips, seed, folder)
 
     return work
 
 
 def make_plan(settings: Settings) -> SamplingPlan:
     """Read exports, items and what was sampled before. Writes nothing. Raises UserError."""
-    exports = find_exports(settings)
+    exports = find_exports(settings.model_export, settings.bridge, settings.run.folder)
     weights_hash, _ = vae_identity(settings.vae.path)
     check_vae(exports, settings.vae.path, weights_hash)
     check_sampler(exports, settings.sample)
-    check_text(settings, exports)
+    check_text(exports, settings.text)
     if settings.sample.analytic_init is not None:
         load_moments(settings.sample.analytic_init, exports.latent_shape)
     cache = None
@@ -134,7 +137,7 @@ def check_cache(exports: Exports, cache: Cache) -> None:
 def plan_sampling(settings: Settings) -> str:
     """What run_sampling would do, in words. Raises UserError."""
     plan = make_plan(settings)
-    batches = len(unfinished(_batches(plan, settings), plan.done))
+    batches = len(unfinished(_batches(plan, settings.sample.batch), plan.done))
     guidance, image_guidance = settings.sample.guidance, settings.sample.image_guidance
     apart = image_guidance not in (None, guidance)
     evaluations = 3 if apart else 2 if guidance != 1.0 else 1
@@ -169,8 +172,13 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
     records, rejected = dict(plan.done), list(plan.rejected)
     if plan.pending:
         load_networks(plan.exports)  # weights of another model are found here, in one line, not in an actor
-        build = partial(sampling_work, folder=plan.folder, cache=None if plan.cache is None else plan.cache.info)
-        found, rejected_now = run_batches(build, _batches(plan, settings), plan.done, plan.fingerprint_of, settings)
+        load = partial(load_for_sampling, plan.exports, settings.sample, settings.vae, settings.text)
+        open_clips = None if plan.cache is None else partial(TrueClips, plan.cache.path, plan.cache.info, settings.data)
+        build = partial(sampling_work, load=load, open_clips=open_clips, seed=settings.run.seed, folder=plan.folder)
+        batches = _batches(plan, settings.sample.batch)
+        found, rejected_now = run_batches(
+            build, batches, plan.done, plan.fingerprint_of, settings.run.name, settings.cluster
+        )
         records |= found
         rejected += rejected_now
     if not records:
@@ -186,8 +194,7 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
     return summary | {"sampled_this_run": plan.pending}
 
 
-def _batches(plan: SamplingPlan, settings: Settings) -> list[list[Item]]:
-    size = settings.sample.batch
+def _batches(plan: SamplingPlan, size: int) -> list[list[Item]]:
     return [plan.items[start : start + size] for start in range(0, len(plan.items), size)]
 
 

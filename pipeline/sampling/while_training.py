@@ -20,12 +20,14 @@ from ..data.cache.shards import read_latent
 from ..data.load.mix import cache_of, open_training_cache
 from ..media import encode_mp4, encode_png, tile
 from ..runtime.placement import needs, selector
+from ..runtime.pools import stage_device
 from ..schema import TEST
 from ..settings import Settings
 from ..storage.files import write_bytes
 from ..train.checkpoint import CheckpointDamaged
 from ..train.export.from_checkpoint import Found, export_checkpoint, find_checkpoints
 from ..train.plan import Run
+from .exports import find_exports
 from .generate import decode_clips, generate, load_for_sampling
 
 log = logging.getLogger("samples")
@@ -97,17 +99,15 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
 
     Raises CheckpointDamaged where its files are not whole (yet).
     """
-    device = "cuda" if settings.cluster.sample.num_gpus > 0 else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(max(1, round(settings.cluster.sample.num_cpus)))
+    device = stage_device(settings.cluster.sample)
     cache = open_training_cache(settings)
     rows = list(cache.select(TEST).spread(settings.sample.while_training_count))
     if not rows:
         return "no clips are held out, so none are sampled (data.holdout_fraction)"
     with tempfile.TemporaryDirectory(prefix="samples-") as local:
         export_checkpoint(settings, cache.info, found, local)
-        sample = settings.sample.model_copy(update={"model_path": local})
-        sampler = load_for_sampling(settings.model_copy(update={"sample": sample}), device)
+        exports = find_exports(local, settings.bridge, settings.run.folder)
+        sampler = load_for_sampling(exports, settings.sample, settings.vae, settings.text, device)
     scale = cache.info["scaling_factor"]
     means = [read_latent(cache_of(cache, row), row)[0, 0].astype(np.float32) * scale for row in rows]
     clips, _ = generate(

@@ -18,13 +18,34 @@ from ..media import encode_gif, encode_mp4, encode_png
 from ..models.prior import replicate
 from ..sampling.measures import frame_difference, latent_error, motion_ratio, psnr
 from ..schema import CacheInfo, ManifestRow
-from ..settings import VAE_DOWNSAMPLING, DataSettings, Settings
+from ..settings import VAE_DOWNSAMPLING, DataSettings
 from ..storage.files import read_bytes, write_bytes, write_json
 from .generate import LoadedModel, decode_clips, encode_images, generate
 from .items import InputRejected, Item, Rejection, open_image
 
-_decoder = IsolatedDecoder()  # one child process for each sampling actor, started when a video is read
-atexit.register(_decoder.close)
+
+class TrueClips:
+    """Held-out clips of a cache: latents from its shards, frames from the source videos. One for each sampling actor."""
+
+    def __init__(self, path: str, info: CacheInfo, data: DataSettings) -> None:
+        """`data`: settings of decoding; what decides a clip is taken from the cache at `path`."""
+        names = ("frames", "window", "stride", "short_video", "clip_starts", "clip_seed", "height", "width")
+        self.path, self.info = path, info
+        self._data = data.model_dump() | {name: info["settings"][f"data.{name}"] for name in names}
+        self._decoder = IsolatedDecoder()  # a child process, which starts when the first video is read
+        atexit.register(self._decoder.close)
+
+    def latents(self, row: ManifestRow) -> torch.Tensor:
+        """Scaled posterior means (F, C, h, w) float32."""
+        return torch.from_numpy(read_latent(self.path, row)[0].astype(np.float32)) * self.info["scaling_factor"]
+
+    def frames(self, row: ManifestRow) -> np.ndarray:
+        """The clip once more from its video, uint8 (F, H, W, 3). Raises DecodeFailure."""
+        data = DataSettings.model_validate(self._data | {"decoder": row["decoder"]})
+        frames, span = self._decoder.decode(row, data)
+        if span["source_hash"] != row["source_hash"] or span["start"] != row["start"]:
+            raise DecodeFailure("changed", f"{row['uri']} is not the video that was cached")
+        return frames
 
 
 class Original(NamedTuple):
@@ -37,20 +58,15 @@ class Original(NamedTuple):
 
 
 def sample_batch(
-    sampler: LoadedModel,
-    items: list[Item],
-    settings: Settings,
-    fingerprints: list[str],
-    folder: str,
-    cache: CacheInfo | None,
+    sampler: LoadedModel, items: list[Item], fingerprints: list[str], clips: TrueClips | None, seed: int, folder: str
 ) -> tuple[list[dict[str, Any]], list[Rejection]]:
-    """Generate the items and write their files into `folder`: their records, as in KEY.json, and what was rejected_now."""
+    """Generate the items and write their files into `folder`. Return their records, as in KEY.json, and the rejected."""
     started = time.monotonic()
     good: list[tuple[Item, str, Original]] = []
     rejected: list[Rejection] = []
     for item, fingerprint in zip(items, fingerprints, strict=True):
         try:
-            good.append((item, fingerprint, load_source(item, sampler, settings, cache)))
+            good.append((item, fingerprint, load_source(item, sampler, clips)))
         except InputRejected as problem:
             rejected.append(Rejection(item["name"], str(problem)))
     if not good:
@@ -58,11 +74,11 @@ def sample_batch(
     image_latent = torch.stack([_image_latent(sampler, source) for _, _, source in good])
     labels, keys = [item["label"] for item, _, _ in good], [item["key"] for item, _, _ in good]
     captions = [item["caption"] or item["label"] for item, _, _ in good]
-    strides = [float(item["row"]["stride"] if item["row"] else settings.sample.stride) for item, _, _ in good]
-    clips, priors = generate(sampler, image_latent, labels, keys, settings.run.seed, captions, strides)
+    strides = [float(item["row"]["stride"] if item["row"] else sampler.how.stride) for item, _, _ in good]
+    generated, priors = generate(sampler, image_latent, labels, keys, seed, captions, strides)
     records: list[dict[str, Any]] = []
     for index, (item, fingerprint, source) in enumerate(good):
-        metrics, files = finish(sampler, source, image_latent[index], clips[index], priors[index])
+        metrics, files = finish(sampler, source, image_latent[index], generated[index], priors[index])
         for name, content in files.items():
             write_bytes(f"{folder}/{item['key']}.{name}", content)
         record: dict[str, Any] = {"key": item["key"], "name": item["name"], "label": item["label"]}
@@ -122,7 +138,7 @@ def _image_latent(sampler: LoadedModel, source: Original) -> torch.Tensor:
     return source.latents[0]
 
 
-def load_source(item: Item, sampler: LoadedModel, settings: Settings, cache: CacheInfo | None) -> Original:
+def load_source(item: Item, sampler: LoadedModel, clips: TrueClips | None) -> Original:
     """The image of an item, and the true clip of a held-out one. Raises InputRejected.
 
     A held-out clip whose video is gone or has changed is stood in for by its cached latents, and the note says so.
@@ -134,24 +150,13 @@ def load_source(item: Item, sampler: LoadedModel, settings: Settings, cache: Cac
         except OSError as error:
             raise InputRejected(f"cannot be read ({error})") from error
         return Original(open_image(content, height * VAE_DOWNSAMPLING, width * VAE_DOWNSAMPLING), None, None, "")
-    assert cache is not None
-    mean = read_latent(settings.cache_path, item["row"])[0].astype(np.float32)
-    latents = torch.from_numpy(mean) * cache["scaling_factor"]
+    assert clips is not None
+    latents = clips.latents(item["row"])
     try:
-        frames = decode_true(item["row"], settings.data, cache)
+        frames = clips.frames(item["row"])
     except DecodeFailure as failure:
         note = (
             f"the source video could not be read again ({failure.reason}), so the true clip is the VAE's reconstruction"
         )
         return Original(None, latents, None, note)
     return Original(frames[0], latents, frames, "")
-
-
-def decode_true(row: ManifestRow, data: DataSettings, cache: CacheInfo) -> np.ndarray:
-    """The clip of a manifest row once more from its video, uint8 (F, H, W, 3). Raises DecodeFailure."""
-    names = ("frames", "window", "stride", "short_video", "clip_starts", "clip_seed", "height", "width")
-    as_cached = {name: cache["settings"][f"data.{name}"] for name in names} | {"decoder": row["decoder"]}
-    frames, span = _decoder.decode(row, type(data).model_validate({**data.model_dump(), **as_cached}))
-    if span["source_hash"] != row["source_hash"] or span["start"] != row["start"]:
-        raise DecodeFailure("changed", f"{row['uri']} is not the video that was cached")
-    return frames

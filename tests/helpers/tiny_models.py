@@ -13,6 +13,8 @@ from pipeline.data.plan.clips import plan_clips
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.files.vae import vae_identity
+from pipeline.sampling.exports import find_exports
+from pipeline.sampling.generate import LoadedModel, load_for_sampling
 from pipeline.schema import ENCODED_SCHEMA
 from pipeline.settings import ROOT, ModelSettings, Settings, VideoModelSettings, build, read_yaml
 
@@ -98,3 +100,9 @@ def write_cache(settings: Settings) -> None:
     labels = sorted({row["label"] for row in rows})
     write_info(settings.cache_path, describe(settings, labels))
     commit(settings.cache_path, pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA))
+
+
+def load_run(settings: Settings, device: str = "cpu") -> LoadedModel:
+    """The model that jobs/sample.py would sample with these settings."""
+    exports = find_exports(settings.model_export, settings.bridge, settings.run.folder)
+    return load_for_sampling(exports, settings.sample, settings.vae, settings.text, device)

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_models import FRAMES, SIDE
+from helpers.tiny_models import FRAMES, SIDE, load_run
 from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.animate import animate
-from pipeline.sampling.generate import LoadedModel, load_for_sampling
+from pipeline.sampling.generate import LoadedModel
 from pipeline.settings import ROOT, Settings
 
 
 @pytest.fixture(scope="module")
 def sampler(tiny_run: Settings) -> LoadedModel:
-    return load_for_sampling(tiny_run)
+    return load_run(tiny_run)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_what_it_cannot_use_is_one_line(sampler: LoadedModel) -> None:
 
 def test_page_offers_the_exports_that_are_there(web: ModuleType, tiny_run: Settings, tmp_path: Path) -> None:
     assert web.find_models(tiny_run) == [tiny_run.model_export]
-    assert tiny_run.model_export in web.plan(tiny_run, None)
+    assert tiny_run.model_export in web.plan(tiny_run)
     nowhere = tiny_run.model_copy(update={"run": tiny_run.run.model_copy(update={"storage": str(tmp_path)})})
     with pytest.raises(UserError, match=r"no RUN/finetune/export there; train one"):
         web.find_models(nowhere)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_models import SHAPE, save_model, tiny_model, tiny_settings
+from helpers.tiny_models import SHAPE, load_run, save_model, tiny_model, tiny_settings
 
 from pipeline.data.cache.moments import Moments, save_moments
 from pipeline.errors import UserError
@@ -16,7 +16,7 @@ from pipeline.models.checkpoints.exports import save_checkpoint, save_export
 from pipeline.models.checkpoints.published import load_published
 from pipeline.models.checkpoints.weights import WeightsMismatch
 from pipeline.sampling.exports import find_exports, load_networks
-from pipeline.sampling.generate import LoadedModel, generate, load_for_sampling, make_priors
+from pipeline.sampling.generate import LoadedModel, generate, make_priors
 from pipeline.settings import Settings
 
 KEYS = ["a", "b", "c", "d"]
@@ -25,7 +25,7 @@ LABELS = ["bounce", "", "slide left", "never heard of"]
 
 @pytest.fixture(scope="module")
 def sampler(tiny_run: Settings) -> LoadedModel:
-    return load_for_sampling(tiny_run)
+    return load_run(tiny_run)
 
 
 def images() -> torch.Tensor:
@@ -112,7 +112,7 @@ def test_other_processes_and_conditions(
     save_model(settings, Path(settings.model_export), "image_to_video", model)
     if prior_condition:  # F_eta is shown, though the bridge starts from the replicated image
         save_model(settings, Path(settings.prior_export), "prior", tiny_model("none"), seed=1)
-    sampler = load_for_sampling(settings)
+    sampler = load_run(settings)
     assert (sampler.prior is not None) == prior_condition
     made = generate(sampler, images(), LABELS, KEYS, seed=0)
     assert made.clip.shape == (4, *SHAPE)
@@ -153,9 +153,9 @@ def test_analytic_init_starts_from_the_marginal(tmp_path: Path, tiny_vae: Path) 
     )
     save_model(settings, Path(settings.model_export), "image_to_video", tiny_model())
     with pytest.raises(UserError, match=r"no moments.json there; run jobs/latent_moments.py"):
-        load_for_sampling(settings)
+        generate(load_run(settings), images(), LABELS, KEYS, seed=0)
     save_moments(str(tmp_path / "moments"), Moments(10, np.full(SHAPE, 3.0), 4.0 * 10 * np.prod(SHAPE)), "-")
-    sampler = with_how(load_for_sampling(settings), start=0.5)
+    sampler = with_how(load_run(settings), start=0.5)
     started: list[torch.Tensor] = []
     handle = sampler.model.register_forward_pre_hook(lambda module, given: started.append(given[0]))
     try:
@@ -167,33 +167,29 @@ def test_analytic_init_starts_from_the_marginal(tmp_path: Path, tiny_vae: Path) 
     assert float(started[0].var()) == pytest.approx(abar * 4.0 + 1 - abar, rel=0.15)
 
 
-def test_sampler_of_another_process_is_one_line(tiny_run: Settings, tmp_path: Path, tiny_vae: Path) -> None:
+def test_sampler_of_another_process_is_one_line(sampler: LoadedModel) -> None:
     wrong = {"sampler": "ddim"}, {"start": 0.9}, {"eta": 0.5}
     for changes in wrong:
-        settings = tiny_run.model_copy(update={"sample": tiny_run.sample.model_copy(update=changes)})
         with pytest.raises(UserError, match=next(iter(changes))):
-            load_for_sampling(settings)
+            generate(with_how(sampler, **changes), images(), LABELS, KEYS, seed=0)
 
 
 def test_wrong_exports_are_one_line(tmp_path: Path, tiny_vae: Path, tiny_run: Settings) -> None:
     settings = tiny_settings(tmp_path, tiny_vae)
     with pytest.raises(UserError, match=r"no export there .*jobs/finetune.py"):
-        find_exports(settings)
+        find_exports(settings.model_export, settings.bridge, settings.run.folder)
     save_model(settings, Path(settings.model_export), "image_to_video", tiny_model())
     with pytest.raises(UserError, match=r"no export there .*jobs/train_prior.py"):
-        find_exports(settings)
+        find_exports(settings.model_export, settings.bridge, settings.run.folder)
     other = tiny_settings(tmp_path, tiny_vae, f"--bridge.prior_path={tiny_run.prior_export}")
-    assert find_exports(other).prior_path == tiny_run.prior_export
+    assert find_exports(other.model_export, other.bridge, other.run.folder).prior_path == tiny_run.prior_export
     save_model(settings, Path(settings.prior_export), "prior", tiny_model("none"), latent_shape=[8, 4, 4, 4])
     with pytest.raises(UserError, match="was trained on latents of"):
-        find_exports(settings)
+        find_exports(settings.model_export, settings.bridge, settings.run.folder)
     swapped = tiny_settings(tmp_path, tiny_vae, f"--bridge.prior_path={settings.model_export}")
     with pytest.raises(UserError, match="holds a image_to_video model, expected prior"):
-        load_networks(find_exports(swapped))
+        load_networks(find_exports(swapped.model_export, swapped.bridge, swapped.run.folder))
     wider = tiny_model().model_copy(update={"hidden_size": 64})
     save_model(tiny_run, tmp_path / "odd", "image_to_video", tiny_model(), model=wider.model_dump())
-    odd = tiny_run.model_copy(
-        update={"sample": tiny_run.sample.model_copy(update={"model_path": str(tmp_path / "odd")})}
-    )
     with pytest.raises(WeightsMismatch):
-        load_networks(find_exports(odd))
+        load_networks(find_exports(str(tmp_path / "odd"), tiny_run.bridge, tiny_run.run.folder))

@@ -11,14 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.tiny_models import SIDE, save_model, tiny_model, tiny_settings
+from helpers.tiny_models import SIDE, load_run, save_model, tiny_model, tiny_settings
 from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
-from pipeline.sampling.generate import load_for_sampling
 from pipeline.sampling.run import make_plan, plan_sampling, run_sampling
-from pipeline.sampling.write import sample_batch
+from pipeline.sampling.write import TrueClips, sample_batch
 from pipeline.settings import ROOT, Settings, to_yaml
 
 pytestmark = pytest.mark.ray
@@ -47,11 +46,12 @@ def clips(settings: Settings) -> dict[str, bytes]:
 def generate_alone(settings: Settings, folder: Path) -> None:
     plan, size = make_plan(settings), settings.sample.batch
     assert plan.cache
-    sampler = load_for_sampling(settings)
+    sampler = load_run(settings)
+    clips = TrueClips(plan.cache.path, plan.cache.info, settings.data)
     for start in reversed(range(0, len(plan.items), size)):
         items = plan.items[start : start + size]
         prints = [plan.fingerprint_of(item) for item in items]
-        sample_batch(sampler, items, settings, prints, str(folder), plan.cache.info)
+        sample_batch(sampler, items, prints, clips, settings.run.seed, str(folder))
 
 
 def test_held_out_clips_then_nothing_to_do_then_resume(
