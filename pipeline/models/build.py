@@ -1,4 +1,4 @@
-"""Settings -> modules, and exports -> modules: the one place where a network's shape is decided."""
+"""Build networks and bridges from settings, and load networks from exports."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def pretrained_schedule(bridge: BridgeSettings) -> Tensor:
 
 
 def dimensions(model: ModelSettings) -> tuple[int, int, int]:
-    """(depth, hidden_size, num_heads), from the named size or as set."""
+    """Return (depth, hidden_size, num_heads) of the named size, or as set."""
     if model.size is not None:
         return LATTE_SIZES[model.size]
     assert model.depth and model.hidden_size and model.num_heads
@@ -55,9 +55,9 @@ def build_image_to_video(
     text_shape: list[int] | None = None,
     activation_checkpointing: bool = False,
 ) -> VideoNetwork:
-    """An untrained video network for latents of `latent_shape` = [F, C, h, w] and text of [tokens, width].
+    """Build an untrained video network for latents of `latent_shape` = [F, C, h, w] and text of [tokens, width].
 
-    Raises UserError where a backbone that takes text is to be built for latents without.
+    Raises UserError where the backbone takes text and the latents have none.
     """
     if model.backbone == "latte":
         return _latte(model, latent_shape, num_classes, activation_checkpointing)
@@ -153,7 +153,7 @@ def _cogvideox(
 def build_prior(
     model: ModelSettings, latent_shape: list[int], num_classes: int, activation_checkpointing: bool = False
 ) -> NeuralPrior:
-    """An untrained neural prior F_eta: a Latte without time embedding (eq. 8)."""
+    """Build an untrained neural prior F_eta: a Latte without time embedding (eq. 8)."""
     frames, channels, height, width = latent_shape
     depth, hidden_size, num_heads = dimensions(model)
     backbone = Latte(
@@ -173,7 +173,7 @@ def build_prior(
 
 
 def square(height: int, width: int) -> int:
-    """Latte's position embedding is square, as in the authors' code."""
+    """Return the side of square latents, which the authors' position embedding needs. Raises UserError."""
     if height != width:
         raise UserError(
             f"data.height x data.width give latents of {height} x {width}, but Latte's are square; set both alike"
@@ -182,7 +182,7 @@ def square(height: int, width: int) -> int:
 
 
 def load_model(path: str) -> tuple[VideoNetwork, dict[str, Any]]:
-    """The video network of an export folder, in eval mode, and its config.json. Raises UserError or WeightsMismatch."""
+    """Load the video network of an export folder, in eval mode, and its config.json. Raises UserError or WeightsMismatch."""
     state, config = load_export(shipped_path(path))
     _expect(config, "image_to_video", path)
     module = build_image_to_video(
@@ -193,12 +193,12 @@ def load_model(path: str) -> tuple[VideoNetwork, dict[str, Any]]:
 
 
 def video_model(config: dict[str, Any]) -> VideoModelSettings:
-    """The model settings that an export was trained with; an export of before the other backbones is a Latte's."""
+    """Return the model settings of an export; exports older than the other backbones hold a Latte."""
     return VideoModelSettings(**{"backbone": "latte", "unet3d": None, "cogvideox": None, **config["model"]})
 
 
 def load_prior(path: str) -> tuple[NeuralPrior, dict[str, Any]]:
-    """The neural prior of an export folder, in eval mode, and its config.json. Raises UserError or WeightsMismatch."""
+    """Load the neural prior of an export folder, in eval mode, and its config.json. Raises UserError or WeightsMismatch."""
     state, config = load_export(shipped_path(path))
     _expect(config, "prior", path)
     module = build_prior(ModelSettings(**config["model"]), config["latent_shape"], len(config["classes"]))
@@ -216,6 +216,6 @@ def _expect(config: dict[str, Any], kind: str, path: str) -> None:
 
 
 def class_indices(labels: list[str], classes: list[str]) -> Tensor:
-    """(B,) int64 class indices; a name the model does not know, and "", is the null class (index len(classes))."""
+    """Return class indices (B,) int64; an unknown name and "" give the null class, len(classes)."""
     index = {name: i for i, name in enumerate(classes)}
     return torch.tensor([index.get(label, len(classes)) for label in labels], dtype=torch.int64)

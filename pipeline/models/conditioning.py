@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def dropped(u: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """What is left out of samples whose u (B,) is uniform in 0..1: (class or caption, image tokens), both (B,) bool.
+    """Choose samples to train without class or caption, and without image tokens: two (B,) bool, from uniform u (B,).
 
-    Either is left out with the given probability, and in half of these cases both are, as DynamiCrafter does.
+    Each is left out with the given probability, and in half of these cases both are, as DynamiCrafter does.
     """
     return u < probability, (u >= probability / 2) & (u < 3 * probability / 2)
 

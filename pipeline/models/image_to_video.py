@@ -1,6 +1,6 @@
-"""How each backbone is shown the image and whatever else it is conditioned on: one call for all of them.
+"""Give every backbone its image and other conditions by one call.
 
-A network answers `network(z, t, y, **conditions)`; `conditions` names what it takes besides latent, timestep and class:
+A network answers `network(z, t, y, **conditions)`; `conditions` names the inputs besides latent, timestep and class:
 
     image_latent    (B, C, h, w)        the first frame
     prior           (B, F, C, h, w)     the neural prior's output
@@ -31,8 +31,8 @@ class ImageToVideo(nn.Module):
 
     image_condition "frame" puts the image latent before the first frame and drops that frame's output;
     "none" is the class-to-video diffusion model that a bridge is tuned from. prior_condition concatenates
-    the prior on the channels; the image frame then carries the image latent twice. Of a backbone with
-    learned sigma only the mean is given. No other state than the backbone's.
+    the prior on the channels; the image frame then carries the image latent twice. A backbone with
+    learned sigma returns its mean only. The state is the backbone's alone.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ImageToVideo(nn.Module):
         return self.backbone.null_class
 
     def initialise(self, seed: int) -> None:
-        """Fresh weights, from the seed alone."""
+        """Draw fresh weights from the seed alone."""
         self.backbone.initialise(seed)
 
     def forward(
@@ -89,14 +89,14 @@ class ImageToVideo(nn.Module):
 
 
 class TextImageToVideo(nn.Module):
-    """What the two backbones with text have in common: the image latent beside every frame, and no classes.
+    """Base of the two backbones with text: the image latent lies beside every frame, and there are no classes.
 
-    Subclasses say in `conditions` what they take. No other state than the backbone's.
+    Subclasses list their inputs in `conditions`. The state is the backbone's alone.
     """
 
     image_condition: Literal["channels"] = "channels"
     prior_condition = False
-    null_class = 0  # any: the label is not looked at
+    null_class = 0  # any number: these networks ignore the label
     conditions: tuple[str, ...]
 
 
@@ -110,7 +110,7 @@ class VideoCrafterImageToVideo(TextImageToVideo):
         self.conditions = ("image_latent", "text", "stride", *image)
 
     def initialise(self, seed: int) -> None:
-        """Fresh weights, from the seed alone."""
+        """Draw fresh weights from the seed alone."""
         self.backbone.initialise(seed)
 
     def forward(
@@ -138,7 +138,7 @@ class CogVideoXImageToVideo(TextImageToVideo):
         self.backbone = backbone
 
     def initialise(self, seed: int) -> None:
-        """Fresh weights, from the seed alone."""
+        """Draw fresh weights from the seed alone."""
         initialise_transformer(self.backbone, seed)
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor, image_latent: Tensor, text: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ class NeuralPrior(nn.Module):
     """Eq. 8: a Latte without time embedding that regresses the clip from its first frame and its class.
 
     The backbone's frames are the clip's. Published checkpoints call it `nwarp_model` (see
-    weights.load_published).
+    checkpoints/published.py).
     """
 
     def __init__(self, backbone: Latte) -> None:
@@ -26,7 +26,7 @@ class NeuralPrior(nn.Module):
         self.backbone = backbone
 
     def initialise(self, seed: int) -> None:
-        """Fresh weights, from the seed alone."""
+        """Draw fresh weights from the seed alone."""
         self.backbone.initialise(seed)
 
     def forward(self, image_latent: Tensor, y: Tensor) -> Tensor:

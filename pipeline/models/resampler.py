@@ -1,7 +1,7 @@
 """DynamiCrafter's image-token resampler (Xing et al. 2023, section 3.2), after IP-Adapter's and Flamingo's, names as published.
 
-Learned queries, so many for each frame, attend over the tokens of a CLIP image encoder, and become what the U-Net's
-cross-attention sees of the image. Legend: B clips, F frames, Q queries a frame, L image tokens, D width.
+Learned queries for each frame attend over the tokens of a CLIP image encoder; the U-Net's cross-attention reads the
+results. Legend: B clips, F frames, Q queries a frame, L image tokens, D width.
 """
 
 from __future__ import annotations

@@ -25,12 +25,13 @@ class VideoCrafter(nn.Module):
 
     @property
     def unet(self) -> UNet3D:
+        """The U-Net."""
         unet = self.model["diffusion_model"]
         assert isinstance(unet, UNet3D)
         return unet
 
     def initialise(self, seed: int) -> None:
-        """Fresh weights, from the seed alone."""
+        """Draw fresh weights from the seed alone."""
         self.unet.initialise(seed)
         if self.image_proj_model is not None:
             self.image_proj_model.initialise(seed)

@@ -1,4 +1,4 @@
-"""Published CogVideoX transformers to twice the input channels."""
+"""Read published CogVideoX transformers and widen them to twice the input channels."""
 
 from __future__ import annotations
 

@@ -22,11 +22,7 @@ from ...storage.files import exists, is_remote, read_bytes, read_json, write_byt
 from .weights import State, WeightsError, load_safetensors
 
 WEIGHTS_FILE = "model.safetensors"
-
-
 CONFIG_FILE = "config.json"
-
-
 CARD_FILE = "README.md"
 
 
@@ -37,10 +33,10 @@ def save_export(
     dtype: torch.dtype | None = None,
     card: str | None = None,
 ) -> Path:
-    """Writes an export, replacing an earlier one; gives its path.
+    """Write an export, replace an earlier one, and return its path.
 
-    `card` is for people: what the weights are, in Markdown. dtype converts the floating-point tensors. Raises WeightsError where `folder` already holds something
-    else.
+    `card` describes the weights to people, in Markdown. dtype converts the floating-point tensors. Raises WeightsError
+    where `folder` already holds something else.
     """
     folder = Path(folder)
     replaceable = (folder / CONFIG_FILE).is_file() or (folder.is_dir() and not any(folder.iterdir()))
@@ -74,15 +70,15 @@ def save_export(
 
 
 def _portable(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A contiguous copy on the CPU that shares no memory, as safetensors requires."""
+    """Return a contiguous copy on the CPU that shares no memory, as safetensors requires."""
     converted = value.detach().to("cpu", dtype if value.is_floating_point() else None)
     return converted.clone(memory_format=torch.contiguous_format)
 
 
 def save_checkpoint(folder: str | Path) -> bytes:
-    """An export as a torch file in the layout of the authors' code. Raises WeightsError.
+    """Return an export as a torch file in the layout of the authors' code. Raises WeightsError.
 
-    Its names are the authors' already; what differs is under which name at the top a file's weights are looked for.
+    Parameters already have the authors' names; the layouts differ only in the name at the top of the file.
     """
     state, config = load_export(folder)
     unet = config["model"].get("backbone") == "unet3d"
@@ -92,7 +88,7 @@ def save_checkpoint(folder: str | Path) -> bytes:
 
 
 def load_export(folder: str | Path) -> tuple[State, dict[str, Any]]:
-    """State and config of an export. Raises WeightsError where a file is missing or damaged."""
+    """Read the state and the config of an export. Raises WeightsError where a file is missing or damaged."""
     folder = Path(folder)
     state = load_safetensors(folder / WEIGHTS_FILE)
     path = folder / CONFIG_FILE
@@ -108,11 +104,12 @@ def load_export(folder: str | Path) -> tuple[State, dict[str, Any]]:
 
 
 def is_export(path: str) -> bool:
+    """Whether the folder has a config.json; it may be diffusers'."""
     return exists(f"{path}/{CONFIG_FILE}")
 
 
 def is_diffusers(path: str) -> bool:
-    """Whether config.json there is diffusers', not ours."""
+    """Whether the folder's config.json is diffusers', not ours."""
     try:
         return "_class_name" in read_json(f"{path}/{CONFIG_FILE}")
     except ValueError:
@@ -120,7 +117,7 @@ def is_diffusers(path: str) -> bool:
 
 
 def read_config(path: str, key: str) -> dict[str, Any]:
-    """config.json of an export folder. Raises UserError where it is not one of ours."""
+    """Read config.json of one of our exports; `key` is the setting to name in the error. Raises UserError."""
     try:
         config = read_json(f"{path}/{CONFIG_FILE}")
     except json.JSONDecodeError as error:
@@ -133,7 +130,7 @@ def read_config(path: str, key: str) -> dict[str, Any]:
 
 @contextmanager
 def local_copy(path: str) -> Iterator[str]:
-    """A local path of an export folder or a weights file; s3:// ones are fetched, and removed afterwards."""
+    """Yield a local path of an export folder or a weights file. Copies of s3:// ones are removed afterwards."""
     if not is_remote(path):
         yield str(Path(path).expanduser())
         return

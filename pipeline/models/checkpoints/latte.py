@@ -1,4 +1,4 @@
-"""From a published Latte to the weights that a bridge starts from: input channels, image frame, class embeddings."""
+"""Turn a published Latte into the weights that a bridge starts from: input channels, image frame, class embeddings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ CLASS_TABLE = "y_embedder.embedding_table.weight"
 
 
 def bridge_state_from_diffusion(state: Mapping[str, Tensor], target: Latte) -> State:
-    """The authors' way from a pre-trained diffusion Latte to the weights that a bridge `target` starts from.
+    """Turn a pre-trained diffusion Latte into the weights that a bridge `target` starts from, as the authors do.
 
     Drops the learned-sigma half of final_layer.linear, repeats the first entry of temp_embed for the image's
     extra frame, widens x_embedder with zeros for new channels (so that at first they change nothing), and
-    takes the rest by name. Raises WeightsMismatch where the frames or channels do not lend themselves to
-    that.
+    takes the rest by name. Raises WeightsMismatch where frames or channels do not fit.
     """
     own = target.state_dict()
     bridge = dict(state)
@@ -53,10 +52,10 @@ def bridge_state_from_diffusion(state: Mapping[str, Tensor], target: Latte) -> S
 def remap_classes(
     state: Mapping[str, Tensor], old_classes: Iterable[str], new_classes: Iterable[str]
 ) -> tuple[State, int]:
-    """Class embeddings in a new order, matched by name: the state, and how many classes were kept.
+    """Reorder class embeddings by name; return the state and the number of classes kept.
 
     A class that the pre-trained model did not know starts as its null class, the table's last row.
-    Raises WeightsMismatch where the table does not have one row a class and the null row, WeightsError
+    Raises WeightsMismatch unless the table has a row for every class and a null row, and WeightsError
     where a name comes twice.
     """
     old, new = list(old_classes), list(new_classes)

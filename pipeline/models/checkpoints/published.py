@@ -15,14 +15,12 @@ from .weights import State, WeightsError, load_safetensors
 
 # in order of preference: averaged weights are what a published model is sampled with
 WRAPPERS = ("ema", "model", "state_dict", "module")
-
-
 # of distributed training, and of the neural prior in the authors' checkpoints
 PREFIXES = ("module.", "nwarp_model.")
 
 
 def load_published(path: str | Path) -> State:
-    """State of a published checkpoint: safetensors, or a torch file read with weights_only=True.
+    """Read a published checkpoint: safetensors, or a torch file read with weights_only=True.
 
     Takes the averaged weights where the file has several ('ema' before 'model', 'state_dict' and DeepSpeed's
     'module'), and strips the prefix that all names share because of a wrapper (PREFIXES). Raises
@@ -36,7 +34,7 @@ def load_published(path: str | Path) -> State:
     try:
         # trainers of the DiT family keep their argparse.Namespace beside the weights; it is plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
-            # mapped, not read: of a whole text-to-video model only the VAE may be wanted
+            # mapped, not read: a caller may want only the VAE in a whole text-to-video model
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""Published checkpoints of VideoCrafter1 and DynamiCrafter to the names and shapes of models/videocrafter.py."""
+"""Convert published checkpoints of VideoCrafter1 and DynamiCrafter to the names and shapes of models/videocrafter.py."""
 
 from __future__ import annotations
 
@@ -10,25 +10,18 @@ from ..videocrafter import VideoCrafter
 from .weights import State, WeightsMismatch, widen_inputs
 
 UNET, RESAMPLER = "model.diffusion_model.", "image_proj_model."
-
-
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
-
-
 RENAMED = {"framestride_embed.": "fps_embedding."}  # in DynamiCrafter's checkpoint for 256 x 256
-
-
-# What a text-to-video model lacks: all names with one of these parts are new, or all are there
+# Parts that a text-to-video model lacks; a checkpoint has all names with such a part, or none
 NEW = ("fps_embedding.", ".to_k_ip.", ".to_v_ip.", ".alpha", RESAMPLER)
 
 
 def state_from_published(state: Mapping[str, Tensor], target: VideoCrafter) -> State:
-    """What `target` starts from, of a checkpoint of VideoCrafter/Text2Video-256 or of DynamiCrafter.
+    """Return the weights that `target` starts from, from a checkpoint of VideoCrafter/Text2Video-256 or DynamiCrafter.
 
     Other parts of the checkpoint are left out. The first convolution is widened with zeros for the image's channels
-    (4 -> 8), which so change nothing at first; what a text-to-video model does not have (NEW) keeps the target's own
-    initial weights, which change nothing either. Whatever else is missing or too much is left so, for `load_strict`
-    to report. Raises WeightsMismatch where the file holds no U-Net.
+    (4 -> 8), which change nothing at first. Parts that a text-to-video model lacks (NEW) keep the target's initial
+    weights, which change nothing either. `load_strict` reports all other missing or unexpected names. Raises WeightsMismatch where the file holds no U-Net.
     """
     found: State = {}
     for name, value in state.items():

@@ -1,7 +1,4 @@
-"""Weights on disk, without Ray, DeepSpeed or pickles: our exports, published checkpoints, the way between.
-
-An export is a folder with `model.safetensors` and `config.json`; it appears whole or not at all.
-"""
+"""Read weights from disk and load them strictly, without unpickling code."""
 
 from __future__ import annotations
 
@@ -27,6 +24,7 @@ class WeightsMismatch(WeightsError):
 
 
 def load_safetensors(path: Path) -> State:
+    """Read one safetensors file. Raises WeightsError where it is missing or damaged."""
     if not path.is_file():
         raise WeightsError(f"{path} is missing: give the path of a downloaded checkpoint or of an export")
     try:
@@ -37,7 +35,7 @@ def load_safetensors(path: Path) -> State:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Loads `state`, called `name` in messages, where it fits the module exactly; else WeightsMismatch."""
+    """Load `state`, called `name` in messages. Raises WeightsMismatch unless it fits the module exactly."""
     own = module.state_dict()
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
@@ -66,4 +64,5 @@ def widen_inputs(kernel: Tensor, channels: int) -> Tensor:
 
 
 def first_few(found: list[str], limit: int = 3) -> str:
+    """Join the first names by commas, with dots where there are more."""
     return ", ".join(found[:limit]) + (", ..." if len(found) > limit else "")
