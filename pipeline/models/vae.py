@@ -32,6 +32,7 @@ class Vae:
 
     @property
     def device(self) -> torch.device:
+        """Device of the weights."""
         return self.module.device
 
     @torch.inference_mode()

@@ -39,6 +39,8 @@ NOISE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers
 
 @dataclass(frozen=True)
 class TextFiles:
+    """Files of a text encoder and its tokenizer."""
+
     encoder: Path  # folder, or checkpoint
     tokenizer: Path  # folder
     config: dict[str, Any]  # of the encoder
@@ -50,23 +52,25 @@ class TextFiles:
 
     @property
     def width(self) -> int:
-        """Of an embedding."""
+        """Width of an embedding."""
         own = self.config.get("text_config") or self.config
         return int(own["d_model"] if "d_model" in own else own["hidden_size"])
 
     @property
     def weights(self) -> list[Path]:
+        """Files of the encoder's weights, in order of names."""
         if self.encoder.is_file():
             return [self.encoder]
         return sorted(path for path in self.encoder.glob(WEIGHTS) if ".fp16." not in path.name)
 
     @property
     def tokenizer_files(self) -> list[Path]:
+        """Files that decide the tokens."""
         return [self.tokenizer / name for name in TOKENIZER if (self.tokenizer / name).is_file()]
 
 
 def find_text_encoder(path: str, tokenizer_path: str | None = None) -> TextFiles:
-    """The files of `text.path`: a folder, a hub name, or a checkpoint with `text.tokenizer`. Raises UserError."""
+    """Find the files of `text.path`: a folder, a hub name, or a checkpoint with `text.tokenizer`. Raises UserError."""
     names = [CONFIG, WEIGHTS, "model.safetensors.index.json", *TOKENIZER]
     folder = local_path(path)
     if folder is not None and folder.is_file():

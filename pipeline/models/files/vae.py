@@ -2,8 +2,8 @@
 
 Three layouts: a diffusers folder (config.json beside diffusion_pytorch_model.*), with today's names of the attention
 weights or with those before 2023; and one checkpoint file of latent diffusion (LDM, VideoCrafter), alone or as the
-`first_stage_model` of a whole model. CogVideoX's VAE comes as a diffusers folder. Their weights have the same identity wherever they lie. Imports torch only where
-a file cannot be read without.
+`first_stage_model` of a whole model. CogVideoX's VAE comes as a diffusers folder. The same weights have the same identity in every layout. Imports torch only
+for files that need it.
 """
 
 import hashlib
@@ -39,13 +39,15 @@ SD_GROUPS = 32  # of every group norm of latent diffusion; no tensor tells
 
 @dataclass(frozen=True)
 class VaeFiles:
+    """Files of a VAE."""
+
     path: str  # as in the settings
     weights: Path
     config: dict[str, Any] | None  # of diffusers; None: to be derived from the weights
 
 
 def find_vae(path: str) -> VaeFiles:
-    """The files of `vae.path`: shipped:NAME, a folder or file, or a hub name. Raises UserError."""
+    """Find the files of `vae.path`: shipped:NAME, a folder or file, or a hub name. Raises UserError."""
     local = local_path(path)
     if local is not None and local.is_file():
         beside = local.with_name(CONFIG)
@@ -61,6 +63,7 @@ def find_vae(path: str) -> VaeFiles:
 
 
 def unloadable(path: str, reason: str) -> UserError:
+    """Make the error for a `vae.path` that gives no VAE; it names the reason and the remedy."""
     return UserError(
         f"vae.path = {path}: no AutoencoderKL could be loaded ({reason}); give a diffusers folder with {CONFIG} and "
         f"{WEIGHTS[0]}, a latent diffusion checkpoint (.ckpt or .safetensors), a hub name, or shipped:vae"
@@ -81,7 +84,7 @@ def _read_config(path: str, file: Path) -> dict[str, Any]:
 def vae_geometry(path: str) -> tuple[int, int]:
     """(latent channels, video frames in a latent frame) of `vae.path`. Raises UserError.
 
-    Of CogVideoX's VAE the first video frame has a latent frame of its own: F frames become (F - 1) / 4 + 1.
+    CogVideoX's VAE gives the first video frame a latent frame of its own: F frames become (F - 1) / 4 + 1.
     """
     config = find_vae(path).config or {}
     if config.get("_class_name") == VIDEO_VAE:
