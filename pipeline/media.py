@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-# x264's lookahead with AVX-512 reads freed memory: without this, one file in five differs from others of the same frames
+# x264's lookahead with AVX-512 reads freed memory: without this, one file in five differs from others of its frames
 X264_PARAMS = "cpu-independent=1"
 BT709 = 1  # in H.264's own numbers, for matrix, primaries and transfer
 
@@ -74,14 +74,17 @@ def encode_png(picture: np.ndarray) -> bytes:
 
 
 def frames_side_by_side(clips: list[np.ndarray], shown: int = 4) -> np.ndarray:
-    """uint8 (H, W, 3): a line for each clip, uint8 (F, H, W, 3) of one shape, with `shown` frames from first to last."""
+    """Show each clip, uint8 (F, H, W, 3) of one shape, as a line of `shown` frames, first to last: uint8 (H, W, 3)."""
     picks = np.linspace(0, len(clips[0]) - 1, min(shown, len(clips[0]))).round().astype(int)
     picture: np.ndarray = tile([clip[[index]] for clip in clips for index in picks], columns=len(picks))[0]
     return picture
 
 
 def tile(clips: list[np.ndarray], gap: int = 2, columns: int | None = None) -> np.ndarray:
-    """Clips uint8 (F, H, W, 3) of one shape, side by side on mid-grey: one clip. Without `columns`, about as wide as high."""
+    """Lay clips, uint8 (F, H, W, 3) of one shape, side by side on mid-grey: one clip.
+
+    Without `columns` it is about as wide as high.
+    """
     frames, height, width, _ = clips[0].shape
     columns = columns or math.ceil(math.sqrt(len(clips)))
     lines = math.ceil(len(clips) / columns)

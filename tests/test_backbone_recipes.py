@@ -1,4 +1,4 @@
-"""The recipes of the backbones with text, shrunken: published layouts start them, they plan, train, export and sample."""
+"""The recipes of the backbones with text, shrunk, start from published layouts, plan, train, export and sample."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The jobs that derive something from a whole cache, on a real Ray cluster: what they leave is what one machine computes."""
+"""Jobs that read a whole cache on a real Ray cluster give what one machine computes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Folders and files, local or s3://: the one way to read and write them whole. pipeline/storage/s3.py decides how S3 is spoken to."""
+"""Read and write whole files, local or on s3://, and list folders; s3.py makes the requests to S3."""
 
 import json
 import os
@@ -20,11 +20,12 @@ READS = 16  # objects on S3 at once, where many are read
 
 
 def is_remote(path: str) -> bool:
+    """Whether `path` is an address, of S3 or of another kind."""
     return "://" in path
 
 
 def is_s3(path: str) -> bool:
-    """Raises UserError for an address of another kind."""
+    """Whether `path` is on S3. Raises UserError for an address of another kind."""
     if is_remote(path) and not path.startswith("s3://"):
         raise UserError(f"{path}: only local paths and s3:// are supported")
     return path.startswith("s3://")
@@ -38,7 +39,7 @@ def local(path: str) -> Path:
 def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     """(filesystem, path within it) for libraries that want one, such as Ray Train. Raises UserError.
 
-    Not for writing to S3 otherwise: leaving pyarrow's stream by an exception finishes the object as far as it is.
+    Do not write to S3 with it otherwise: when an exception leaves pyarrow's stream, it completes a truncated object.
     """
     if not is_s3(path):
         return pafs.LocalFileSystem(), str(local(path))
@@ -57,7 +58,7 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """Raises FileNotFoundError."""
+    """The content of a file. Raises FileNotFoundError."""
     return s3.read(path) if is_s3(path) else local(path).read_bytes()
 
 
@@ -67,7 +68,7 @@ def read_all(paths: Sequence[str]) -> Iterator[bytes]:
         yield from map(read_bytes, paths)
         return
     with ThreadPoolExecutor(READS) as pool:
-        for start in range(0, len(paths), 4 * READS):  # not all at once: they wait in memory
+        for start in range(0, len(paths), 4 * READS):  # not all at once: contents wait in memory
             yield from pool.map(s3.read, paths[start : start + 4 * READS])
 
 
@@ -86,6 +87,7 @@ def download(path: str, stream: IO[bytes]) -> None:
 
 
 def read_json(path: str) -> Any:
+    """The content of a JSON file. Raises FileNotFoundError or ValueError."""
     return json.loads(read_bytes(path))
 
 
@@ -108,6 +110,7 @@ def write_bytes(path: str, content: bytes) -> None:
 
 
 def write_json(path: str, value: Any) -> None:
+    """Write a JSON file, indented by one space."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
@@ -122,7 +125,7 @@ def remove(path: str) -> None:
 def entries(folder: str, recursive: bool = False, hidden: bool = False) -> Iterator[Entry]:
     """The files in `folder` (or below it), sorted by relative path; none if there is no such folder.
 
-    `hidden`: those whose name begins with a dot too, which is how a file is called while it is written.
+    `hidden`: include names that begin with a dot, which files have while they are written.
     """
     if is_s3(folder):
         found = s3.entries(folder, recursive)

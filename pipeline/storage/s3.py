@@ -1,13 +1,12 @@
-"""Objects on s3://: the one place that decides credentials, endpoint, time limits, retries and multipart upload.
+"""Make the requests to s3://: credentials, endpoint, time limits, retries and multipart uploads are decided here.
 
-Credentials come from wherever boto3 finds them (AWS_* variables, a profile, the instance's role) and are in no message:
-errors name the address and S3's error code, never a header or S3's own text. AWS_ENDPOINT_URL names another service
-than Amazon's, AWS_MAX_ATTEMPTS how often a request is tried, FRAMEBRIDGE_S3_TIMEOUT_S after how long without a byte it
-is given up.
+boto3 finds the credentials (AWS_* variables, a profile, the instance's role). No message contains them: errors name the
+address and S3's error code, never a header or S3's own text. AWS_ENDPOINT_URL names a service other than Amazon's,
+AWS_MAX_ATTEMPTS the number of attempts, FRAMEBRIDGE_S3_TIMEOUT_S the seconds without a byte that end an attempt.
 
-Every request goes through `_retried`, and a request here is whole only with its last byte: boto3's own retries end
-where the body of an answer begins, and know nothing of an upload whose answer was lost. An object appears when its
-last request was answered, whole: a PUT carries its length and MD5, a multipart upload exists from its completion on.
+Every request goes through `_retried` and ends with the last byte of its answer. boto3's own retries do not suffice:
+they end where the body of an answer begins, and do not recognise an upload whose answer was lost. An object appears
+whole, or not at all: a PUT carries its length and MD5, and a multipart upload exists once it is completed.
 """
 
 import functools
@@ -16,6 +15,7 @@ import io
 import logging
 import os
 import random
+import sys
 import time
 import uuid
 from base64 import b64encode
@@ -34,16 +34,16 @@ from botocore.parsers import ResponseParserError
 from ..errors import JobFailed, UserError
 
 log = logging.getLogger("s3")
-logging.getLogger("botocore").setLevel(logging.WARNING)  # it tells where it found credentials
+logging.getLogger("botocore").setLevel(logging.WARNING)  # at INFO it logs where it found credentials
 
-ATTEMPTS = 12  # with the waits below an outage of a minute or two is sat out
+ATTEMPTS = 12  # with the waits below these outlast an outage of a minute or two
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 20.0
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
-PROBE_ATTEMPTS = 3  # of the first request of a job: a wrong endpoint should not take minutes to be told
-PART = 16 << 20  # bytes of a part of an upload, above which it has several, and of a piece of a download
-UPLOADS = 4  # parts at once
+PROBE_ATTEMPTS = 3  # for the first request of a job, so that a wrong endpoint fails within seconds
+PART = 16 << 20  # bytes of one part of an upload or download; larger objects have several parts
+UPLOADS = 4  # parts sent at the same time
 
-# What a job takes to the Ray workers on other machines; not what names files or addresses of one machine alone.
+# Variables that a job forwards to Ray workers on other machines; those that name files of one machine stay.
 FORWARDED = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -67,7 +67,7 @@ TRANSIENT |= {
 NETWORK: tuple[type[Exception], ...] = (errors.HTTPClientError, errors.ConnectionError, errors.IncompleteReadError)
 NETWORK += (errors.ResponseStreamingError, ResponseParserError)
 NETWORK += (errors.MetadataRetrievalError, errors.CredentialRetrievalError)
-# Jitter must differ between workers that were seeded alike, so this generator is nobody's but its own.
+# Jitter must differ between workers that were seeded alike, so it has a generator of its own.
 _jitter = random.Random()
 
 Result = TypeVar("Result")
@@ -99,7 +99,7 @@ def split(address: str) -> tuple[str, str]:
 
 
 def read(address: str) -> bytes:
-    """Raises FileNotFoundError."""
+    """The content of an object. Raises FileNotFoundError."""
     stream = io.BytesIO()
     download(address, stream)
     return stream.getvalue()
@@ -120,7 +120,7 @@ def download(address: str, stream: IO[bytes]) -> None:
 
 
 def _piece(address: str, offset: int, length: int, etag: str | None = None) -> tuple[bytes, int, str | None]:
-    """(bytes, size of the object, its etag). With an etag, the object must still be that one."""
+    """(bytes, size of the object, its etag). With an etag, the object must still have it."""
     bucket, key = split(address)
     same = {"IfMatch": etag} if etag else {}
 
@@ -139,7 +139,7 @@ def _piece(address: str, offset: int, length: int, etag: str | None = None) -> t
 
 
 def write(address: str, content: bytes) -> None:
-    """The object appears whole, or what was there stays."""
+    """Write an object: it appears whole, or the old one stays."""
     bucket, key = split(address)
     if len(content) > PART:
         _write_parts(address, content)
@@ -149,7 +149,7 @@ def write(address: str, content: bytes) -> None:
 
 def _write_parts(address: str, content: bytes) -> None:
     bucket, key = split(address)
-    mark = uuid.uuid4().hex  # tells, if the answer to the completion is lost, whether it is this upload that is there
+    mark = uuid.uuid4().hex  # recognises this upload if the answer to its completion is lost
     upload = _retried(
         address, lambda client: client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={"upload": mark})
     )
@@ -184,7 +184,7 @@ def _write_parts(address: str, content: bytes) -> None:
 
 
 def _digest(content: bytes) -> dict[str, str]:
-    """What lets the service refuse a body that was damaged on its way; every S3 service knows this one."""
+    """The header by which every S3 service refuses a body that was damaged on its way."""
     return {"ContentMD5": b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
 
 
@@ -230,7 +230,7 @@ def entries(folder: str, recursive: bool) -> Iterator[Entry]:
 
 
 def unfinished_uploads(folder: str) -> list[tuple[str, str, float]]:
-    """(address, upload id, seconds since the epoch) of multipart uploads below `folder` that nobody finished."""
+    """(address, upload id, seconds since the epoch) of unfinished multipart uploads below `folder`."""
     bucket, key = split(folder)
     answer = _retried(folder, lambda client: client.list_multipart_uploads(Bucket=bucket, Prefix=f"{key}/"))
     found = answer.get("Uploads", ())
@@ -238,6 +238,7 @@ def unfinished_uploads(folder: str) -> list[tuple[str, str, float]]:
 
 
 def abort_upload(address: str, upload: str) -> None:
+    """Delete the parts of an unfinished multipart upload."""
     bucket, key = split(address)
     _retried(address, lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
 
@@ -256,18 +257,22 @@ def check(address: str) -> None:
 
 
 def endpoint() -> str | None:
+    """The URL of the service; None for Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def region() -> str:
+    """The region, us-east-1 where none is set."""
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
 def timeout_s() -> float:
+    """Seconds without a byte that end an attempt. Raises UserError for a value that is no number above 0."""
     return _number("FRAMEBRIDGE_S3_TIMEOUT_S", READ_TIMEOUT_S)
 
 
 def attempts_allowed() -> int:
+    """The number of attempts for a request. Raises UserError for a value that is no number above 0."""
     return max(1, round(_number("AWS_MAX_ATTEMPTS", ATTEMPTS)))
 
 
@@ -293,10 +298,10 @@ def _client(read_timeout: float) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _client_of(process: int, variables: tuple[tuple[str, str], ...], read_timeout: float) -> Any:
-    """A client of its own for each process, for connections do not survive a fork, and environment."""
+    """One client for each process, since connections do not survive a fork, and for each environment."""
     session = botocore.session.get_session()
     for name, value in (("metadata_service_timeout", 3), ("metadata_service_num_attempts", 4)):
-        if f"AWS_{name.upper()}" not in os.environ:  # many workers of one machine ask it for the role at once
+        if f"AWS_{name.upper()}" not in os.environ:  # it answers slowly when many workers of a machine ask for the role
             session.set_config_variable(name, value)
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
@@ -304,7 +309,7 @@ def _client_of(process: int, variables: tuple[tuple[str, str], ...], read_timeou
         retries={"total_max_attempts": 1},
         max_pool_connections=32,
         tcp_keepalive=True,
-        request_checksum_calculation="when_required",  # the newer checksums are unknown to other services than Amazon's
+        request_checksum_calculation="when_required",  # other services do not know the newer ones
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if endpoint() else {},
     )
@@ -325,11 +330,12 @@ def _client_of(process: int, variables: tuple[tuple[str, str], ...], read_timeou
 def _retried(
     address: str, request: Callable[[Any], Result], attempts: int | None = None, longest: float | None = None
 ) -> Result:
-    """request(client), tried again with growing random waits while what fails may pass.
+    """Return request(client); try again after growing random waits where the failure may pass.
 
-    Raises FileNotFoundError, StorageRefused for what waiting does not mend, StorageUnavailable after the last attempt.
+    Raises FileNotFoundError, StorageRefused where another attempt cannot help, StorageUnavailable after the last
+    attempt.
     """
-    attempts = min(attempts or ATTEMPTS, attempts_allowed()) if attempts else attempts_allowed()
+    attempts = min(attempts or sys.maxsize, attempts_allowed())
     client = _client(min(timeout_s(), longest or timeout_s()))
     for attempt in range(1, attempts + 1):
         try:
@@ -343,8 +349,8 @@ def _retried(
             trouble = type(error).__name__
         except (errors.NoCredentialsError, errors.PartialCredentialsError):
             raise StorageRefused(
-                f"{address}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give "
-                "the machine a role"
+                f"{address}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or "
+                "give the machine a role"
             ) from None
         if attempt < attempts:
             wait = _jitter.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
@@ -352,8 +358,8 @@ def _retried(
             log.log(level, "%s: %s, attempt %d of %d; again in %.1f s", address, trouble, attempt, attempts, wait)
             time.sleep(wait)
     raise StorageUnavailable(
-        f"{address}: S3{f' at {_shown(endpoint())}' if endpoint() else ''} failed {attempts} times, last with {trouble}; "
-        "check AWS_ENDPOINT_URL and the network; what was finished stays, run again for the rest"
+        f"{address}: S3{f' at {_shown(endpoint())}' if endpoint() else ''} failed {attempts} times, last with "
+        f"{trouble}; check AWS_ENDPOINT_URL and the network; what was finished stays, run again for the rest"
     ) from None
 
 
@@ -364,7 +370,7 @@ def _status(error: errors.ClientError) -> tuple[int, str]:
 
 
 def _refusal(address: str, status: int, code: str) -> Exception:
-    """The error for an answer that another attempt would not change. S3's own text may hold a key's id: it stays out."""
+    """The error for an answer that another attempt cannot change. S3's own text may hold a key's id: it is left out."""
     if code == "NoSuchBucket":
         return StorageRefused(f"{address}: no bucket {split(address)[0]}; create it, or correct the address")
     if code == "PreconditionFailed":
@@ -375,8 +381,8 @@ def _refusal(address: str, status: int, code: str) -> Exception:
         return StorageUnavailable(f"{address}: the credentials have expired ({code}); renew them and run again")
     if status in (401, 403):
         return StorageRefused(
-            f"{address}: access denied ({code}); the credentials in use need s3:GetObject, s3:PutObject, s3:DeleteObject and "
-            "s3:ListBucket there, or the address is wrong"
+            f"{address}: access denied ({code}); the credentials in use need s3:GetObject, s3:PutObject, "
+            "s3:DeleteObject and s3:ListBucket there, or the address is wrong"
         )
     return StorageRefused(
         f"{address}: S3 refused the request with {code} ({status}); correct the address or the endpoint"
@@ -384,5 +390,5 @@ def _refusal(address: str, status: int, code: str) -> Exception:
 
 
 def _shown(url: str | None) -> str:
-    """An endpoint without the user and password that it may hold."""
+    """An endpoint without its user and password."""
     return (url or "").replace(urlsplit(url or "").netloc, urlsplit(url or "").netloc.rpartition("@")[2])

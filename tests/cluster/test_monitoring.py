@@ -1,4 +1,4 @@
-"""The dashboard shows metrics that there are: the pipeline's own, and Ray's. That they come is in test_submission.py."""
+"""The dashboard shows metrics that exist: the pipeline's own and Ray's. test_submission.py sees them arrive."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` uploads: little, and everything that a job needs."""
+"""`ray job submit --working-dir .` uploads everything that a job needs, and little else."""
 
 import zipfile
 from pathlib import Path
@@ -9,7 +9,7 @@ from ray._private.runtime_env.packaging import create_package
 
 from pipeline.settings import ROOT
 
-LIMIT = 5_000_000
+LIMIT = 5_500_000  # bytes; the shipped weights are 4.1 MB of them, and Ray does not compress
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The whole road through Ray's job submission, stopped once in every step and submitted again; strangers are refused."""
+"""The whole road through Ray's job submission, stopped once in every step and submitted again, refuses strangers."""
 
 import contextlib
 import json
@@ -111,7 +111,7 @@ def test_dashboard_listens_on_loopback_only_and_no_process_shows_the_token(envir
 
 
 def parameter(name: str) -> str:
-    """VALUE of the first process of this test's own cluster that has `name`VALUE; "WORD --name=": only if it has WORD too."""
+    """VALUE of the first process of this test's cluster that has `name`VALUE ("WORD --name=": and that has WORD)."""
     word, _, name = name.rpartition(" ")
     for process in psutil.Process().children(recursive=True):
         words = process.cmdline()
@@ -143,7 +143,7 @@ def test_stopped_in_every_step_and_submitted_again_the_road_comes_to_its_end(
     assert not (run / "cache" / "lock.json").exists(), "the next job would wait for the lock"
 
     for name in ("prior", "finetune"):
-        chain.stop_when(lambda folder=run / name: (folder / CHECKPOINTS / "checkpoint_manager_snapshot.json").exists())
+        chain.stop_when((run / name / CHECKPOINTS / "checkpoint_manager_snapshot.json").exists)
         assert not (run / name / "export").exists(), "not stopped in the middle"
     rows = open_cache(str(run / "cache")).rows
     assert cached < {row["key"] for row in rows} and len(rows) == 31

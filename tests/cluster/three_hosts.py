@@ -1,12 +1,14 @@
-"""cluster/README.md tried on three hosts, and the road on them while one is cut off and one is killed: `make test-cluster`.
+"""Try cluster/README.md on three hosts, of which one is cut off and one is killed: `make test-cluster`.
 
-Three hosts on this machine (helpers/hosts.py), S3 (moto) beside them. The commands are those of the page, in its order, with what a
-reader fills in: `ray up` over SSH, the whole road as a submitted job, looked at, stopped, submitted again. Then one host is
-cut off while it caches and another one killed while it trains; the result must be, byte for byte, that of the same road
-undisturbed. Wants two cores with little else to do; --until up|undisturbed ends earlier. Exit status 0: all of that holds.
+Three hosts run on this machine (helpers/hosts.py), with S3 (moto) beside them. The commands are those of the page, in
+its order, filled in as a reader would: `ray up` over SSH, then the whole road as a submitted job, looked at, stopped
+and submitted again. Then one host is cut off while it caches and another is killed while it trains; the result must
+equal, byte for byte, that of the undisturbed road. Needs two cores with little else to do; --until up|undisturbed ends
+earlier. Exit status 0: all of that holds.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -160,7 +162,7 @@ def filled_in(commands: str) -> str:
 
 
 def furnish(machines: dict[str, Host]) -> None:
-    """What the page assumes: packages, SSH by key, keys of S3, and the launcher file with its marked lines filled in."""
+    """Prepare what the page assumes: packages, SSH by key, keys of S3, and the launcher file, filled in."""
     (HOME / ".ssh").mkdir()
     hosts.run(f"ssh-keygen -q -t ed25519 -N '' -f {HOME}/.ssh/id_ed25519")
     (HOME / "framebridge-venv").symlink_to(sys.prefix)
@@ -306,11 +308,16 @@ def check_secrets(machines: dict[str, Host]) -> None:
     made = [address for address in made if address.endswith((".json", ".yaml", ".csv", ".html"))]
     assert written and made
     shown = [path for path, text in written.items() if any(secret in text for secret in secrets)]
-    shown += [path for path in made if any(secret in read_bytes(path) for secret in secrets)]
-    assert not shown, shown
+    leaked = [path for path in made if any(secret in read_bytes(path) for secret in secrets)]
+    assert not shown and not leaked, (shown, leaked)
     for host in machines.values():
         words = " ".join(titles(host)) if host.process.poll() is None else ""
         assert not [secret for secret in secrets if secret.decode() in words]
+
+
+def ended(host: Host) -> bool:
+    """Whether Ray has ended on the host."""
+    return not [title for title in titles(host) if "raylet" in title]
 
 
 def take_down(shell: Shell, machines: dict[str, Host]) -> None:
@@ -319,9 +326,7 @@ def take_down(shell: Shell, machines: dict[str, Host]) -> None:
     shell.run(blocks(CLUSTER, "Your own machines")[2])
     for host in machines.values():
         if host.process.poll() is None:
-            wait_until(
-                lambda host=host: not [t for t in titles(host) if "raylet" in t], 90, f"{host.name}: Ray runs on"
-            )
+            wait_until(functools.partial(ended, host), 90, f"{host.name}: Ray runs on")
 
 
 def logs_of(host: Host) -> list[Path]:

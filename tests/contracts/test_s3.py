@@ -103,7 +103,8 @@ FATAL = [  # requests that fail for good, how, and the bytes to be written
 
 def test_an_upload_is_seen_whole_or_not_at_all(service: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it lasts, under faults, and after it failed for good in any of its requests."""
-    seen, done = set(), threading.Event()
+    seen: set[int] = set()
+    done = threading.Event()
 
     def watch() -> None:
         client = around(service)

@@ -1,4 +1,4 @@
-"""A real S3 server (moto, a process of its own) behind a proxy that does to requests what networks and object stores do.
+"""A real S3 server (moto, in its own process) behind a proxy that fails requests as networks and object stores do.
 
 The proxy's faults are a function of (seed, request, how often it came): the same requests meet the same faults.
 """

@@ -1,11 +1,11 @@
 """Hosts on one machine, for tests of clusters: each with network, processes, /tmp, home, /dev/shm and sshd of its own.
 
-    enter()          goes into namespaces of our own: a machine ("the operator's") with an empty network
-    start_host()     a machine beside it, on a bridge, which SSH reaches and which can be cut off, killed and started again
+    enter()          enter new namespaces: a machine ("the operator's") with an empty network
+    start_host()     start a machine beside it, on a bridge: SSH reaches it; a test can cut it off, kill and restart it
 
-All of it is in namespaces: of processes, so that what runs on a host sees and ends that host's processes only, and of mounts
-and network, so that nothing of this machine changes. When the operator's first process ends, however it ends, the kernel
-ends the processes of all the hosts and takes their networks and files away. Linux, root, iproute2, util-linux.
+Namespaces of processes let a host see and end its own processes only; those of mounts and network leave this machine
+unchanged. When the operator's first process ends, in whatever way, the kernel ends the processes of all hosts and
+removes their networks and files. Needs Linux, root, iproute2 and util-linux.
 """
 
 import ctypes
@@ -77,8 +77,10 @@ def missing() -> str:
 
 
 def enter() -> None:
-    """Start this script again as the first process of the operator's namespaces, and exit as it does; returns there, once
-    they are furnished."""
+    """Start this script again as the first process of the operator's namespaces, and exit with its status.
+
+    There it returns once the namespaces are set up.
+    """
     if INSIDE not in os.environ:
         os.environ[INSIDE] = "1"
         os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"

@@ -1,4 +1,4 @@
-"""A strict JSON schema of what matters in the custom resources of KubeRay 1.6, ray.io/v1: a field that it does not name is wrong.
+"""A strict JSON schema of the custom resources of KubeRay 1.6, ray.io/v1: a field that it does not name is wrong.
 
 The fields are those of KubeRay's API reference; of Kubernetes' own types, those that a Ray pod uses.
 """

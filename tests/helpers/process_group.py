@@ -41,8 +41,11 @@ FORKS = """
 
 
 def run_ranks(program: str, groups: list[tuple[int, list[str]]], **environment: str) -> str:
-    """Run the source text `program` in one group of processes after the other, each given as its number of ranks and the
-    ranks' arguments; it joins its group by `join()`. What they print; AssertionError with that if a rank fails."""
+    """Run the source text `program` in one group of processes after the other, and return what they print.
+
+    A group is its number of ranks and their arguments; the program joins its group by `join()`. Raises AssertionError
+    with the output if a rank fails.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment
     kept |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     kept |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # DeepSpeed wants to see them; the group meets in a file

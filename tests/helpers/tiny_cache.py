@@ -1,4 +1,4 @@
-"""A latent cache in the true format, without videos: the latents are slow waves, so that a tiny model can learn them."""
+"""A latent cache in the true format, without videos: its latents are slow waves, which a tiny model can learn."""
 
 import io
 from pathlib import Path

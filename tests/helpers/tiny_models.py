@@ -10,9 +10,10 @@ from pipeline.data.cache.encode import EncodeClips, npy_bytes
 from pipeline.data.cache.info import describe, write_info
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.plan.clips import plan_clips
-from pipeline.models.build import build_image_to_video, build_prior
+from pipeline.models.build import VideoNetwork, build_image_to_video, build_prior
 from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.files.vae import vae_identity
+from pipeline.models.prior import NeuralPrior
 from pipeline.sampling.exports import find_exports
 from pipeline.sampling.generate import LoadedModel, load_for_sampling
 from pipeline.schema import ENCODED_SCHEMA
@@ -47,7 +48,7 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
 
 def save_model(settings: Settings, folder: Path, kind: str, built: ModelSettings, seed: int = 0, **config: Any) -> Path:
     if isinstance(built, VideoModelSettings) and kind == "image_to_video":
-        module: torch.nn.Module = build_image_to_video(built, SHAPE, len(CLASSES))
+        module: VideoNetwork | NeuralPrior = build_image_to_video(built, SHAPE, len(CLASSES))
     else:
         built = ModelSettings(**{name: getattr(built, name) for name in ModelSettings.model_fields})
         module = build_prior(built, SHAPE, len(CLASSES))
@@ -90,7 +91,7 @@ def write_cache(settings: Settings) -> None:
     import pyarrow as pa
 
     encoder = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for planned in list(plan_clips(settings.data)):
         if planned["split"] == "train" and len(rows) > 12:
             continue

@@ -1,4 +1,4 @@
-"""jobs/finetune.py as a process of its own, on a cluster of several nodes in this process: what failures are tried on."""
+"""Run jobs/finetune.py in its own process, on a cluster of several nodes in this process, for tests of failures."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from pipeline.train.plan import CHECKPOINTS
 
 
 class TrainingJob:
-    """Start it; what it says is added to a log, of which `said` waits for lines that are new since the last one waited for."""
+    """Start the job and add its output to a log; `said` waits for a line after the last one that it found."""
 
     def __init__(self, arguments: list[str], address: str, log: Path) -> None:
         self.log = log

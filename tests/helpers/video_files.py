@@ -72,4 +72,4 @@ def write_video(
 def sequential(path: Path) -> list[np.ndarray]:
     """All frames of the main video stream, decoded from the first to the last."""
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.best("video"))]
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(container.streams.best("video"))]  # type: ignore[union-attr, call-arg]
