@@ -17,7 +17,7 @@ from pipeline.config import load
 from torch import nn
 
 from pipeline.data.cache.estimate import flops_a_frame
-from pipeline.schema import CacheInfo
+from pipeline.data.cache.info import CacheSpec
 from pipeline.settings import Settings
 from pipeline.train.initial import Job, sections, untrained, uses_prior
 from pipeline.train.plan import training_flops
@@ -114,14 +114,10 @@ def count(job: Job, settings: Settings, counted: dict[str, tuple[int, float]]) -
     if key not in counted:
         backbone = settings.model.backbone
         classes = [str(index) for index in range(UCF101_CLASSES)] if TEXTS[backbone] is None else []
-        info: CacheInfo = {  # type: ignore[typeddict-item]  # what a network's shape depends on
-            "latent_shape": LATENTS[backbone],
-            "text_shape": TEXTS[backbone],
-            "classes": classes,
-        }
+        spec = CacheSpec("", {}, 1.0, LATENTS[backbone], TEXTS[backbone], classes)  # a network's shape needs no more
         with torch.device("meta"):
-            model: nn.Module = untrained(job, settings, info)
-        counted[key] = sum(parameter.numel() for parameter in model.parameters()), training_flops(model, info)
+            model: nn.Module = untrained(job, settings, spec)
+        counted[key] = sum(parameter.numel() for parameter in model.parameters()), training_flops(model, spec)
     return counted[key]
 
 

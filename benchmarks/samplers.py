@@ -65,7 +65,7 @@ def clips_of(cache: Cache, count: int) -> tuple[torch.Tensor, list[str], list[st
     """Scaled latents (N, F, C, h, w), class names and keys."""
     rows = [*cache.select(TEST), *cache.select(TRAIN)][:count]
     latents = torch.stack([torch.from_numpy(read_latent(cache.path, row)[0]).float() for row in rows])
-    return latents * cache.info["scaling_factor"], [row["label"] for row in rows], [row["key"] for row in rows]
+    return latents * cache.spec.scaling_factor, [row["label"] for row in rows], [row["key"] for row in rows]
 
 
 def sample(

@@ -40,7 +40,7 @@ from vae_encode import vae_path
 
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import EncodeClips, npy_bytes
-from pipeline.data.cache.info import describe, write_info
+from pipeline.data.cache.info import resolve_spec, write_spec
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.load import reader
@@ -142,9 +142,9 @@ def trained(settings: Settings) -> dict[str, Any]:
 def bare_rate(settings: Settings) -> float:
     """Clips/s of a PyTorch loop and nothing else: the same model, loss, optimizer, clipping and number of steps."""
     cache, train = open_cache(settings.cache_path), settings.train
-    source = training_source(cache, cache.info["classes"], train.label_dropout, 0)
+    source = training_source(cache, cache.spec.classes, train.label_dropout, 0)
     made = [micro_batches[0] for micro_batches in training_batches(source, 8, 8, 0, 1, 0, 4)]
-    model = untrained("finetune", settings, cache.info)
+    model = untrained("finetune", settings, cache.spec)
     model.initialise(0)  # type: ignore[operator]
     task, optimizer = finetune_task(model, settings.bridge), make_optimizer(model, train)  # type: ignore[arg-type]
     rates = []
@@ -183,7 +183,7 @@ def waited(settings: Settings, steps: int = 3) -> dict[str, float]:
     """Of an epoch of 3 clips, after a step that is not counted: where its time went, in seconds a step."""
     cache = open_cache(settings.cache_path)
     node_cache = keep_locally(cache, settings.cache, 1)
-    source = training_source(cache, cache.info["classes"], 0.1, 0, node_cache=node_cache)
+    source = training_source(cache, cache.spec.classes, 0.1, 0, node_cache=node_cache)
     step_of = stepper(settings)
     # the first batch is waited for at the start of a run only, not at every step
     made = training_batches(source, 1, 1, 0, 1, 0, steps + 1)
@@ -201,8 +201,8 @@ def waited(settings: Settings, steps: int = 3) -> dict[str, float]:
 
 def stepper(settings: Settings) -> Any:
     """step(batch): forward, backward and optimizer of the settings' network."""
-    info = describe(settings, CLASSES)
-    model = build_image_to_video(settings.model, info["latent_shape"], len(CLASSES))
+    spec = resolve_spec(settings, CLASSES)
+    model = build_image_to_video(settings.model, spec.latent_shape, len(CLASSES))
     model.initialise(0)
     task, optimizer = finetune_task(model, settings.bridge), make_optimizer(model, settings.train)
 
@@ -303,19 +303,19 @@ def gpu(folder: Path) -> dict[str, Any]:
             if not stage:
                 write_cache(settings, 64)
                 run = prepare("finetune", settings)
-                found["tflop_a_clip"] = training_flops(run.model, run.cache.info) / 1e12
+                found["tflop_a_clip"] = training_flops(run.model, run.cache.spec) / 1e12
             found[f"zero_{stage}"] = trained(settings)
     return found
 
 
 def write_cache(settings: Settings, clips: int) -> None:
     """A cache of random latents in the true format, one held out."""
-    info = describe(settings, CLASSES)
-    write_info(settings.cache_path, info)
+    spec = resolve_spec(settings, CLASSES)
+    write_spec(settings.cache_path, spec)
     random = np.random.default_rng(0)
     rows = []
     for number in range(clips + 1):
-        latent = npy_bytes(random.standard_normal((2, *info["latent_shape"])).astype(np.float16))
+        latent = npy_bytes(random.standard_normal((2, *spec.latent_shape)).astype(np.float16))
         words = {
             "uri": f"/{number}.mp4",
             "video": f"{number}.mp4",

@@ -65,7 +65,7 @@ def job(settings: Settings) -> None:
 def find_missing(settings: Settings) -> tuple[Cache, str, list[str]]:
     """The cache, the hash of the prior's weights, and the shards without outputs. Raises UserError."""
     cache = open_cache(settings.cache_path)
-    weights = weights_hash(shipped_path(check_prior(settings, cache.info)))
+    weights = weights_hash(shipped_path(check_prior(settings, cache.spec)))
     return cache, weights, missing_shards(cache, weights)
 
 

@@ -38,7 +38,7 @@ def job(settings: Settings, json: bool) -> None:
     cache = open_cache(settings.cache_path)
     facts = {**counts(cache), "channels": statistics(cache, STATISTICS_CLIPS), "contact_sheet": None}
     console = Console(stderr=json)
-    if vae_identity(settings.vae.path)[0] == cache.vae_weights_hash:
+    if vae_identity(settings.vae.path)[0] == cache.spec.vae_weights_hash:
         facts["contact_sheet"] = f"{cache.path}/contact_sheet.png"
         write_bytes(facts["contact_sheet"], draw_sheet(cache, settings))
     else:

@@ -39,18 +39,18 @@ def job(settings: Settings) -> None:
 
     start_ray(settings.cluster)
     bars_for_people_only()
-    part = functools.partial(partial_moments, path=cache.path, scaling_factor=cache.info["scaling_factor"])
+    part = functools.partial(partial_moments, path=cache.path, scaling_factor=cache.spec.scaling_factor)
     # A batch of rows becomes one row of moments: latents never leave the task that reads them.
     parts = ray.data.from_arrow(rows.table).repartition(target_num_rows_per_block=AT_ONCE)
     progress, total = Progress(len(rows), "clips"), None
     for row in parts.map_batches(part, batch_size=AT_ONCE, batch_format="pyarrow").iter_rows():
-        found = Moments(row["clips"], np.asarray(row["mean"]).reshape(cache.info["latent_shape"]), row["squares"])
+        found = Moments(row["clips"], np.asarray(row["mean"]).reshape(cache.spec.latent_shape), row["squares"])
         total = found if total is None else merge(total, found)
         progress.add(found.clips)
         log.info(progress.line())
     assert total is not None and total.clips == len(rows)
     folder = f"{settings.run.folder}/moments"
-    save_moments(folder, total, cache.info["fingerprint"])
+    save_moments(folder, total, cache.spec.fingerprint)
     print(f"  {total.clips} clips: mean {total.mean.mean():.4f}, tr(Cov)/d {total.variance:.4f}, in {folder}")
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.data.cache.info import require_info
+from pipeline.data.cache.info import require_spec
 from pipeline.data.cache.lease import only_writer
 from pipeline.data.cache.manifest import MANIFEST, open_cache, read_manifest
 from pipeline.data.cache.verify import Finding, check_shards, check_source, uncommit
@@ -65,7 +65,7 @@ def read_shards(path: str) -> tuple[list[Finding], int]:
     findings: list[Finding] = []
     clips = size = 0
     progress = Progress(len(list_files(f"{path}/{MANIFEST}", ".parquet")), "shards", every_s=5)
-    for checked in check_shards(path, require_info(path)):
+    for checked in check_shards(path, require_spec(path)):
         progress.add()
         findings += checked.findings
         clips, size = clips + checked.clips, size + checked.size

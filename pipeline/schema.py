@@ -8,7 +8,7 @@ fix how they lie in Parquet. Legend of shapes: B clips, F frames, C latent chann
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 
@@ -147,18 +147,6 @@ LATENT_MEMBER = "latent.npy"  # float16 (2, F, C, h, w): posterior mean and log-
 TEXT_MEMBER = "text.npy"  # float16 (tokens, width): the caption's embedding
 META_MEMBER = "json"
 NULL_TEXT = "null_text.npy"  # beside cache.json: float16 (tokens, width), the embedding of the empty caption
-
-
-class CacheInfo(TypedDict):
-    """cache.json: what decides a latent's value, its hash, and what a reader needs to know."""
-
-    version: int
-    fingerprint: str  # hash of `settings`
-    settings: dict[str, Any]  # clip window, size, short-video policy, VAE path, weights hash, dtype
-    scaling_factor: float  # z = scaling_factor * posterior sample
-    latent_shape: list[int]  # F, C, h, w
-    text_shape: list[int] | None  # tokens, width; null without text
-    classes: list[str]  # sorted names; [] if the source has none
 
 
 @dataclass(frozen=True)

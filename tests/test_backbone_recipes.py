@@ -83,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task_of(settings: Settings) -> Task:
-    return build_task("finetune", settings, open_cache(settings.cache_path).info, HERE)[0]
+    return build_task("finetune", settings, open_cache(settings.cache_path).spec, HERE)[0]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -114,7 +114,7 @@ def trained(name: str, folder: Path) -> tuple[VideoNetwork, Settings]:
     model = task_of(settings).model.eval()
     assert isinstance(model, VideoNetwork)
     randomise(model, seed=5)
-    config = export_config("finetune", settings, open_cache(settings.cache_path).info)
+    config = export_config("finetune", settings, open_cache(settings.cache_path).spec)
     path = save_export(folder / f"export-{name}", model.backbone.state_dict(), config)
     return model, shrunken(name, folder, f"--sample.model_path={path}", "--sample.guidance=2.0")
 
@@ -189,11 +189,11 @@ def test_weights_of_another_size_are_refused(name: str, change: str, report: str
 
 
 def test_latents_that_do_not_halve_are_refused(folder: Path) -> None:
-    info = open_cache(shrunken("videocrafter", folder).cache_path).info
+    spec = open_cache(shrunken("videocrafter", folder).cache_path).spec
     with pytest.raises(
         UserError, match=r"latents of 5 x 4, which the U-Net's 2 levels halve 1 times; .* multiples of 16"
     ):
-        untrained("finetune", shrunken("videocrafter", folder), {**info, "latent_shape": [4, 4, 5, 4]})
+        untrained("finetune", shrunken("videocrafter", folder), replace(spec, latent_shape=[4, 4, 5, 4]))
 
 
 def test_cache_without_the_empty_caption_is_refused_where_dropout_needs_it(folder: Path, tmp_path: Path) -> None:

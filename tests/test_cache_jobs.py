@@ -32,9 +32,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
     settings = tiny_settings(folder, *ARGUMENTS)
     cache = write_cache(settings, clips=150)  # of moments, three tasks' worth
-    prior = build_prior(settings.prior.model, cache.info["latent_shape"], len(cache.info["classes"]))
+    prior = build_prior(settings.prior.model, cache.spec.latent_shape, len(cache.spec.classes))
     prior.backbone.initialise(0)
-    save_export(settings.prior_export, prior.backbone.state_dict(), export_config("prior", settings, cache.info))
+    save_export(settings.prior_export, prior.backbone.state_dict(), export_config("prior", settings, cache.spec))
     return folder
 
 
@@ -54,9 +54,9 @@ def run_job(name: str, storage: Path) -> tuple[Settings, Cache]:
 
 def test_moments_of_the_cluster_equal_numpys(ray_cluster: None, storage: Path) -> None:
     settings, cache = run_job("latent_moments", storage)
-    found = load_moments(f"{settings.run.folder}/moments", cache.info["latent_shape"])
+    found = load_moments(f"{settings.run.folder}/moments", cache.spec.latent_shape)
     posteriors = np.stack([read_latent(cache.path, row) for row in cache.select(TRAIN)]).astype(np.float64)
-    scale = cache.info["scaling_factor"]
+    scale = cache.spec.scaling_factor
     assert found.clips == 150
     np.testing.assert_allclose(found.mean, scale * posteriors[:, 0].mean(0), rtol=0, atol=1e-6)
     exact = scale**2 * (posteriors[:, 0].var(0).mean() + np.exp(posteriors[:, 1]).mean())

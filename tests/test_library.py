@@ -17,17 +17,17 @@ from pipeline.train.export.write import export_config
 
 def test_snippet_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tiny_settings(tmp_path / "runs", "--run.name=demo")
-    info = write_cache(settings).info
-    network = build_image_to_video(settings.model, info["latent_shape"], len(info["classes"]), info["text_shape"])
+    spec = write_cache(settings).spec
+    network = build_image_to_video(settings.model, spec.latent_shape, len(spec.classes), spec.text_shape)
     network.backbone.initialise(0)
-    save_export(settings.model_export, network.backbone.state_dict(), export_config("finetune", settings, info))
+    save_export(settings.model_export, network.backbone.state_dict(), export_config("finetune", settings, spec))
     (snippet,) = re.findall(r"```python\n(from pipeline import .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(snippet.strip().splitlines()) <= 6
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(snippet, "README.md", "exec"), names)
     clips, model = names["clips"], names["model"]
-    assert isinstance(clips, pipeline.LatentDataset) and clips[0]["z0"].shape == tuple(info["latent_shape"])
+    assert isinstance(clips, pipeline.LatentDataset) and clips[0]["z0"].shape == tuple(spec.latent_shape)
     assert isinstance(model, type(network))
 
 

@@ -54,8 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     settings = shrunken("ucf101-bridge", folder)
     cache = write_cache(settings, clips=8, held_out=0)
-    prior = build_prior(settings.prior.model, cache.info["latent_shape"], len(cache.info["classes"]))
-    save_export(folder / "prior", prior.backbone.state_dict(), export_config("prior", settings, cache.info))
+    prior = build_prior(settings.prior.model, cache.spec.latent_shape, len(cache.spec.classes))
+    save_export(folder / "prior", prior.backbone.state_dict(), export_config("prior", settings, cache.spec))
     diffusion = Latte(
         input_size=4,
         patch_size=2,
@@ -88,13 +88,13 @@ def test_recipe_plans_and_trains_two_steps(name: str, job: Job, folder: Path) ->
     plan = plan_training(prepare(job, settings))
     assert "steps         2 of 4 clips" in plan
     cache = open_cache(settings.cache_path)
-    task, initialised_from = build_task(job, settings, cache.info, RankInfo(0, 1, torch.device("cpu")))
+    task, initialised_from = build_task(job, settings, cache.spec, RankInfo(0, 1, torch.device("cpu")))
     assert initialised_from.startswith("from scratch") == (not name.startswith("latte-"))
     assert (task.frozen is not None) == uses_prior(job, settings)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     before = [parameter.clone() for parameter in task.model.parameters()]
     label_dropout = sections(job, settings)[1].label_dropout
-    source = training_source(cache, cache.info["classes"], label_dropout, settings.run.seed)
+    source = training_source(cache, cache.spec.classes, label_dropout, settings.run.seed)
     for micro_batches in training_batches(source, 4, 4, 0, 1, 0, 2):
         loss = task.loss(task.model, micro_batches[0]).mean()
         assert bool(loss.isfinite())

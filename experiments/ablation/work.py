@@ -60,14 +60,14 @@ def train_model(model: Model) -> dict[str, Any]:
     started, settings = time.monotonic(), model.settings
     _, train = sections(model.job, settings)
     cache = open_cache(settings.cache_path)
-    config = export_config(model.job, settings, cache.info)
+    config = export_config(model.job, settings, cache.spec)
     losses: dict[int, float | None] = {}
     place = alone()
-    task, _ = build_task(model.job, settings, cache.info, place)
+    task, _ = build_task(model.job, settings, cache.spec, place)
     buffers = {name: value.clone() for name, value in task.model.named_buffers()}
     buffers = {name: buffers[name] for name in buffers.keys() & task.model.state_dict().keys()}
     engine = start_engine(task.model, train, 1, place.device)
-    source = training_source(cache, cache.info["classes"], train.label_dropout, settings.run.seed)
+    source = training_source(cache, cache.spec.classes, train.label_dropout, settings.run.seed)
     batches = training_batches(source, train.global_batch, train.micro_batch, 0, 1, 0, train.steps)
 
     def save(step: int, row: dict[str, float | None]) -> None:
@@ -90,15 +90,15 @@ def held_out(settings: Settings, cache: Cache) -> list[Item]:
 def latents_of(cache: Cache, items: list[Item]) -> torch.Tensor:
     """Scaled posterior means (N, F, C, h, w) float32."""
     means = np.stack([read_latent(cache.path, item["row"])[0].astype(np.float32) for item in items if item["row"]])
-    return torch.from_numpy(means) * cache.info["scaling_factor"]
+    return torch.from_numpy(means) * cache.spec.scaling_factor
 
 
 def prepare(settings: Settings) -> None:
     """The truth that clips are measured against, the measurement of still images, and the moments for Analytic-Init."""
     torch.set_num_threads(1)
     cache, folder = open_cache(settings.cache_path), folder_of(settings)
-    moments = read_moments(cache.path, cache.select(TRAIN), cache.info["scaling_factor"])
-    save_moments(f"{folder}/moments", moments, cache.info["fingerprint"])
+    moments = read_moments(cache.path, cache.select(TRAIN), cache.spec.scaling_factor)
+    save_moments(f"{folder}/moments", moments, cache.spec.fingerprint)
     latents = latents_of(cache, held_out(settings, cache))
     frames, seen = look(settings, latents)
     stream = io.BytesIO()

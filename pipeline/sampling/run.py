@@ -122,9 +122,9 @@ def moments_identity(folder: str | None) -> dict[str, Any] | None:
 
 def check_cache(exports: Exports, cache: Cache) -> None:
     """Raise UserError unless the cache holds latents of the kind that the model was trained on."""
-    made_with = cache.info["settings"]["vae.path (hash of its weights)"]
+    made_with = cache.spec.settings["vae.path (hash of its weights)"]
     for what, found, trained in (
-        ("latents of F, C, h, w =", cache.info["latent_shape"], exports.config["latent_shape"]),
+        ("latents of F, C, h, w =", cache.spec.latent_shape, exports.config["latent_shape"]),
         ("latents of a VAE with hash", made_with, exports.config["vae"]["weights_hash"]),
     ):
         if found != trained:
@@ -173,7 +173,7 @@ def run_sampling(settings: Settings) -> dict[str, Any]:
     if plan.pending:
         load_networks(plan.exports)  # weights of another model are found here, in one line, not in an actor
         load = partial(load_for_sampling, plan.exports, settings.sample, settings.vae, settings.text)
-        open_clips = None if plan.cache is None else partial(TrueClips, plan.cache.path, plan.cache.info, settings.data)
+        open_clips = None if plan.cache is None else partial(TrueClips, plan.cache.path, plan.cache.spec, settings.data)
         build = partial(sampling_work, load=load, open_clips=open_clips, seed=settings.run.seed, folder=plan.folder)
         batches = _batches(plan, settings.sample.batch)
         found, rejected_now = run_batches(

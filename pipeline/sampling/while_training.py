@@ -16,6 +16,7 @@ import numpy as np
 import ray
 import torch
 
+from ..data.cache.info import resolve_spec
 from ..data.cache.shards import read_latent
 from ..data.load.mix import cache_of, open_training_cache
 from ..media import encode_mp4, encode_png, tile
@@ -100,15 +101,15 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
     Raises CheckpointDamaged where its files are not whole (yet).
     """
     device = stage_device(settings.cluster.sample)
-    cache = open_training_cache(settings)
+    cache = open_training_cache(settings, resolve_spec(settings))
     rows = list(cache.select(TEST).spread(settings.sample.while_training_count))
     if not rows:
         return "no clips are held out, so none are sampled (data.holdout_fraction)"
     with tempfile.TemporaryDirectory(prefix="samples-") as local:
-        export_checkpoint(settings, cache.info, found, local)
+        export_checkpoint(settings, cache.spec, found, local)
         exports = find_exports(local, settings.bridge, settings.run.folder)
         sampler = load_for_sampling(exports, settings.sample, settings.vae, settings.text, device)
-    scale = cache.info["scaling_factor"]
+    scale = cache.spec.scaling_factor
     means = [read_latent(cache_of(cache, row), row)[0, 0].astype(np.float32) * scale for row in rows]
     clips, _ = generate(
         sampler,

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..data.cache.info import CacheSpec
 from ..data.cache.shards import read_latent
 from ..data.decode.child import IsolatedDecoder
 from ..data.decode.fetch import DecodeFailure
 from ..media import encode_gif, encode_mp4, encode_png
 from ..models.prior import replicate
 from ..sampling.measures import frame_difference, latent_error, motion_ratio, psnr
-from ..schema import CacheInfo, ManifestRow
+from ..schema import ManifestRow
 from ..settings import VAE_DOWNSAMPLING, DataSettings
 from ..storage.files import read_bytes, write_bytes, write_json
 from .generate import LoadedModel, decode_clips, encode_images, generate
@@ -27,17 +28,17 @@ from .items import InputRejected, Item, Rejection, open_image
 class TrueClips:
     """Held-out clips of a cache: latents from its shards, frames from the source videos. One for each sampling actor."""
 
-    def __init__(self, path: str, info: CacheInfo, data: DataSettings) -> None:
+    def __init__(self, path: str, spec: CacheSpec, data: DataSettings) -> None:
         """`data`: settings of decoding; what decides a clip is taken from the cache at `path`."""
         names = ("frames", "window", "stride", "short_video", "clip_starts", "clip_seed", "height", "width")
-        self.path, self.info = path, info
-        self._data = data.model_dump() | {name: info["settings"][f"data.{name}"] for name in names}
+        self.path, self.spec = path, spec
+        self._data = data.model_dump() | {name: spec.settings[f"data.{name}"] for name in names}
         self._decoder = IsolatedDecoder()  # a child process, which starts when the first video is read
         atexit.register(self._decoder.close)
 
     def latents(self, row: ManifestRow) -> torch.Tensor:
         """Scaled posterior means (F, C, h, w) float32."""
-        return torch.from_numpy(read_latent(self.path, row)[0].astype(np.float32)) * self.info["scaling_factor"]
+        return torch.from_numpy(read_latent(self.path, row)[0].astype(np.float32)) * self.spec.scaling_factor
 
     def frames(self, row: ManifestRow) -> np.ndarray:
         """The clip once more from its video, uint8 (F, H, W, 3). Raises DecodeFailure."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..data.cache.info import VAE_HASH
+from ..data.cache.info import CacheSpec
 from ..errors import UserError
 from ..models.build import build_image_to_video, build_prior, load_prior
 from ..models.checkpoints.cogvideox import read_transformer, widened
@@ -21,7 +21,6 @@ from ..models.latte import Latte
 from ..models.prior import NeuralPrior
 from ..models.vae import load_vae
 from ..models.videocrafter import VideoCrafter
-from ..schema import CacheInfo
 from ..settings import ModelSettings, Settings, TrainSettings, VideoModelSettings
 from .adapters import choose_trained
 
@@ -29,7 +28,7 @@ Job = Literal["finetune", "prior"]
 KINDS = {"finetune": "image_to_video", "prior": "prior"}
 
 
-def load_initial(job: Job, settings: Settings, info: CacheInfo, target: nn.Module) -> str:
+def load_initial(job: Job, settings: Settings, spec: CacheSpec, target: nn.Module) -> str:
     """Load train.init into the backbone `target` (on the meta device: only check that it fits); what was kept, in words.
 
     Raises UserError, WeightsError or WeightsMismatch.
@@ -42,17 +41,17 @@ def load_initial(job: Job, settings: Settings, info: CacheInfo, target: nn.Modul
     with local_copy(path) as local:
         known: list[str] | None = None
         if is_export(path) and not is_diffusers(path):
-            check_initial(key, train.init, read_config(path, key), job, settings, info)
+            check_initial(key, train.init, read_config(path, key), job, settings, spec)
             state, config = load_export(local)
             known = config["classes"]
         else:
             state = read_published(local, key, train.init, target)
         try:
-            state, kept = fit(job, state, known, info["classes"], target)
+            state, kept = fit(job, state, known, spec.classes, target)
             load_strict(target, state, train.init)
         except WeightsError as error:
             raise type(error)(f"{key} = {train.init}: {error}") from error
-    classes = f", {kept} of {len(info['classes'])} classes known" if isinstance(target, Latte) else ""
+    classes = f", {kept} of {len(spec.classes)} classes known" if isinstance(target, Latte) else ""
     return f"from {train.init}: {len(state)} tensors{classes}"
 
 
@@ -86,7 +85,7 @@ def fit_classes(state: State, known: list[str] | None, classes: list[str]) -> tu
     return remap_classes(state, known, classes)
 
 
-def check_initial(key: str, path: str, config: dict[str, Any], job: Job, settings: Settings, info: CacheInfo) -> None:
+def check_initial(key: str, path: str, config: dict[str, Any], job: Job, settings: Settings, spec: CacheSpec) -> None:
     """Raise UserError if an export cannot start this job."""
     if config["kind"] != KINDS[job]:
         raise UserError(f"{key} = {path}: holds a {config['kind']} model, expected {KINDS[job]}; give one, or set null")
@@ -103,28 +102,28 @@ def check_initial(key: str, path: str, config: dict[str, Any], job: Job, setting
                     f"bridge.{name} = {ours.get(name)}: SAF aligns to the schedule of the pre-trained model, and {path} was "
                     f"trained with {value}; set it alike"
                 )
-    check_latents(f"{key} = {path}", config, info)
+    check_latents(f"{key} = {path}", config, spec)
 
 
-def check_latents(what: str, config: dict[str, Any], info: CacheInfo) -> None:
+def check_latents(what: str, config: dict[str, Any], spec: CacheSpec) -> None:
     """Raise UserError if an export was trained on other latents than the cache's."""
-    if config["latent_shape"] != info["latent_shape"]:
+    if config["latent_shape"] != spec.latent_shape:
         raise UserError(
             f"{what}: was trained on latents of {_cross(config['latent_shape'])}, the cache has "
-            f"{_cross(info['latent_shape'])} (frames x channels x height x width); set data.frames, data.height and "
+            f"{_cross(spec.latent_shape)} (frames x channels x height x width); set data.frames, data.height and "
             "data.width alike and cache again, or give another"
         )
-    trained, cached = config["vae"], info["settings"].get(VAE_HASH)
-    if trained["weights_hash"] != cached or trained["scaling_factor"] != info["scaling_factor"]:
+    trained, cached = config["vae"], spec.vae_weights_hash
+    if trained["weights_hash"] != cached or trained["scaling_factor"] != spec.scaling_factor:
         raise UserError(
             f"{what}: was trained on latents of the VAE {trained['path']} ({trained['weights_hash'][:12]}..., scaling "
             f"{trained['scaling_factor']:g}), the cache is of another ({str(cached)[:12]}..., "
-            f"{info['scaling_factor']:g}); "
+            f"{spec.scaling_factor:g}); "
             "cache again with that VAE (vae.path), or give another"
         )
 
 
-def check_prior(settings: Settings, info: CacheInfo) -> str:
+def check_prior(settings: Settings, spec: CacheSpec) -> str:
     """The neural prior's export, by config.json. Raises UserError if there is none or it does not fit."""
     path = settings.prior_export
     remedy = "run jobs/train_prior.py first, or set bridge.prior replicated and model.prior_condition false"
@@ -133,7 +132,7 @@ def check_prior(settings: Settings, info: CacheInfo) -> str:
     config = read_config(shipped_path(path), "bridge.prior_path")
     if config["kind"] != "prior":
         raise UserError(f"{path}: holds a {config['kind']} model, expected prior (bridge.prior_path); {remedy}")
-    check_latents(f"bridge.prior_path = {path}", config, info)
+    check_latents(f"bridge.prior_path = {path}", config, spec)
     return path
 
 
@@ -165,13 +164,13 @@ def sections(job: Job, settings: Settings) -> tuple[ModelSettings, TrainSettings
     return (settings.model, settings.train) if job == "finetune" else (settings.prior.model, settings.prior.train)
 
 
-def untrained(job: Job, settings: Settings, info: CacheInfo) -> nn.Module:
+def untrained(job: Job, settings: Settings, spec: CacheSpec) -> nn.Module:
     """The job's model for the latents and classes of the cache; on the meta device only its shape."""
-    shape, classes = info["latent_shape"], len(info["classes"])
+    shape, classes = spec.latent_shape, len(spec.classes)
     if job == "prior":
         return build_prior(settings.prior.model, shape, classes, settings.prior.train.activation_checkpointing)
     checkpointing = settings.train.activation_checkpointing
-    return build_image_to_video(settings.model, shape, classes, info["text_shape"], checkpointing)
+    return build_image_to_video(settings.model, shape, classes, spec.text_shape, checkpointing)
 
 
 def freeze(job: Job, settings: Settings, backbone: nn.Module) -> None:
@@ -181,11 +180,11 @@ def freeze(job: Job, settings: Settings, backbone: nn.Module) -> None:
     choose_trained("train" if job == "finetune" else "prior.train", backbone, name, train, settings.run.seed)
 
 
-def initial_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[NeuralPrior | VideoNetwork, str]:
+def initial_model(job: Job, settings: Settings, spec: CacheSpec) -> tuple[NeuralPrior | VideoNetwork, str]:
     """The job's model with its initial weights, those that are not trained frozen; what they start from, in words."""
-    model = untrained(job, settings, info)
+    model = untrained(job, settings, spec)
     assert isinstance(model, NeuralPrior | VideoNetwork)
     model.initialise(settings.run.seed)
-    initialised_from = load_initial(job, settings, info, model.backbone)
+    initialised_from = load_initial(job, settings, spec, model.backbone)
     freeze(job, settings, model.backbone)
     return model, initialised_from

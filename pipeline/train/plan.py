@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..data.cache.info import CacheSpec, resolve_spec
 from ..data.cache.manifest import Cache, read_null_text
 from ..data.cache.prior_outputs import check_outputs
 from ..data.load.mix import Mix, hash_of_clips
@@ -22,7 +23,7 @@ from ..models.files.paths import shipped_path
 from ..models.latte import Latte
 from ..models.prior import NeuralPrior
 from ..models.videocrafter import VideoCrafter
-from ..schema import TEST, TRAIN, CacheInfo
+from ..schema import TEST, TRAIN
 from ..settings import Settings, load, to_yaml, without_removed
 from ..storage.files import exists, read_json, write_bytes, write_json
 from .initial import Job, check_prior, freeze, load_initial, sections, untrained, uses_prior
@@ -81,16 +82,16 @@ def run_folder(job: Job, settings: Settings) -> str:
 def prepare(job: Job, settings: Settings) -> Run:
     """Find and check cache, initial weights and prior. Reads only. Raises UserError or WeightsMismatch."""
     check_trackers(settings)
-    cache = open_training_data(settings)
+    cache = open_training_data(settings, resolve_spec(settings))
     if not cache.select(TRAIN):
         raise UserError(
             f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
         )
-    model, initialised_from = meta_model(job, settings, cache.info)
+    model, initialised_from = meta_model(job, settings, cache.spec)
     if job == "finetune" and settings.model.backbone != "latte" and settings.train.label_dropout:
         read_null_text(cache.path)
     if uses_prior(job, settings):
-        path = check_prior(settings, cache.info)
+        path = check_prior(settings, cache.spec)
         if settings.bridge.cached_prior and isinstance(cache, Mix):
             raise UserError("bridge.cached_prior = true is of one cache; with cache.mix set it false")
         if settings.bridge.cached_prior:
@@ -98,15 +99,15 @@ def prepare(job: Job, settings: Settings) -> Run:
     return Run(job, settings, cache, model, initialised_from, run_fingerprint(job, settings, cache))
 
 
-def meta_model(job: Job, settings: Settings, info: CacheInfo) -> tuple[nn.Module, str]:
+def meta_model(job: Job, settings: Settings, spec: CacheSpec) -> tuple[nn.Module, str]:
     """The job's model without weights, train.init having been tried on it."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
-        model = untrained(job, settings, info)
+        model = untrained(job, settings, spec)
         with torch.device("cpu"):
             backbone = model.backbone
             assert isinstance(backbone, nn.Module)
-            initialised_from = load_initial(job, settings, info, backbone)
+            initialised_from = load_initial(job, settings, spec, backbone)
         freeze(job, settings, backbone)
         return model, initialised_from
 
@@ -116,7 +117,7 @@ def run_fingerprint(job: Job, settings: Settings, cache: Cache) -> dict[str, Any
     model, train = sections(job, settings)
     result: dict[str, Any] = {
         "run.seed": settings.run.seed,
-        "cache.fingerprint": cache.info["fingerprint"],
+        "cache.fingerprint": cache.spec.fingerprint,
         "cache.clips": f"{len(cache.rows)} ({hash_of_clips(cache)})",
     }
     if isinstance(cache, Mix):
@@ -192,7 +193,7 @@ def plan_training(run: Run) -> str:
     learned = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     least, workers = run.settings.cluster.train.workers_range
     micro_batch, micro_batches = micro_batching(train.global_batch, train.micro_batch, workers)
-    flops = training_flops(run.model, run.cache.info)
+    flops = training_flops(run.model, run.cache.spec)
     epochs = train.steps * train.global_batch / clips
     size = learned * CHECKPOINT_BYTES
     kept = f"the {'last' if train.keep_by == 'time' else 'best'} {train.keep_checkpoints}"
@@ -238,20 +239,20 @@ def tokens(model: nn.Module) -> str:
     return f"{backbone.num_frames * backbone.pos_embed.shape[1]} tokens a clip, "
 
 
-def training_flops(model: nn.Module, info: CacheInfo) -> float:
+def training_flops(model: nn.Module, spec: CacheSpec) -> float:
     """FLOP of one clip, forward and backward; counted on the meta device, nothing is computed.
 
     The backward pass is one forward for the gradients of activations, and another for those of weights, less the share of
     weights that are frozen.
     """
-    shape = (1, *info["latent_shape"])
+    shape = (1, *spec.latent_shape)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         y, image_latent = torch.empty(1, dtype=torch.int64), torch.empty(1, *shape[2:])
         if isinstance(model, NeuralPrior):
             model(image_latent, y)
         else:
             given = {"image_latent": image_latent, "prior": torch.empty(shape), "stride": torch.empty(1)}
-            given["text"] = torch.empty(1, *(info["text_shape"] or ()))
+            given["text"] = torch.empty(1, *(spec.text_shape or ()))
             if isinstance(model.backbone, VideoCrafter) and model.backbone.image_proj_model is not None:
                 given["image_features"] = torch.empty(1, 257, model.backbone.image_proj_model.proj_in.in_features)
             conditions = {name: given[name] for name in model.conditions}  # type: ignore[union-attr]

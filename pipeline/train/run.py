@@ -79,8 +79,9 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
         train_loop_config={
             "job": run.job,
             "settings": run.settings.model_dump(mode="json"),
+            "cache": run.cache.spec,
             "stop": stop_key,
-            "flops": training_flops(run.model, run.cache.info),
+            "flops": training_flops(run.model, run.cache.spec),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),

@@ -11,6 +11,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from ..data.cache.info import CacheSpec
 from ..data.cache.manifest import Cache
 from ..data.cache.prior_outputs import prior_reader
 from ..data.load.batches import TrainingBatch, training_batches, validation_batches
@@ -23,7 +24,6 @@ from ..models.files.paths import shipped_path
 from ..models.prior import NeuralPrior
 from ..runtime.metrics import show_training
 from ..runtime.ray_internals import put_key
-from ..schema import CacheInfo
 from ..settings import Settings, TrainSettings
 from . import checkpoint
 from .deepspeed.engine import start_engine
@@ -47,18 +47,18 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     settings = Settings.model_validate(config["settings"])
     try:
         with checkpoint.room_needed(run_folder(config["job"], settings)):
-            return work(config["job"], settings, config["stop"], config["flops"])
+            return work(config["job"], settings, config["cache"], config["stop"], config["flops"])
     finally:
         stop_watchdog()
 
 
-def work(job: Job, settings: Settings, stop_key: str, flops: float) -> dict[str, Any] | None:
+def work(job: Job, settings: Settings, spec: CacheSpec, stop_key: str, flops: float) -> dict[str, Any] | None:
     """What every worker does, from its model to the export; rank 0 gives the summary."""
     _, train = sections(job, settings)
     context = ray.train.get_context()
     place = RankInfo(context.get_world_rank(), context.get_world_size(), device_of(settings))
-    cache = open_training_data(settings)
-    task, initialised_from = build_task(job, settings, cache.info, place)
+    cache = open_training_data(settings, spec)
+    task, initialised_from = build_task(job, settings, cache.spec, place)
     saved_names = set(task.model.state_dict())  # CogVideoX makes its positions anew, and does not save them
     buffers = {name: value.clone() for name, value in task.model.named_buffers() if name in saved_names}
     parameters = sum(p.numel() for p in task.model.parameters())
@@ -135,7 +135,7 @@ class Data(NamedTuple):
 def open_data(job: Job, settings: Settings, cache: Cache, task: Task, place: RankInfo, start: int) -> Data:
     """Clips of the cache, or of the stages that would make it (data.online), for this worker. Raises UserError."""
     _, train = sections(job, settings)
-    classes, seed = cache.info["classes"], settings.run.seed
+    classes, seed = cache.spec.classes, settings.run.seed
     read_prior = cached_prior(job, settings, cache)
     node_cache = None
     if not settings.data.online:
@@ -159,9 +159,9 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
 
 
-def build_task(job: Job, settings: Settings, info: CacheInfo, place: RankInfo) -> tuple[Task, str]:
+def build_task(job: Job, settings: Settings, spec: CacheSpec, place: RankInfo) -> tuple[Task, str]:
     """The job's model with its initial weights, and its loss; what the weights start from, in words."""
-    model, initialised_from = initial_model(job, settings, info)
+    model, initialised_from = initial_model(job, settings, spec)
     _, train = sections(job, settings)
     if train.compile:
         model.backbone.compile()
@@ -175,7 +175,7 @@ def build_task(job: Job, settings: Settings, info: CacheInfo, place: RankInfo) -
         return finetune_task(model, settings.bridge, image_encoder=image_encoder), initialised_from
     frozen, classes = load_frozen_prior(settings)
     frozen = frozen.to(place.device, dtype)
-    return finetune_task(model, settings.bridge, frozen, class_map(info["classes"], classes)), initialised_from
+    return finetune_task(model, settings.bridge, frozen, class_map(spec.classes, classes)), initialised_from
 
 
 def cached_prior(job: Job, settings: Settings, cache: Cache) -> Read | None:

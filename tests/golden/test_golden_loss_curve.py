@@ -36,9 +36,9 @@ PROGRAM = """
     train = settings.train
     cache = write_cache(settings)
     join()
-    model = untrained("finetune", settings, cache.info)
+    model = untrained("finetune", settings, cache.spec)
     model.backbone.initialise(0)
-    classes = cache.info["classes"]
+    classes = cache.spec.classes
     engine = start_engine(model, train, 1, torch.device("cpu"))
     batches = training_batches(training_source(cache, classes, 0.1, 0), train.global_batch, 1, 0, 1, 0, train.steps)
     held_out = validation_batches(validation_source(cache, classes, 3, 0), 1, 0, 1)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import npy_bytes
-from pipeline.data.cache.info import describe, write_info
+from pipeline.data.cache.info import resolve_spec, write_spec
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.schema import ENCODED_SCHEMA, NULL_TEXT
 from pipeline.settings import Settings, load
@@ -45,17 +45,17 @@ def tiny_arguments(storage: Path, *more: str) -> list[str]:
 
 def write_cache(settings: Settings, clips: int = 10, held_out: int = 3, seed: int = 0) -> Cache:
     """Commit `clips` training and `held_out` test clips in two shards to settings.cache_path."""
-    info = describe(settings, CLASSES)
-    write_info(settings.cache_path, info)
+    spec = resolve_spec(settings, CLASSES)
+    write_spec(settings.cache_path, spec)
     rows = [
-        _row(number, "train" if number < clips else "test", info["latent_shape"], seed)
+        _row(number, "train" if number < clips else "test", spec.latent_shape, seed)
         for number in range(clips + held_out)
     ]
-    if info["text_shape"] is not None:
+    if spec.text_shape is not None:
         random = np.random.default_rng([seed, 1])
         for row in rows:
-            row["text"] = npy_bytes(random.standard_normal(info["text_shape"]).astype(np.float16))
-        write_bytes(f"{settings.cache_path}/{NULL_TEXT}", npy_bytes(np.zeros(info["text_shape"], np.float16)))
+            row["text"] = npy_bytes(random.standard_normal(spec.text_shape).astype(np.float16))
+        write_bytes(f"{settings.cache_path}/{NULL_TEXT}", npy_bytes(np.zeros(spec.text_shape, np.float16)))
     for part in (rows[::2], rows[1::2]):
         commit(settings.cache_path, pa.Table.from_pylist(part, schema=ENCODED_SCHEMA))
     return open_cache(settings.cache_path)

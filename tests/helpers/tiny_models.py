@@ -7,7 +7,7 @@ import torch
 
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import EncodeClips, npy_bytes
-from pipeline.data.cache.info import describe, write_info
+from pipeline.data.cache.info import resolve_spec, write_spec
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.plan.clips import plan_clips
 from pipeline.models.build import VideoNetwork, build_image_to_video, build_prior
@@ -99,7 +99,7 @@ def write_cache(settings: Settings) -> None:
         latent = npy_bytes(encoder.encode([frames])[0])
         rows.append({**planned, **span, "latent": latent, "stage": None, "reason": None, "detail": None, "attempts": 1})
     labels = sorted({row["label"] for row in rows})
-    write_info(settings.cache_path, describe(settings, labels))
+    write_spec(settings.cache_path, resolve_spec(settings, labels))
     commit(settings.cache_path, pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA))
 
 

@@ -47,7 +47,7 @@ def generate_alone(settings: Settings, folder: Path) -> None:
     plan, size = make_plan(settings), settings.sample.batch
     assert plan.cache
     sampler = load_run(settings)
-    clips = TrueClips(plan.cache.path, plan.cache.info, settings.data)
+    clips = TrueClips(plan.cache.path, plan.cache.spec, settings.data)
     for start in reversed(range(0, len(plan.items), size)):
         items = plan.items[start : start + size]
         prints = [plan.fingerprint_of(item) for item in items]

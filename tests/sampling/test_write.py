@@ -21,7 +21,7 @@ def sampler(tiny_run: Settings) -> LoadedModel:
 
 def clips_of(settings: Settings) -> TrueClips:
     cache = open_cache(settings.cache_path)
-    return TrueClips(cache.path, cache.info, settings.data)
+    return TrueClips(cache.path, cache.spec, settings.data)
 
 
 def items_of(settings: Settings) -> list[Item]:
@@ -36,7 +36,7 @@ def test_true_clip_is_the_one_that_was_cached(tiny_run: Settings, sampler: Loade
     from pipeline.data.cache.encode import EncodeClips
 
     encoder = EncodeClips(tiny_run.vae, tiny_run.data, num_cpus=1, num_gpus=0)
-    mean = encoder.encode([source.true])[0, 0] * cache.info["scaling_factor"]
+    mean = encoder.encode([source.true])[0, 0] * cache.spec.scaling_factor
     assert abs(mean - source.latents.numpy()).max() < 1e-2
 
 

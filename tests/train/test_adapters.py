@@ -34,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = published(tmp_path_factory.mktemp("adapters"), clips=4, held_out=1)
     scratch = tiny_settings(folder)
     cache = write_cache(scratch)
-    module = untrained("finetune", scratch, cache.info)
+    module = untrained("finetune", scratch, cache.spec)
     randomise(module)
-    save_export(folder / "latte", module.backbone.state_dict(), export_config("finetune", scratch, cache.info))  # type: ignore[union-attr,operator]
+    save_export(folder / "latte", module.backbone.state_dict(), export_config("finetune", scratch, cache.spec))  # type: ignore[union-attr,operator]
     return folder
 
 
@@ -63,13 +63,13 @@ PROGRAM = """
     place = RankInfo(0, 1, torch.device("cpu"))
     for path in sys.argv[1:]:
         settings = build([yaml.safe_load(Path(path).read_text())])
-        cache = open_training_cache(settings)
-        source = training_source(cache, cache.info["classes"], 0.0, 0)
-        if cache.info["text_shape"]:
+        cache = open_training_cache(settings, resolve_spec(settings))
+        source = training_source(cache, cache.spec.classes, 0.0, 0)
+        if cache.spec.text_shape:
             source = with_text(source, cache)
 
         def go(start, stop, saved):
-            task, _ = build_task("finetune", settings, cache.info, place)
+            task, _ = build_task("finetune", settings, cache.spec, place)
             before = {name: value.clone() for name, value in task.model.state_dict().items()}
             if saved:
                 task.model.load_state_dict(dict(weights(saved[0])), strict=False)
@@ -93,7 +93,7 @@ PROGRAM = """
         state = full_state(engine, {})
         assert set(state) == trained
         assert all(not torch.equal(state[name], before[name]) for name in trained)
-        merged = whole_state("finetune", settings, cache.info, state)
+        merged = whole_state("finetune", settings, cache.spec, state)
         torch.save((merged, sorted(trained)), path + ".pt")
 """
 
@@ -126,10 +126,10 @@ def test_resumed_is_bit_equal_and_the_export_holds_the_sum(
     """The program above checks the first; frozen weights are exported as they came, not as bf16 rounded them."""
     state, trained = exports[backbone]
     settings = settings_of(backbone, folder, lora=())
-    info = open_cache(settings.cache_path).info
+    spec = open_cache(settings.cache_path).spec
     from pipeline.train.initial import initial_model
 
-    model = initial_model("finetune", settings, info)[0]
+    model = initial_model("finetune", settings, spec)[0]
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     model.backbone.load_state_dict(state)  # strict: the names of a network without adapters
     changed = {name for name, value in state.items() if not torch.equal(value, before[name])}
@@ -142,12 +142,12 @@ def test_resumed_is_bit_equal_and_the_export_holds_the_sum(
 
 def test_an_adapted_network_and_its_merged_state_give_the_same(folder: Path) -> None:
     settings = settings_of("latte", folder)
-    info = open_cache(settings.cache_path).info
+    spec = open_cache(settings.cache_path).spec
     from pipeline.train.initial import initial_model
 
-    adapted = initial_model("finetune", settings, info)[0]
+    adapted = initial_model("finetune", settings, spec)[0]
     randomise(adapted, seed=3)
-    plain = build_image_to_video(settings.model, info["latent_shape"], len(info["classes"]))
+    plain = build_image_to_video(settings.model, spec.latent_shape, len(spec.classes))
     plain.load_state_dict(merged(adapted.state_dict(), settings.train.lora))
     z, t, y = torch.randn(1, 4, 4, 4, 4), torch.tensor([5.0]), torch.tensor([0])
     torch.testing.assert_close(plain(z, t, y, z[:, 0]), adapted(z, t, y, z[:, 0]))

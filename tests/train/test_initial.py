@@ -8,11 +8,11 @@ import torch
 from helpers.tiny_cache import CLASSES, tiny_settings
 from safetensors.torch import save_file
 
+from pipeline.data.cache.info import CacheSpec
 from pipeline.errors import UserError
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.checkpoints.weights import WeightsMismatch
-from pipeline.schema import CacheInfo
 from pipeline.settings import Settings
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import check_prior, load_initial, untrained
@@ -21,10 +21,10 @@ from pipeline.train.plan import prepare
 TEACHER = ("--bridge.process=diffusion", "--model.image_condition=none")
 
 
-def write_model(folder: Path, settings: Settings, info: CacheInfo, prior: bool = False, **changes: Any) -> Path:
+def write_model(folder: Path, settings: Settings, spec: CacheSpec, prior: bool = False, **changes: Any) -> Path:
     """An export as jobs/finetune.py (or train_prior.py) leaves it, all weights 0.5."""
     job = "prior" if prior else "finetune"
-    config = export_config(job, settings, info) | changes  # type: ignore[arg-type]
+    config = export_config(job, settings, spec) | changes  # type: ignore[arg-type]
     shape, classes = config["latent_shape"], len(config["classes"])
     if prior:
         model: torch.nn.Module = build_prior(settings.prior.model, shape, classes)
@@ -36,35 +36,35 @@ def write_model(folder: Path, settings: Settings, info: CacheInfo, prior: bool =
 
 
 @pytest.fixture(scope="module")
-def info(storage: Path) -> CacheInfo:
-    return prepare("finetune", tiny_settings(storage)).cache.info
+def spec(storage: Path) -> CacheSpec:
+    return prepare("finetune", tiny_settings(storage)).cache.spec
 
 
 @pytest.fixture(scope="module")
-def teacher(storage: Path, info: CacheInfo) -> Path:
+def teacher(storage: Path, spec: CacheSpec) -> Path:
     settings = tiny_settings(storage, *TEACHER)
-    return write_model(storage / "teacher", settings, info, classes=["slide", "spin"])
+    return write_model(storage / "teacher", settings, spec, classes=["slide", "spin"])
 
 
-def start(settings: Settings, info: CacheInfo) -> tuple[torch.nn.Module, str]:
-    model = untrained("finetune", settings, info)
-    return model, load_initial("finetune", settings, info, model.backbone)  # type: ignore[arg-type]
+def start(settings: Settings, spec: CacheSpec) -> tuple[torch.nn.Module, str]:
+    model = untrained("finetune", settings, spec)
+    return model, load_initial("finetune", settings, spec, model.backbone)  # type: ignore[arg-type]
 
 
-def test_a_bridge_starts_from_the_teacher(storage: Path, info: CacheInfo, teacher: Path) -> None:
+def test_a_bridge_starts_from_the_teacher(storage: Path, spec: CacheSpec, teacher: Path) -> None:
     settings = tiny_settings(storage, f"--train.init={teacher}", "--bridge.saf=true")
-    model, told = start(settings, info)
+    model, told = start(settings, spec)
     assert "1 of 2 classes known" in told and str(teacher) in told
     assert all(torch.equal(p, torch.full_like(p, 0.5)) for p in model.parameters())
     assert prepare("finetune", settings).initialised_from == told  # and the driver, without weights, finds the same
 
 
-def test_saf_from_a_bridge_is_refused(storage: Path, info: CacheInfo) -> None:
-    bridge = write_model(storage / "bridge", tiny_settings(storage), info)
+def test_saf_from_a_bridge_is_refused(storage: Path, spec: CacheSpec) -> None:
+    bridge = write_model(storage / "bridge", tiny_settings(storage), spec)
     settings = tiny_settings(storage, f"--train.init={bridge}", "--bridge.saf=true")
     with pytest.raises(UserError, match=r"is a bridge model, but bridge.saf aligns the bridge to a diffusion"):
         prepare("finetune", settings)
-    start(tiny_settings(storage, f"--train.init={bridge}"), info)  # without SAF one may go on from it
+    start(tiny_settings(storage, f"--train.init={bridge}"), spec)  # without SAF one may go on from it
 
 
 def test_saf_to_another_schedule_than_the_teachers_is_refused(storage: Path, teacher: Path) -> None:
@@ -81,19 +81,19 @@ def test_another_models_weights_are_refused(storage: Path, teacher: Path, key: s
     assert "\n" not in str(caught.value)
 
 
-def test_other_latents_are_refused(storage: Path, info: CacheInfo) -> None:
+def test_other_latents_are_refused(storage: Path, spec: CacheSpec) -> None:
     settings = tiny_settings(storage, *TEACHER)
-    longer = write_model(storage / "longer", settings, info, latent_shape=[8, 4, 4, 4])
+    longer = write_model(storage / "longer", settings, spec, latent_shape=[8, 4, 4, 4])
     with pytest.raises(UserError, match="8 x 4 x 4 x 4, the cache has 4 x 4 x 4 x 4"):
         prepare("finetune", tiny_settings(storage, f"--train.init={longer}"))
     vae = {"path": "other", "weights_hash": "0" * 64, "scaling_factor": 1.0}
-    other = write_model(storage / "other", settings, info, vae=vae)
+    other = write_model(storage / "other", settings, spec, vae=vae)
     with pytest.raises(UserError, match=r"VAE other.*cache is of another"):
         prepare("finetune", tiny_settings(storage, f"--train.init={other}"))
 
 
-def test_a_prior_is_no_video_model(storage: Path, info: CacheInfo) -> None:
-    prior = write_model(storage / "a_prior", tiny_settings(storage), info, prior=True)
+def test_a_prior_is_no_video_model(storage: Path, spec: CacheSpec) -> None:
+    prior = write_model(storage / "a_prior", tiny_settings(storage), spec, prior=True)
     with pytest.raises(UserError, match="holds a prior model, expected image_to_video"):
         prepare("finetune", tiny_settings(storage, f"--train.init={prior}"))
     settings = tiny_settings(storage, f"--prior.train.init={prior}")
@@ -101,12 +101,12 @@ def test_a_prior_is_no_video_model(storage: Path, info: CacheInfo) -> None:
 
 
 @pytest.mark.parametrize(("classes", "kept"), [(2, 2), (5, 0)])
-def test_a_published_file_names_no_classes(storage: Path, info: CacheInfo, classes: int, kept: int) -> None:
+def test_a_published_file_names_no_classes(storage: Path, spec: CacheSpec, classes: int, kept: int) -> None:
     settings = tiny_settings(storage)
-    model = build_image_to_video(settings.model, info["latent_shape"], classes)
+    model = build_image_to_video(settings.model, spec.latent_shape, classes)
     file = storage / f"published{classes}.safetensors"
     save_file({f"module.{name}": value.contiguous() for name, value in model.backbone.state_dict().items()}, file)
-    assert f"{kept} of 2 classes known" in start(tiny_settings(storage, f"--train.init={file}"), info)[1]
+    assert f"{kept} of 2 classes known" in start(tiny_settings(storage, f"--train.init={file}"), spec)[1]
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "shipped:nothing"])
@@ -115,18 +115,18 @@ def test_a_missing_init_is_told(storage: Path, path: str) -> None:
         prepare("finetune", tiny_settings(storage, f"--train.init={path}"))
 
 
-def test_a_missing_prior_names_the_job_that_makes_it(storage: Path, info: CacheInfo) -> None:
+def test_a_missing_prior_names_the_job_that_makes_it(storage: Path, spec: CacheSpec) -> None:
     settings = tiny_settings(storage, "--bridge.prior=neural")
     with pytest.raises(UserError, match=r"run jobs/train_prior.py first, or set bridge.prior replicated"):
         prepare("finetune", settings)
-    model = write_model(storage / "not_prior", tiny_settings(storage), info)
+    model = write_model(storage / "not_prior", tiny_settings(storage), spec)
     with pytest.raises(UserError, match="expected prior"):
-        check_prior(tiny_settings(storage, f"--bridge.prior_path={model}"), info)
+        check_prior(tiny_settings(storage, f"--bridge.prior_path={model}"), spec)
     longer = tiny_settings(storage)
-    path = write_model(storage / "long_prior", longer, info, prior=True, latent_shape=[8, 4, 4, 4])
+    path = write_model(storage / "long_prior", longer, spec, prior=True, latent_shape=[8, 4, 4, 4])
     with pytest.raises(UserError, match="8 x 4 x 4 x 4"):
-        check_prior(tiny_settings(storage, f"--bridge.prior_path={path}"), info)
+        check_prior(tiny_settings(storage, f"--bridge.prior_path={path}"), spec)
 
 
-def test_the_cached_classes_decide_the_model(info: CacheInfo) -> None:
-    assert info["classes"] == CLASSES
+def test_the_cached_classes_decide_the_model(spec: CacheSpec) -> None:
+    assert spec.classes == CLASSES

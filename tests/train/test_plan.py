@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers.tiny_cache import tiny_settings, write_cache
 
+from pipeline.data.cache.info import CacheSpec
 from pipeline.errors import UserError
 from pipeline.models.build import build_image_to_video
 from pipeline.settings import VideoModelSettings
@@ -140,10 +141,10 @@ def test_flops_are_those_of_the_published_model() -> None:
         image_condition="none",
         prior_condition=False,
     )
-    info = {"latent_shape": [16, 4, 32, 32], "classes": ["x"] * 101, "text_shape": None}
+    spec = CacheSpec("", {}, 1.0, [16, 4, 32, 32], None, ["x"] * 101)
     with torch.device("meta"):
         network = build_image_to_video(model, [16, 4, 32, 32], 101)
-    assert 11e12 < training_flops(network, info) < 13e12  # type: ignore[arg-type]
+    assert 11e12 < training_flops(network, spec) < 13e12
 
 
 def test_the_plan_gives_the_figures(storage: Path) -> None:
@@ -154,18 +155,18 @@ def test_the_plan_gives_the_figures(storage: Path) -> None:
 
 def test_the_export_says_what_sampling_needs(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
-    config = export_config("finetune", run.settings, run.cache.info)
+    config = export_config("finetune", run.settings, run.cache.spec)
     wanted = {"kind", "model", "bridge", "latent_shape", "classes", "vae", "cache_fingerprint", "steps", "data"}
     assert wanted | {"prior_export"} <= set(config) and config["prior_export"] is None
 
 
 def test_the_card_says_what_the_weights_are_and_whose_terms_they_are_under(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
-    config = export_config("finetune", run.settings, run.cache.info)
+    config = export_config("finetune", run.settings, run.cache.spec)
     summary = {"parameters": 12345, "steps": 6, "clips": 10, "held_out": 3, "start": "from scratch"}
     summary |= {"final_loss": 0.25, "validation_losses": [[0, 1.5], [6, 0.75]]}
     card = model_card(config, run.fingerprint, "webvid", summary)
-    for wanted in ("4 x 4 x 4 x 4", run.cache.info["fingerprint"], "bounce, slide", "| parameters | 12,345 |"):
+    for wanted in ("4 x 4 x 4 x 4", run.cache.spec.fingerprint, "bounce, slide", "| parameters | 12,345 |"):
         assert wanted in card
     assert "before training | 1.5 |" in card and "at the end | 0.75 |" in card and "held-out error" not in card
     assert "the terms of the videos" in card and "train.learning_rate: 0.001" in card and "`webvid`" in card

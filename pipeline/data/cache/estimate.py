@@ -16,6 +16,7 @@ import pyarrow as pa
 from ...schema import MANIFEST_SCHEMA
 from ...settings import Settings
 from ..decode.stage import decode_clips
+from .info import CacheSpec
 from .shards import build_shard
 
 SAMPLE = 8  # clips
@@ -39,7 +40,7 @@ class Estimate(NamedTuple):
     assumed: list[str]
 
 
-def estimate(pending: pa.Table, settings: Settings) -> Estimate:
+def estimate(pending: pa.Table, settings: Settings, spec: CacheSpec) -> Estimate:
     """Make SAMPLE of the `pending` clips (PLAN_SCHEMA, at least one), the same ones every time."""
     chosen = spread(pending, SAMPLE)
     patient = settings.data.model_copy(update={"decode_timeout_s": min(PATIENCE_S, settings.data.decode_timeout_s)})
@@ -64,7 +65,7 @@ def estimate(pending: pa.Table, settings: Settings) -> Estimate:
         decode_s=decode_s,
         encode_s=encode_s,
         measured=measured,
-        clip_bytes=_clip_bytes(good, settings),
+        clip_bytes=_clip_bytes(good, spec),
         seconds=seconds,
         gpu_hours=usable * encode_s * gpus / 3600,
         assumed=assumed,
@@ -122,12 +123,11 @@ def flops_a_frame(module: "object", height: int, width: int) -> float:
     return float(counter.get_total_flops())
 
 
-def _clip_bytes(good: pa.Table, settings: Settings) -> float:
+def _clip_bytes(good: pa.Table, spec: CacheSpec) -> float:
     """Bytes of a clip in a shard: its latent, what describes it, and the tar's padding."""
     from .encode import npy_bytes
-    from .info import latent_shape
 
-    latent = npy_bytes(np.zeros((2, *latent_shape(settings)), np.float16))
+    latent = npy_bytes(np.zeros((2, *spec.latent_shape), np.float16))
     if not good.num_rows:
         return float(len(latent))
     rows = good.select([name for name in MANIFEST_SCHEMA.names if name in good.column_names]).to_pylist()

@@ -1,68 +1,56 @@
-"""cache.json: what decides a latent's value, and how latents are shaped and scaled (schema.CacheInfo)."""
+"""cache.json and CacheSpec: what decides a latent's value, and how latents are shaped and scaled."""
 
 import hashlib
 import json
-import logging
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from ...errors import UserError
 from ...models.files.text import find_text_encoder, text_identity
 from ...models.files.vae import vae_geometry, vae_identity
-from ...schema import CacheInfo
 from ...settings import VAE_DOWNSAMPLING, Settings
 from ...storage.files import read_json, write_json
 
-if TYPE_CHECKING:
-    pass
-
-
-log = logging.getLogger("cache")
-
-
-def clip_bytes(settings: Settings) -> int:
-    """Bytes of a clip's latent: float16 mean and log-variance."""
-    return 2 * 2 * math.prod(latent_shape(settings))
-
-
 VERSION = 1
-
-
 INFO = "cache.json"
+VAE_HASH = "vae.path (hash of its weights)"  # a key of CacheSpec.settings
 
 
-VAE_HASH = "vae.path (hash of its weights)"  # a key of CacheInfo.settings
+@dataclass(frozen=True)
+class CacheSpec:
+    """All that decides or describes a cache: the content of cache.json, as JSON holds it.
+
+    The driver resolves it once from the settings (resolve_spec), or reads it from an existing cache (read_spec).
+    Workers get this in place of the VAE, the text encoder and the videos, which need not exist where they run.
+    """
+
+    fingerprint: str  # hash of `settings`
+    settings: dict[str, Any]  # clip windows, size, and hash and dtype of the VAE and the text encoder
+    scaling_factor: float  # z = scaling_factor * posterior sample
+    latent_shape: list[int]  # F, C, h, w
+    text_shape: list[int] | None = None  # tokens, width; None without text
+    classes: list[str] = field(default_factory=list)  # sorted names; [] if the source has none
+
+    @property
+    def vae_weights_hash(self) -> str:
+        """Hash of the weights of the VAE that made the latents."""
+        return self.settings[VAE_HASH]
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of a clip's latent: float16 mean and log-variance."""
+        return 2 * 2 * math.prod(self.latent_shape)
 
 
-def require_info(path: str) -> CacheInfo:
-    """As read_info. Raises UserError if there is no cache."""
-    info = read_info(path)
-    if info is None:
-        raise UserError(f"{path}: no cache there; make one with jobs/cache_latents.py, or give another --cache.path")
-    return info
+def resolve_spec(settings: Settings, classes: Iterable[str] = ()) -> CacheSpec:
+    """The spec of a cache that these settings make. Raises UserError.
 
-
-def read_info(path: str) -> CacheInfo | None:
-    """cache.json, or None if there is none. Raises UserError if it is unreadable or of another version."""
-    address = f"{path}/{INFO}"
-    try:
-        info = read_json(address)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(
-            f"{address}: not valid JSON ({error}); give another --cache.path, or delete that cache"
-        ) from error
-    if not isinstance(info, dict) or info.get("version") != VERSION:
-        found = info.get("version") if isinstance(info, dict) else None
-        raise UserError(f"{address}: is of version {found}, expected {VERSION}; give another --cache.path")
-    return info  # type: ignore[return-value]
-
-
-def describe(settings: Settings, classes: list[str]) -> CacheInfo:
-    """What cache.json says of a cache made with `settings`. Raises UserError if the VAE cannot be found."""
-    weights_hash, scaling_factor = vae_identity(settings.vae.path)
-    data = settings.data
+    Reads the VAE and the text encoder, so only the driver calls it.
+    """
+    data, vae, text = settings.data, settings.vae, settings.text
+    weights_hash, scaling_factor = vae_identity(vae.path)
     decisive: dict[str, Any] = {
         "data.frames": data.frames,
         "data.window": data.window,
@@ -74,33 +62,25 @@ def describe(settings: Settings, classes: list[str]) -> CacheInfo:
         "data.short_video": data.short_video,
         "data.height": data.height,
         "data.width": data.width,
-        "vae.dtype": settings.vae.dtype,
+        "vae.dtype": vae.dtype,
         VAE_HASH: weights_hash,
     }
     text_shape = None
-    if settings.text.path is not None:
-        files = find_text_encoder(settings.text.path, settings.text.tokenizer)
-        text_shape = [settings.text.max_length, files.width]
+    if text.path is not None:
+        files = find_text_encoder(text.path, text.tokenizer)
+        text_shape = [text.max_length, files.width]
         decisive |= {
             "text.path (hash of its files)": text_identity(files),
-            "text.layer": settings.text.layer,
-            "text.max_length": settings.text.max_length,
-            "text.dtype": settings.text.dtype,
+            "text.layer": text.layer,
+            "text.max_length": text.max_length,
+            "text.dtype": text.dtype,
         }
-    digest = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return CacheInfo(
-        version=VERSION,
-        fingerprint=digest,
-        settings=decisive,
-        scaling_factor=scaling_factor,
-        latent_shape=latent_shape(settings),
-        text_shape=text_shape,
-        classes=classes,
-    )
+    fingerprint = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return CacheSpec(fingerprint, decisive, scaling_factor, _latent_shape(settings), text_shape, sorted(classes))
 
 
-def latent_shape(settings: Settings) -> list[int]:
-    """F, C, h, w of a clip's latent. Raises UserError if the VAE cannot be found, or cannot take so many frames."""
+def _latent_shape(settings: Settings) -> list[int]:
+    """F, C, h, w of a clip's latent. Raises UserError if the VAE cannot take this number of frames."""
     data = settings.data
     channels, temporal = vae_geometry(settings.vae.path)
     if temporal > 1 and (data.frames - 1) % (2 * temporal):
@@ -113,11 +93,38 @@ def latent_shape(settings: Settings) -> list[int]:
     return [frames, channels, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING]
 
 
-def check_same(path: str, found: CacheInfo, wanted: CacheInfo) -> None:
+def require_spec(path: str) -> CacheSpec:
+    """As read_spec. Raises UserError if there is no cache."""
+    spec = read_spec(path)
+    if spec is None:
+        raise UserError(f"{path}: no cache there; make one with jobs/cache_latents.py, or give another --cache.path")
+    return spec
+
+
+def read_spec(path: str) -> CacheSpec | None:
+    """cache.json of the cache at `path`, or None if there is none. Raises UserError if it is unreadable or of
+    another version.
+    """
+    address = f"{path}/{INFO}"
+    try:
+        found = read_json(address)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"{address}: not valid JSON ({error}); give another --cache.path, or delete that cache"
+        ) from error
+    version = found.get("version") if isinstance(found, dict) else None
+    if version != VERSION:
+        raise UserError(f"{address}: is of version {version}, expected {VERSION}; give another --cache.path")
+    return CacheSpec(**{each.name: found[each.name] for each in fields(CacheSpec)})
+
+
+def check_same(path: str, found: CacheSpec, wanted: CacheSpec) -> None:
     """Raise UserError, with each difference, if the cache was made with other settings than `wanted`."""
-    if found["fingerprint"] == wanted["fingerprint"]:
+    if found.fingerprint == wanted.fingerprint:
         return
-    ours, theirs = wanted["settings"], found["settings"]
+    ours, theirs = wanted.settings, found.settings
     differences = [
         f"{key}: cache has {_short(theirs.get(key))}, settings say {_short(ours.get(key))}"
         for key in sorted(ours.keys() | theirs.keys())
@@ -134,11 +141,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 24 else f"{text[:12]}..."
 
 
-def write_info(path: str, info: CacheInfo) -> None:
-    """Write cache.json; classes that an earlier run found stay. Raises UserError if that had other settings."""
-    earlier = read_info(path)
+def write_spec(path: str, spec: CacheSpec) -> None:
+    """Write cache.json; classes that an earlier run found stay. Raises UserError if that run had other settings."""
+    earlier = read_spec(path)
     if earlier is not None:
-        check_same(path, earlier, info)
-    classes = sorted({*info["classes"], *(earlier["classes"] if earlier else [])})
-    if earlier is None or earlier["classes"] != classes:
-        write_json(f"{path}/{INFO}", {**info, "classes": classes})
+        check_same(path, earlier, spec)
+        spec = replace(spec, classes=sorted({*spec.classes, *earlier.classes}))
+    if earlier is None or earlier.classes != spec.classes:
+        write_json(f"{path}/{INFO}", {"version": VERSION, **asdict(spec)})

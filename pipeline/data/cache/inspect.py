@@ -34,8 +34,8 @@ def statistics(cache: Cache, clips: int) -> dict[str, Any]:
     with ThreadPoolExecutor(READS) as pool:
         latents = list(pool.map(lambda row: read_latent(cache.path, row), cache.rows.spread(clips)))
     posteriors = np.stack(latents).astype(np.float32)  # (N, 2, F, C, h, w)
-    means = posteriors[:, 0] * cache.info["scaling_factor"]
-    noise = np.exp(0.5 * posteriors[:, 1]) * cache.info["scaling_factor"]
+    means = posteriors[:, 0] * cache.spec.scaling_factor
+    noise = np.exp(0.5 * posteriors[:, 1]) * cache.spec.scaling_factor
     return {
         "clips": len(latents),
         "mean": means.mean((0, 1, 3, 4)).tolist(),

@@ -1,6 +1,6 @@
 """What a cache says of itself: cache.json, the manifest parts that commit shards, and the rejects.
 
-CACHE/cache.json             settings that decide a latent's value, their hash, classes (schema.CacheInfo)
+CACHE/cache.json             settings that decide a latent's value, their hash, classes (info.CacheSpec)
 CACHE/shards/CLIPS-BYTES.tar        latents; CLIPS and BYTES: hashes of the set of clips and of the tar
 CACHE/manifest/CLIPS.parquet        one row a clip of that shard; written last, its presence commits the shard
 CACHE/rejects/rROUND-CLIPS.parquet  clips that could not be used; a later round counts where one was tried again
@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import UserError
-from ...schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECT_SCHEMA, CacheInfo
+from ...schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECT_SCHEMA
 from ...storage.files import list_files, read_all, read_bytes
-from .info import VAE_HASH, require_info
+from .info import CacheSpec, require_spec
 from .rows import Rows
 
 MANIFEST, REJECTS = "manifest", "rejects"
@@ -37,7 +37,7 @@ class Cache:
     """A committed cache: MANIFEST_SCHEMA and REJECT_SCHEMA tables, each sorted, no clip twice."""
 
     path: str
-    info: CacheInfo
+    spec: CacheSpec
     table: pa.Table
     rejects: pa.Table
 
@@ -46,10 +46,6 @@ class Cache:
         """All clips, sorted by key."""
         return Rows(self.table)
 
-    @property
-    def vae_weights_hash(self) -> str:
-        return self.info["settings"][VAE_HASH]
-
     def select(self, split: str) -> Rows:
         """The clips of one split, sorted by key."""
         return Rows(self.table.filter(pc.equal(self.table["split"], split)))
@@ -57,10 +53,10 @@ class Cache:
 
 def open_cache(path: str) -> Cache:
     """Raises UserError if there is no cache at `path`, or nothing in it."""
-    info = require_info(path)
+    spec = require_spec(path)
     table = read_manifest(path)
     rejects = read_rejects(path).join(table.select(IDENTITY), IDENTITY, join_type="left anti")  # some came right later
-    cache = Cache(path, info, table, rejects.sort_by(BY_IDENTITY))
+    cache = Cache(path, spec, table, rejects.sort_by(BY_IDENTITY))
     if not cache.table.num_rows:
         raise UserError(f"{path}: the cache holds no clips yet; run jobs/cache_latents.py to its end")
     return cache

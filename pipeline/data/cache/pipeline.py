@@ -19,7 +19,7 @@ from ...schema import NULL_TEXT
 from ...settings import Settings
 from ..decode.stage import decode_clips
 from .commit import commit_clips
-from .info import clip_bytes
+from .info import CacheSpec
 from .manifest import next_round
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
-def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
+def chain(pending: pa.Table, settings: Settings, spec: CacheSpec) -> "ray.data.Dataset":
     """The stages over the pending clips; a row of the result is what one commit did."""
     from ray.data import TaskPoolStrategy
 
@@ -38,10 +38,7 @@ def chain(pending: pa.Table, settings: Settings) -> "ray.data.Dataset":
     block = max(8, -(-pending.num_rows // 4096))
     blocks = [pending.slice(start, block) for start in range(0, pending.num_rows, block)]
     # A commit holds its rows, the tar and what is being uploaded.
-    commit: dict[str, Any] = {
-        "num_cpus": 0,
-        "memory": 256 * MIB + 3 * settings.cache.shard_clips * clip_bytes(settings),
-    }
+    commit: dict[str, Any] = {"num_cpus": 0, "memory": 256 * MIB + 3 * settings.cache.shard_clips * spec.clip_bytes}
     if labels := selector(settings.cluster.encode):
         commit["label_selector"] = labels  # where the latents are, and not on a head that has no CPUs to give
     commits = (

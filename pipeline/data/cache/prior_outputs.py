@@ -38,8 +38,8 @@ def folder_of(cache_path: str, weights: str) -> str:
 
 def describe_prior(cache: Cache, weights: str, prior_path: str) -> None:
     """Write prior.json: what the outputs beside it come from."""
-    facts = {"cache_fingerprint": cache.info["fingerprint"], "prior_weights": weights, "prior_path": prior_path}
-    write_json(f"{folder_of(cache.path, weights)}/{PRIOR}", facts | {"latent_shape": cache.info["latent_shape"]})
+    facts = {"cache_fingerprint": cache.spec.fingerprint, "prior_weights": weights, "prior_path": prior_path}
+    write_json(f"{folder_of(cache.path, weights)}/{PRIOR}", facts | {"latent_shape": cache.spec.latent_shape})
 
 
 def rows_of_shard(cache: Cache, shard: str) -> Rows:
@@ -67,7 +67,7 @@ def save_outputs(cache: Cache, weights: str, shard: str, outputs: np.ndarray) ->
 def prior_reader(cache: Cache, weights: str) -> Callable[[ManifestRow], np.ndarray]:
     """What gives F_eta's output for a manifest row, (F, C, h, w) float16. Raises UserError as `check_outputs` does."""
     check_outputs(cache, weights)
-    folder, shape = folder_of(cache.path, weights), tuple(cache.info["latent_shape"])
+    folder, shape = folder_of(cache.path, weights), tuple(cache.spec.latent_shape)
     size = 2 * int(np.prod(shape))
 
     @functools.cache
@@ -90,10 +90,10 @@ def check_outputs(cache: Cache, weights: str) -> None:
         facts = read_json(f"{folder}/{PRIOR}")
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no outputs of this neural prior (bridge.cached_prior); {remedy}") from error
-    if facts["cache_fingerprint"] != cache.info["fingerprint"] or facts["prior_weights"] != weights:
+    if facts["cache_fingerprint"] != cache.spec.fingerprint or facts["prior_weights"] != weights:
         raise UserError(
             f"{folder}: outputs of prior {facts['prior_weights']} on cache {facts['cache_fingerprint']}, not of {weights} on "
-            f"{cache.info['fingerprint']}; delete that folder and {remedy}"
+            f"{cache.spec.fingerprint}; delete that folder and {remedy}"
         )
     if lacking := missing_shards(cache, weights):
         raise UserError(f"{folder}: {len(lacking)} shards are without outputs, the first {lacking[0]}; {remedy}")
@@ -113,7 +113,7 @@ def outputs_of(prior: NeuralPrior, classes: list[str], cache: Cache, rows: Rows,
     for start in range(0, len(rows), AT_ONCE):
         some = list(rows[start : start + AT_ONCE])
         images = np.stack([read_latent(cache.path, row)[0, 0] for row in some]).astype(np.float32)
-        image_latent = torch.from_numpy(images * cache.info["scaling_factor"]).to(device)
+        image_latent = torch.from_numpy(images * cache.spec.scaling_factor).to(device)
         labels = class_indices([row["label"] for row in some], classes).to(device)
         parts.append(prior(image_latent, labels).float().cpu().numpy())
     return np.concatenate(parts)

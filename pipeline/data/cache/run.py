@@ -3,7 +3,8 @@
 import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +21,7 @@ from ...storage.files import exists, read_json, write_json
 from ..decode.decoders import check_decoder
 from ..plan.clips import plan_table
 from .estimate import estimate, in_words, online_in_words
-from .info import check_same, clip_bytes, describe, read_info, write_info
+from .info import CacheSpec, check_same, read_spec, resolve_spec, write_spec
 from .lease import Held, only_writer
 from .manifest import Cache, committed_parts, open_cache
 from .pipeline import chain
@@ -51,15 +52,13 @@ def build_cache(settings: Settings) -> dict[str, Any]:
     rejected.
     """
     path = settings.cache_path
-    plan, before = _survey(settings)
-    before = _with_retries(before, settings)
+    spec, plan, before = _survey(settings)
     if before.pending.num_rows:
         parts = committed_parts(path)
         with only_writer(path) as lock:
             if committed_parts(path) != parts:  # by a job that ended since
-                plan, before = _survey(settings)
-                before = _with_retries(before, settings)
-            summary = _make(plan, before, settings, lock)
+                spec, plan, before = _survey(settings)
+            summary = _make(spec, plan, before, settings, lock)
     else:
         log.info("nothing to do: %d clips already cached in %s", before.cached.num_rows, path)
         summary_path = f"{path}/summary.json"
@@ -72,16 +71,16 @@ def build_cache(settings: Settings) -> dict[str, Any]:
     return {**summary, "clips_this_run": before.pending.num_rows}
 
 
-def _make(plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> dict[str, Any]:
+def _make(spec: CacheSpec, plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> dict[str, Any]:
     """Cache the pending clips; returns the summary, which is also written."""
     started = time.monotonic()
     path, made = settings.cache_path, before.pending.num_rows
-    write_info(path, describe(settings, _classes(plan)))
+    write_spec(path, replace(spec, classes=_classes(plan)))
     log.info("%d clips to cache into %s (%s)", made, path, _known(before))
     start_ray(settings.cluster)
     check_room("decode", settings.cluster.decode, 1, "the decoding tasks")
     check_room("encode", settings.cluster.encode, 1, "the encoding actors")
-    _consume(chain(before.pending, settings), made, settings, lock)
+    _consume(chain(before.pending, settings, spec), made, settings, lock)
     after = standing_of(plan, path)
     assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"
     seconds = time.monotonic() - started
@@ -98,9 +97,8 @@ def _make(plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> d
     return summary
 
 
-def _with_retries(standing: Standing, settings: Settings) -> Standing:
+def _with_retries(standing: Standing, wanted: Literal["all"] | list[str]) -> Standing:
     """Clips whose reject cache.retry_rejects asks to try again count as pending."""
-    wanted = settings.cache.retry_rejects
     reasons = standing.rejected["reason"]
     if not wanted:
         return standing
@@ -153,39 +151,37 @@ def plan_cache(settings: Settings) -> str:
 
     Raises UserError.
     """
-    plan, standing = _survey(settings)
-    standing = _with_retries(standing, settings)
+    spec, plan, standing = _survey(settings)
     splits = ", ".join(f"{count} {split}" for split, count in tally(plan["split"]).items())
-    shape = describe(settings, [])["latent_shape"]
-    size = clip_bytes(settings) * standing.pending.num_rows / MIB
+    size = spec.clip_bytes * standing.pending.num_rows / MIB
     text = (
         f"Plan: {standing.planned} clips ({splits}) in {len(_classes(plan))} classes "
         f"from {settings.data.path}\n"
-        f"  {_known(standing)}, {standing.pending.num_rows} to do: {size:.1f} MiB of latents {shape} in "
+        f"  {_known(standing)}, {standing.pending.num_rows} to do: {size:.1f} MiB of latents {spec.latent_shape} in "
         f"{-(-standing.pending.num_rows // settings.cache.shard_clips)} shards\n"
         f"  to {settings.cache_path}"
     )
     if not standing.pending.num_rows:
         return text
-    found, train = estimate(standing.pending, settings), settings.train
+    found, train = estimate(standing.pending, settings, spec), settings.train
     epochs = train.steps * train.global_batch / max(1, pc.sum(pc.equal(plan["split"], TRAIN)).as_py())
     return f"{text}\n{in_words(found)}\n{online_in_words(found, epochs)}"
 
 
-def _survey(settings: Settings) -> tuple[pa.Table, Standing]:
-    """The plan, without what only pending clips need, and what a cache of the same settings already has of it.
+def _survey(settings: Settings) -> tuple[CacheSpec, pa.Table, Standing]:
+    """The cache's spec; IDENTITY, split and label of the planned clips; and which are cached, rejected or pending.
 
     Raises UserError.
     """
     path = settings.cache_path
     check_decoder(settings.data)
     plan = plan_table(settings.data)
-    found = read_info(path)
-    wanted = describe(settings, [])
+    found = read_spec(path)
+    spec = resolve_spec(settings)
     if found is not None:
-        check_same(path, found, wanted)
+        check_same(path, found, spec)
     standing = standing_of(plan, path)
-    return plan.select([*IDENTITY, "split", "label"]), standing
+    return spec, plan.select([*IDENTITY, "split", "label"]), _with_retries(standing, settings.cache.retry_rejects)
 
 
 def _judge(summary: dict[str, Any], settings: Settings) -> None:

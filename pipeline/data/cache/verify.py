@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import UserError
-from ...schema import LATENT_MEMBER, MANIFEST_SCHEMA, META_MEMBER, TEXT_MEMBER, CacheInfo, ManifestRow
+from ...schema import LATENT_MEMBER, MANIFEST_SCHEMA, META_MEMBER, TEXT_MEMBER, ManifestRow
 from ...storage.files import entries, is_s3, list_files, read_all, read_bytes, remove
 from ...storage.s3 import abort_upload, unfinished_uploads
+from .info import CacheSpec
 from .manifest import MANIFEST, REJECTS
 from .shards import SHARDS, checksum
 
@@ -55,14 +56,14 @@ class Checked(NamedTuple):
     findings: list[Finding]
 
 
-def check_shards(path: str, info: CacheInfo) -> Iterator[Checked]:
+def check_shards(path: str, spec: CacheSpec) -> Iterator[Checked]:
     """Read every shard of the cache once, whole."""
     parts = list_files(f"{path}/{MANIFEST}", ".parquet")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield from pool.map(lambda part: _check_shard(path, part, info), parts)
+        yield from pool.map(lambda part: _check_shard(path, part, spec), parts)
 
 
-def _check_shard(path: str, part: str, info: CacheInfo) -> Checked:
+def _check_shard(path: str, part: str, spec: CacheSpec) -> Checked:
     try:
         table = pq.read_table(io.BytesIO(read_bytes(part))).cast(MANIFEST_SCHEMA)
     except (pa.ArrowException, KeyError, ValueError) as error:
@@ -76,11 +77,11 @@ def _check_shard(path: str, part: str, info: CacheInfo) -> Checked:
             findings.append(Finding(part, shard, "", "the tar is gone"))
             continue
         size += len(tar)
-        findings += [Finding(part, shard, key, problem) for key, problem in _check_tar(tar, rows, info)]
+        findings += [Finding(part, shard, key, problem) for key, problem in _check_tar(tar, rows, spec)]
     return Checked(table.num_rows, size, findings)
 
 
-def _check_tar(tar: bytes, rows: list[ManifestRow], info: CacheInfo) -> Iterator[tuple[str, str]]:
+def _check_tar(tar: bytes, rows: list[ManifestRow], spec: CacheSpec) -> Iterator[tuple[str, str]]:
     """(key, or "" for the whole tar; what is wrong)."""
     try:
         with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
@@ -104,7 +105,7 @@ def _check_tar(tar: bytes, rows: list[ManifestRow], info: CacheInfo) -> Iterator
                 yield row["key"], f"{suffix} is {where}; the index says at {offset}, {length} bytes"
             elif len(content) != length or checksum(content) != crc:
                 yield row["key"], f"{suffix} has another checksum than when it was written"
-            elif suffix == LATENT_MEMBER and (problem := _misshapen(content, info)):
+            elif suffix == LATENT_MEMBER and (problem := _misshapen(content, spec)):
                 yield row["key"], problem
         expected.add(f"{row['key']}.{META_MEMBER}")
         yield from ((row["key"], problem) for problem in _check_meta(tar, members, row))
@@ -112,9 +113,9 @@ def _check_tar(tar: bytes, rows: list[ManifestRow], info: CacheInfo) -> Iterator
         yield "", f"{len(extra)} members that the index does not know, for example {min(extra)}"
 
 
-def _misshapen(content: bytes, info: CacheInfo) -> str:
+def _misshapen(content: bytes, spec: CacheSpec) -> str:
     latent = np.load(io.BytesIO(content), allow_pickle=False)
-    wanted = (2, *info["latent_shape"])
+    wanted = (2, *spec.latent_shape)
     if latent.dtype != np.float16 or latent.shape != wanted:
         return f"the latent is {latent.dtype} {latent.shape}, not float16 {wanted}"
     return "" if np.isfinite(latent).all() else "the latent has infinite or undefined values"

@@ -19,7 +19,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         key: the clip's name
         z0: (F, C, h, w) float32, the scaled mean of the posterior, or a new sample of it each time with `sample`
         image_latent: (C, h, w), the first frame of z0
-        label: index of the class in cache.info["classes"]; their number where the clip has none
+        label: index of the class in cache.spec.classes; their number where the clip has none
         caption: "" where the clip has none
         stride: source frames from one frame of the clip to the next
 
@@ -28,7 +28,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, cache: Cache, split: str = "train", sample: bool = False) -> None:
         self.cache, self.rows, self.sample = cache, cache.select(split), sample
-        classes = cache.info["classes"]
+        classes = cache.spec.classes
         self._index = {name: index for index, name in enumerate(classes)}
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         row = self.rows[index]
         mean, logvar = torch.from_numpy(read_latent(self.cache.path, row)).float()
         z0 = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean) if self.sample else mean
-        z0 = z0 * self.cache.info["scaling_factor"]
+        z0 = z0 * self.cache.spec.scaling_factor
         return {
             "key": row["key"],
             "z0": z0,

@@ -7,15 +7,15 @@ goes on in the next epoch where the epoch ends. So order is a function of (seed,
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from ...errors import UserError
-from ...schema import TRAIN, CacheInfo, ManifestRow
+from ...schema import TRAIN, ManifestRow
 from ...settings import Settings
-from ..cache.info import check_same, describe
+from ..cache.info import CacheSpec, check_same
 from ..cache.manifest import Cache, open_cache
 from ..cache.rows import Rows
 from .order import mix_counts
@@ -46,21 +46,22 @@ class Mix(Cache):
         return tuple(zip(clips, mix_counts(clips, [part.weight for part in self.parts]), strict=True))
 
 
-def open_training_cache(settings: Settings) -> Cache:
+def open_training_cache(settings: Settings, wanted: CacheSpec) -> Cache:
     """What training reads: the cache of cache.path, or the Mix of cache.mix.
 
-    Raises UserError where there is none, or one was not made as the settings say.
+    `wanted`: the spec that the settings give, as the driver resolved it, or that of the cache as it found it. Neither
+    the VAE, nor the text encoder, nor the videos need exist here. Raises UserError where there is no cache, or one was
+    not made as `wanted` says.
     """
-    wanted = describe(settings, [])
     if not settings.cache.mix:
         cache = open_cache(settings.cache_path)
-        check_same(cache.path, cache.info, wanted)
+        check_same(cache.path, cache.spec, wanted)
         return cache
     caches = [open_cache(one.path.rstrip("/")) for one in settings.cache.mix]
     for cache in caches:
         check_alike(cache, wanted)
     parts = tuple(
-        Part(cache.path, one.weight, cache.info["fingerprint"], len(cache.select(TRAIN)), hash_of_clips(cache))
+        Part(cache.path, one.weight, cache.spec.fingerprint, len(cache.select(TRAIN)), hash_of_clips(cache))
         for cache, one in zip(caches, settings.cache.mix, strict=True)
     )
     if empty := [part.path for part in parts if not part.clips]:
@@ -72,23 +73,21 @@ def open_training_cache(settings: Settings) -> Cache:
     tables = [
         one.table.append_column(CACHE_COLUMN, pa.repeat(pa.scalar(one.path), one.table.num_rows)) for one in caches
     ]
-    info: CacheInfo = {
-        **caches[0].info,
-        "classes": sorted({name for one in caches for name in one.info["classes"]}),
-        "fingerprint": hashlib.blake2b(
-            "+".join(part.fingerprint for part in parts).encode(), digest_size=16
-        ).hexdigest(),
-    }
-    return Mix(caches[0].path, info, pa.concat_tables(tables), caches[0].rejects.slice(0, 0), parts)
+    spec = replace(
+        caches[0].spec,
+        classes=sorted({name for one in caches for name in one.spec.classes}),
+        fingerprint=hashlib.blake2b("+".join(part.fingerprint for part in parts).encode(), digest_size=16).hexdigest(),
+    )
+    return Mix(caches[0].path, spec, pa.concat_tables(tables), caches[0].rejects.slice(0, 0), parts)
 
 
-def check_alike(cache: Cache, wanted: CacheInfo) -> None:
+def check_alike(cache: Cache, wanted: CacheSpec) -> None:
     """Raise UserError unless a cache of a mix holds what the settings describe: the same VAE, text encoder and size.
 
     Which windows of which videos were taken may differ from cache to cache.
     """
-    found = {"latents": cache.info["latent_shape"], **_space(cache.info)}
-    ours = {"latents": wanted["latent_shape"], **_space(wanted)}
+    found = {"latents": cache.spec.latent_shape, **_space(cache.spec)}
+    ours = {"latents": wanted.latent_shape, **_space(wanted)}
     differences = [
         f"{key}: cache has {found.get(key)}, settings say {ours.get(key)}"
         for key in sorted(found.keys() | ours.keys())
@@ -100,8 +99,8 @@ def check_alike(cache: Cache, wanted: CacheInfo) -> None:
         )
 
 
-def _space(info: CacheInfo) -> dict[str, object]:
-    return {key: value for key, value in info["settings"].items() if key.startswith(("vae.", "text."))}
+def _space(spec: CacheSpec) -> dict[str, object]:
+    return {key: value for key, value in spec.settings.items() if key.startswith(("vae.", "text."))}
 
 
 def hash_of_clips(cache: Cache) -> str:

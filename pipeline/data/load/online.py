@@ -19,7 +19,7 @@ import torch
 
 from ...schema import IDENTITY, PLAN_SCHEMA, REJECT_SCHEMA, ManifestRow
 from ...settings import Settings
-from ..cache.info import describe
+from ..cache.info import CacheSpec
 from ..cache.manifest import Cache
 from ..cache.pipeline import encoded
 from ..plan.clips import plan_table
@@ -31,20 +31,23 @@ BLOCK = 8  # clips of one decoding task: few, because the first in order are wai
 LEG = 4096 * BLOCK  # clips of one execution of Ray Data, whose driver keeps track of its blocks
 
 
-def open_training_data(settings: Settings) -> Cache:
-    """What training is of: a cache, several, or with data.online the planned clips as one of no latents. Raises UserError."""
+def open_training_data(settings: Settings, wanted: CacheSpec) -> Cache:
+    """What training reads: a cache, several, or with data.online the planned clips as a cache without latents.
+
+    `wanted` is as in open_training_cache. Raises UserError.
+    """
     if not settings.data.online:
-        return open_training_cache(settings)
+        return open_training_cache(settings, wanted)
     plan = plan_table(settings.data)
     flipped = pc.if_else(plan["flip"], "flipped", "")
     keys = pc.binary_join_element_wise(plan["video"], plan["ordinal"].cast(pa.string()), flipped, "#")
     table = plan.append_column("key", keys).sort_by("key")
     classes = sorted(set(plan["label"].unique().to_pylist()) - {""})
-    return Cache(settings.data.path, describe(settings, classes), table, REJECT_SCHEMA.empty_table())
+    return Cache(settings.data.path, replace(wanted, classes=classes), table, REJECT_SCHEMA.empty_table())
 
 
 def clips_in_order(
-    rows: pa.Table, order: np.ndarray, settings: Settings, workers: int
+    rows: pa.Table, order: np.ndarray, settings: Settings, shape: tuple[int, ...], workers: int
 ) -> Iterator[tuple[ManifestRow, Clip]]:
     """The planned clips rows[order[0]], rows[order[1]], ... as batches.read_clips gives cached ones, made as they are asked
     for and somewhat ahead. `workers` run such a stream each, and share cluster.encode.actors.
@@ -61,7 +64,7 @@ def clips_in_order(
             assert same, "Ray Data gave clips in another order than that in which it got them"
             done += batch.num_rows
             for row in batch.to_pylist():
-                yield described(row), clip_of(row, settings)
+                yield described(row), clip_of(row, shape)
         assert done == part.num_rows, f"{part.num_rows - done} clips did not come"
 
 
@@ -70,10 +73,9 @@ def described(row: dict[str, Any]) -> ManifestRow:
     return {**row, "key": row["key"] or row["video"], "stride": row["stride"] or 1}  # type: ignore[typeddict-item]
 
 
-def clip_of(row: dict[str, Any], settings: Settings) -> Clip:
+def clip_of(row: dict[str, Any], shape: tuple[int, ...]) -> Clip:
     """Mean and log-variance of an ENCODED_SCHEMA row, rounded to float16 as in a cache, and what is wrong with it, if anything."""
     if row["reason"] is not None:
-        shape = describe(settings, [])["latent_shape"]
         problem = f"clip {row['video']}: {row['reason']} ({row['detail']})"
         return torch.zeros(shape), torch.full(shape, -30.0), None, problem
     mean, logvar = torch.from_numpy(np.load(io.BytesIO(row["latent"]), allow_pickle=False)).float()
@@ -93,6 +95,7 @@ def training_clips(
         source.rows.table,  # type: ignore[attr-defined]
         stream.reshape(-1, size)[:, mine.start : mine.stop].ravel(),
         settings,
+        source.latent_shape,
         workers,
     )
 
@@ -101,5 +104,5 @@ def held_in_memory(source: Source, settings: Settings, workers: int) -> Source:
     """The same clips, made at once and kept: for the held-out ones, which are looked at again and again."""
     order = np.arange(len(source.rows))
     rows = pa.Table.from_pylist(list(source.rows), schema=PLAN_SCHEMA)
-    made = list(clips_in_order(rows, order, settings, workers)) if len(order) else []
+    made = list(clips_in_order(rows, order, settings, source.latent_shape, workers)) if len(order) else []
     return replace(source, rows=[row for row, _ in made], made=[clip for _, clip in made])

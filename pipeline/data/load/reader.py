@@ -97,8 +97,8 @@ def _source(
         rows,
         cache.shares if isinstance(cache, Mix) else ((len(rows), len(rows)),),
         reader(cache, rows, node_cache),
-        tuple(cache.info["latent_shape"]),
-        cache.info["scaling_factor"],
+        tuple(cache.spec.latent_shape),
+        cache.spec.scaling_factor,
         classes,
         label_dropout,
         seed,
@@ -109,11 +109,11 @@ def _source(
 
 def with_text(source: Source, cache: Cache, node_cache: NodeCache | None = None) -> Source:
     """The same clips with the embeddings of their captions, for a model that takes text. Raises UserError."""
-    if cache.info["text_shape"] is None:
+    if cache.spec.text_shape is None:
         raise UserError(f"{cache.path}: holds no text, which the model takes; set text.path and cache again")
     null_text = read_null_text(cache.path) if source.label_dropout else None
     read = functools.partial(text_of, cache, node_cache=node_cache)
-    return replace(source, read_text=read, text_shape=tuple(cache.info["text_shape"]), null_text=null_text)
+    return replace(source, read_text=read, text_shape=tuple(cache.spec.text_shape), null_text=null_text)
 
 
 def text_of(cache: Cache, row: ManifestRow, node_cache: NodeCache | None = None) -> np.ndarray:

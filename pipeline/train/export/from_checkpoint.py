@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+from ...data.cache.info import CacheSpec, resolve_spec
 from ...data.load.mix import open_training_cache
 from ...errors import UserError
-from ...schema import CacheInfo
 from ...settings import Settings
 from ...storage.files import entries, read_bytes, read_json
 from ..adapters import merged
@@ -45,7 +45,7 @@ def find_checkpoints(folder: str) -> list[Found]:
     return sorted(found)
 
 
-def export_checkpoint(settings: Settings, info: CacheInfo, found: Found, folder: str) -> None:
+def export_checkpoint(settings: Settings, spec: CacheSpec, found: Found, folder: str) -> None:
     """Write the fine-tuned model of a checkpoint as an export folder, as training does at its end.
 
     Raises CheckpointDamaged where its files are not whole (yet).
@@ -54,14 +54,14 @@ def export_checkpoint(settings: Settings, info: CacheInfo, found: Found, folder:
         for address in found.files:
             with contextlib.suppress(FileNotFoundError):  # pruned: read_shares says so
                 (Path(local) / address.rpartition("/")[2]).write_bytes(read_bytes(address))
-        state = state_of(settings, info, read_shares(Path(local)))
-    export(folder, state, export_config("finetune", settings, info) | {"steps": found.step})
+        state = state_of(settings, spec, read_shares(Path(local)))
+    export(folder, state, export_config("finetune", settings, spec) | {"steps": found.step})
 
 
-def state_of(settings: Settings, info: CacheInfo, saved: Saved) -> dict[str, torch.Tensor]:
+def state_of(settings: Settings, spec: CacheSpec, saved: Saved) -> dict[str, torch.Tensor]:
     """The backbone's state in a checkpoint, of the averaged weights where train.ema_decay keeps some."""
     kind = EMA if settings.train.ema_decay else WEIGHT
-    state = initial_model("finetune", settings, info)[0].state_dict()
+    state = initial_model("finetune", settings, spec)[0].state_dict()
     for name in list(state):
         if (learned := saved.tensors.get(f"{name}/{kind}")) is not None:
             state[name] = learned.view_as(state[name])
@@ -86,7 +86,7 @@ def export_of_checkpoint(settings: Settings, found: Found) -> str:
     """Write STORAGE/NAME/finetune/export-step-N. Raises UserError."""
     target = f"{settings.run.folder}/finetune/export-step-{found.step:07d}"
     try:
-        export_checkpoint(settings, open_training_cache(settings).info, found, target)
+        export_checkpoint(settings, open_training_cache(settings, resolve_spec(settings)).spec, found, target)
     except CheckpointDamaged as error:
         raise UserError(f"{found.address}: {error}; set sample.checkpoint to the step of another one") from error
     return target

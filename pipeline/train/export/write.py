@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.cache.info import VAE_HASH
+from ...data.cache.info import CacheSpec
 from ...data.cache.manifest import Cache
 from ...models.checkpoints.exports import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, save_export
 from ...models.checkpoints.weights import State
-from ...schema import CacheInfo
 from ...settings import Settings
 from ...storage.files import is_remote, read_json, resolve, write_bytes
 from ..adapters import merged
@@ -32,7 +31,7 @@ def export(address: str, state: Mapping[str, Tensor], config: Mapping[str, Any],
             write_bytes(f"{address}/{name}", (local / name).read_bytes())
 
 
-def export_config(job: Job, settings: Settings, info: CacheInfo) -> dict[str, Any]:
+def export_config(job: Job, settings: Settings, spec: CacheSpec) -> dict[str, Any]:
     """config.json of the export."""
     model, train = sections(job, settings)
     data = settings.data
@@ -40,16 +39,16 @@ def export_config(job: Job, settings: Settings, info: CacheInfo) -> dict[str, An
         "kind": "image_to_video" if job == "finetune" else "prior",
         "model": model.model_dump(mode="json"),
         "bridge": settings.bridge.model_dump(mode="json"),
-        "latent_shape": info["latent_shape"],
-        "text_shape": info["text_shape"],
-        "text": {name: value for name, value in info["settings"].items() if name.startswith("text.")},
-        "classes": info["classes"],
+        "latent_shape": spec.latent_shape,
+        "text_shape": spec.text_shape,
+        "text": {name: value for name, value in spec.settings.items() if name.startswith("text.")},
+        "classes": spec.classes,
         "vae": {
             "path": settings.vae.path,
-            "weights_hash": info["settings"][VAE_HASH],
-            "scaling_factor": info["scaling_factor"],
+            "weights_hash": spec.vae_weights_hash,
+            "scaling_factor": spec.scaling_factor,
         },
-        "cache_fingerprint": info["fingerprint"],
+        "cache_fingerprint": spec.fingerprint,
         "steps": train.steps,
         "init": train.init,
         "data": {"height": data.height, "width": data.width, "frames": data.frames, "stride": data.stride},
@@ -62,17 +61,17 @@ def write_export(
 ) -> None:
     """The export of a finished run, with its card."""
     folder = run_folder(job, settings)
-    config = export_config(job, settings, cache.info)
+    config = export_config(job, settings, cache.spec)
     card = model_card(config, read_json(f"{folder}/{FINGERPRINT_FILE}"), settings.data.source, summary)
-    export(f"{folder}/export", whole_state(job, settings, cache.info, learned), config, card)
+    export(f"{folder}/export", whole_state(job, settings, cache.spec, learned), config, card)
 
 
-def whole_state(job: Job, settings: Settings, info: CacheInfo, learned: Mapping[str, torch.Tensor]) -> State:
+def whole_state(job: Job, settings: Settings, spec: CacheSpec, learned: Mapping[str, torch.Tensor]) -> State:
     """The backbone's state for an export: what was trained (names of the job's model), frozen weights as they came, before
     any rounding to bf16, and adapters merged in.
     """
     _, train = sections(job, settings)
     state = dict(learned)
     if train.trainable is not None or train.lora.rank is not None:
-        state = initial_model(job, settings, info)[0].state_dict() | state
+        state = initial_model(job, settings, spec)[0].state_dict() | state
     return merged({name.removeprefix("backbone."): value for name, value in state.items()}, train.lora)

@@ -12,6 +12,7 @@ from helpers.video_files import write_video
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import EncodeClips
 from pipeline.data.cache.estimate import Estimate, _seconds, estimate, flops_a_frame, in_words, online_in_words, spread
+from pipeline.data.cache.info import resolve_spec
 from pipeline.data.cache.run import plan_cache
 from pipeline.data.decode.stage import decode_clips
 from pipeline.data.plan.clips import plan_table
@@ -39,7 +40,7 @@ def test_the_sample_is_spread_evenly_and_always_the_same() -> None:
 
 def test_the_estimate_is_of_clips_that_were_really_made(settings: Settings, tmp_path: Path) -> None:
     pending = plan_table(settings.data)
-    found = estimate(pending, settings)
+    found = estimate(pending, settings, resolve_spec(settings))
     assert (found.clips, found.sample, found.rejects) == (10, 8, {"too_short": 1, "unreadable": 1})
     assert found.measured and found.decode_s > 0 and found.encode_s > 0 and found.gpu_hours == 0
     actor = EncodeClips(settings.vae, settings.data, 1, 0)
@@ -62,7 +63,9 @@ def test_without_the_gpu_that_is_asked_for_the_vaes_arithmetic_is_used(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     resources = settings.cluster.encode.model_copy(update={"num_gpus": 1.0, "actors": 8})
     cluster = settings.cluster.model_copy(update={"encode": resources})
-    found = estimate(plan_table(settings.data), settings.model_copy(update={"cluster": cluster}))
+    found = estimate(
+        plan_table(settings.data), settings.model_copy(update={"cluster": cluster}), resolve_spec(settings)
+    )
     assert not found.measured
     assert found.gpu_hours == pytest.approx(10 * 6 / 8 * found.encode_s / 3600)
     assert found.seconds >= found.gpu_hours * 3600 / 8

@@ -45,13 +45,11 @@ def test_moments_differ_from_numpys() -> None:
 def test_moments_of_a_cache_are_lost_on_the_way(tmp_path: Path) -> None:
     cache = write_cache(tiny_settings(tmp_path))
     rows = cache.select(TRAIN)
-    found = read_moments(cache.path, rows, cache.info["scaling_factor"])
-    exact = (
-        np.stack([read_latent(cache.path, row)[0].astype(np.float64) for row in rows]) * cache.info["scaling_factor"]
-    )
+    found = read_moments(cache.path, rows, cache.spec.scaling_factor)
+    exact = np.stack([read_latent(cache.path, row)[0].astype(np.float64) for row in rows]) * cache.spec.scaling_factor
     np.testing.assert_allclose(found.mean, exact.mean(0), atol=1e-6)
     save_moments(f"{tmp_path}/moments", found, "f")
-    back = load_moments(f"{tmp_path}/moments", cache.info["latent_shape"])
+    back = load_moments(f"{tmp_path}/moments", cache.spec.latent_shape)
     assert back.clips == len(rows) and back.variance == pytest.approx(found.variance)
     np.testing.assert_array_equal(back.mean, found.mean)
     with pytest.raises(UserError, match=r"moments of latents \[4, 4, 4, 4\]"):

@@ -34,7 +34,7 @@ WEIGHTS = "0123456789abcdef"
 def cached(tmp_path: Path) -> tuple[Cache, NeuralPrior]:
     settings = tiny_settings(tmp_path)
     cache = write_cache(settings)
-    prior = randomise(build_prior(settings.prior.model, cache.info["latent_shape"], len(CLASSES)).eval())
+    prior = randomise(build_prior(settings.prior.model, cache.spec.latent_shape, len(CLASSES)).eval())
     describe_prior(cache, WEIGHTS, "prior/export")
     for shard in missing_shards(cache, WEIGHTS):
         rows = rows_of_shard(cache, shard)
@@ -48,7 +48,7 @@ def test_batch_brings_another_clips_output(cached: tuple[Cache, NeuralPrior]) ->
     batch = make_batch(source, [(position, position) for position in range(len(source.rows))], "train", 0)
     assert batch.latents.prior is not None
     for row, found in zip(source.rows, batch.latents.prior, strict=True):
-        image = torch.from_numpy(read_latent(cache.path, row)[0, 0].astype(np.float32)) * cache.info["scaling_factor"]
+        image = torch.from_numpy(read_latent(cache.path, row)[0, 0].astype(np.float32)) * cache.spec.scaling_factor
         with torch.no_grad():
             expected = prior(image[None], class_indices([row["label"]], CLASSES))[0]
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)  # kept in half precision

@@ -61,6 +61,6 @@ def test_facts_are_of_all_clips(cache: Cache, tmp_path: Path) -> None:
     assert facts["classes"] == {"bounce": {"train": 5, "test": 2}, "slide": {"train": 5, "test": 1}}
     found = statistics(cache, 5)
     assert found["clips"] == 5 and all(len(found[name]) == 4 for name in ("mean", "std", "posterior_std"))
-    scale = cache.info["scaling_factor"]
+    scale = cache.spec.scaling_factor
     assert found["posterior_std"] == pytest.approx([scale * 0.0498] * 4, rel=1e-2), "log-variance -6 everywhere"
     assert all(2 < value / scale < 5 for value in found["std"]), "waves of height 5"

@@ -16,6 +16,7 @@ from helpers.tiny_vae import save_tiny_vae
 from helpers.video_files import write_video
 from PIL import Image
 
+from pipeline.data.cache.info import resolve_spec
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.pipeline import chain
 from pipeline.data.cache.run import build_cache, plan_cache
@@ -96,7 +97,7 @@ def test_every_planned_clip_is_cached_or_rejected_with_its_reason(built: Setting
 @pytest.mark.ray
 def test_latents_are_the_posterior_of_the_decoded_frames(built: Settings) -> None:
     cache = open_cache(built.cache_path)
-    assert cache.info["latent_shape"] == [16, 4, 8, 8]
+    assert cache.spec.latent_shape == [16, 4, 8, 8]
     vae = load_vae(built.vae.path)
     for row in cache.rows[:3]:
         frames, span = decode_clip(row, built.data)
@@ -109,7 +110,7 @@ def test_latents_are_the_posterior_of_the_decoded_frames(built: Settings) -> Non
 
 @pytest.mark.ray
 def test_decoding_is_not_fused_into_the_vae_actors(built: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    chain(plan_table(built.data), built).explain()
+    chain(plan_table(built.data), built, resolve_spec(built)).explain()
     stages = capsys.readouterr().out.rsplit("Physical Plan (Optimized)")[-1]
     assert "TaskPoolMapOperator[MapBatches(decode_clips)]" in stages
     assert "ActorPoolMapOperator[MapBatches(EncodeClips)]" in stages
@@ -120,7 +121,7 @@ def test_shards_are_cut_by_the_commits_and_not_by_tasks_of_their_own(
     built: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A fusion that Ray Data does, and that `chain` relies on; the sizes of the shards show that it cuts."""
-    chain(plan_table(built.data), built).explain()
+    chain(plan_table(built.data), built, resolve_spec(built)).explain()
     stages = capsys.readouterr().out.rsplit("Physical Plan (Optimized)")[-1]
     assert "TaskPoolMapOperator[MapBatches(commit_clips)->StreamingRepartition[" in stages
     assert stages.count("StreamingRepartition") == 1

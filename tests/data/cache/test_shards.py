@@ -3,6 +3,7 @@
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from helpers.tiny_text import save_tiny_clip
 
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import npy_bytes
-from pipeline.data.cache.info import check_same, describe, read_info, write_info
+from pipeline.data.cache.info import CacheSpec, check_same, read_spec, resolve_spec, write_spec
 from pipeline.data.cache.manifest import Cache, next_round, open_cache, read_manifest, read_rejects
 from pipeline.data.cache.shards import CorruptShard, read_latent, read_text
 from pipeline.errors import UserError
-from pipeline.schema import ENCODED_SCHEMA, CacheInfo
+from pipeline.schema import ENCODED_SCHEMA
 from pipeline.settings import load
 
 
@@ -43,9 +44,8 @@ def encoded(*indices: int, bad: tuple[int, ...] = (), reason: str = "too_short",
     return pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA)
 
 
-def info(**settings: Any) -> CacheInfo:
-    return CacheInfo(
-        version=1,
+def spec(**settings: Any) -> CacheSpec:
+    return CacheSpec(
         fingerprint=str(sorted(settings.items())),
         settings=settings,
         scaling_factor=0.18215,
@@ -112,14 +112,14 @@ def test_a_cache_without_text_says_so(tmp_path: Path) -> None:
 def test_the_text_encoder_is_part_of_what_a_cache_is_made_with(tmp_path: Path) -> None:
     first, other = (save_tiny_clip(tmp_path / str(seed), seed) for seed in range(2))
 
-    def described(*more: str) -> CacheInfo:
-        return describe(load(["--recipe", "demo", *more])[0], [])
+    def described(*more: str) -> CacheSpec:
+        return resolve_spec(load(["--recipe", "demo", *more])[0])
 
     without, clip = described(), described("--text.path", first, "--text.max_length", "8")
-    assert (without["text_shape"], clip["text_shape"]) == (None, [8, 16])
+    assert (without.text_shape, clip.text_shape) == (None, [8, 16])
     demo = load(["--recipe", "demo"])[0]
     shorter = demo.model_copy(update={"text": demo.text.model_copy(update={"max_length": 5})})
-    assert without["fingerprint"] == describe(shorter, [])["fingerprint"], "nothing is embedded"
+    assert without.fingerprint == resolve_spec(shorter).fingerprint, "nothing is embedded"
     for changed, expected in [
         (["--text.path", other, "--text.max_length", "8"], "text.path .hash of its files"),
         (["--text.path", first, "--text.max_length", "9"], "text.max_length: cache has 8, settings say 9"),
@@ -150,7 +150,7 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
 def test_a_tar_without_manifest_part_does_not_exist(tmp_path: Path) -> None:
     commit(str(tmp_path), encoded(1, 2))
     commit(str(tmp_path), encoded(3))
-    write_info(str(tmp_path), info())
+    write_spec(str(tmp_path), spec())
     for part in (tmp_path / "manifest").iterdir():
         if pq.read_table(part).num_rows == 2:
             part.unlink()
@@ -190,7 +190,7 @@ def test_a_reject_that_was_tried_again_counts_once_as_what_it_became(tmp_path: P
     for round_number in range(3, 12):  # as many as make ten come after nine
         commit(cache, encoded(8, bad=(8,), reason=f"round {round_number}"), round_number)
     commit(cache, encoded(9), next_round(cache))
-    write_info(cache, info())
+    write_spec(cache, spec())
     rejects = open_cache(cache).rejects.to_pylist()
     assert [(row["video"], row["reason"]) for row in rejects] == [
         ("6.mp4", "corrupt"),
@@ -201,16 +201,16 @@ def test_a_reject_that_was_tried_again_counts_once_as_what_it_became(tmp_path: P
 
 def test_other_settings_are_refused_with_each_difference() -> None:
     with pytest.raises(UserError) as error:
-        check_same("there", info(a=3, b=1, c="x" * 64), info(a=4, b=1, c="y" * 64))
+        check_same("there", spec(a=3, b=1, c="x" * 64), spec(a=4, b=1, c="y" * 64))
     assert "a: cache has 3, settings say 4" in str(error.value) and "--cache.path" in str(error.value)
     assert "b:" not in str(error.value) and "\n" not in str(error.value)
-    check_same("there", info(a=3), info(a=3))
+    check_same("there", spec(a=3), spec(a=3))
 
 
 def test_no_cache_and_an_empty_one_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no cache there"):
         open_cache(str(tmp_path))
-    write_info(str(tmp_path), info())
+    write_spec(str(tmp_path), spec())
     with pytest.raises(UserError, match="holds no clips yet"):
         open_cache(str(tmp_path))
     (tmp_path / "cache.json").write_text("{")
@@ -222,10 +222,10 @@ def test_no_cache_and_an_empty_one_are_clear_errors(tmp_path: Path) -> None:
 
 
 def test_classes_of_earlier_runs_stay(tmp_path: Path) -> None:
-    write_info(str(tmp_path), info())
-    write_info(str(tmp_path), {**info(), "classes": ["B"]})
-    found = read_info(str(tmp_path))
-    assert found is not None and found["classes"] == ["A", "B"]
+    write_spec(str(tmp_path), spec())
+    write_spec(str(tmp_path), replace(spec(), classes=["B"]))
+    found = read_spec(str(tmp_path))
+    assert found is not None and found.classes == ["A", "B"]
 
 
 @pytest.fixture
@@ -248,8 +248,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_cache_on_s3_is_the_same_cache(s3: str, tmp_path: Path) -> None:
     for path in (s3, str(tmp_path)):
         commit(path, encoded(1, 2, 3, bad=(3,)))
-        write_info(path, info())
+        write_spec(path, spec())
     remote, local = open_cache(s3), open_cache(str(tmp_path))
-    assert isinstance(remote, Cache) and remote.rows == local.rows and remote.info == local.info
+    assert isinstance(remote, Cache) and remote.rows == local.rows and remote.spec == local.spec
     assert remote.rejects == local.rejects
     assert np.array_equal(read_latent(s3, remote.rows[1]), latent(2))

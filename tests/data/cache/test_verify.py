@@ -6,6 +6,7 @@ import os
 import runpy
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def tars(cache: Cache) -> list[Path]:
 
 
 def problems(cache: Cache) -> list[str]:
-    checked = list(check_shards(cache.path, cache.info))
+    checked = list(check_shards(cache.path, cache.spec))
     return [finding.problem for one in checked for finding in one.findings]
 
 
@@ -101,7 +102,7 @@ def misshapen(cache: Cache, good: dict[Path, bytes]) -> list[str]:
     """The problems of a cache that says its latents were of another shape."""
     for path, content in good.items():
         path.write_bytes(content)
-    return problems(Cache(cache.path, {**cache.info, "latent_shape": [16, 4, 4, 4]}, cache.table, cache.rejects))
+    return problems(Cache(cache.path, replace(cache.spec, latent_shape=[16, 4, 4, 4]), cache.table, cache.rejects))
 
 
 def test_damage_fails_the_job_until_it_is_repaired(

@@ -108,7 +108,7 @@ def test_z0_is_the_scaled_posterior(cache: Cache) -> None:
     assert batch.latents.keys == [row["key"] for row in source.rows]
     for z0, row in zip(batch.latents.z0, source.rows, strict=True):
         mean, logvar = torch.from_numpy(read_latent(cache.path, row)).float()
-        error = (z0 / cache.info["scaling_factor"] - mean) / (0.5 * logvar).exp()
+        error = (z0 / cache.spec.scaling_factor - mean) / (0.5 * logvar).exp()
         assert abs(error.std() - 1) < 0.25 and abs(error.mean()) < 0.3
 
 

@@ -18,8 +18,8 @@ def test_items_are_scaled_means_of_the_split(storage: Path) -> None:
         rows = cache.select(split)
         assert len(found) == clips and [found[i]["key"] for i in range(clips)] == [row["key"] for row in rows]
         mean = torch.from_numpy(read_latent(cache.path, rows[0])[0]).float()
-        assert torch.equal(found[0]["z0"], mean * cache.info["scaling_factor"])
-        assert cache.info["classes"][found[0]["label"]] == rows[0]["label"]
+        assert torch.equal(found[0]["z0"], mean * cache.spec.scaling_factor)
+        assert cache.spec.classes[found[0]["label"]] == rows[0]["label"]
 
 
 def test_samples_are_new_draws_of_the_posterior(storage: Path) -> None:
@@ -34,7 +34,7 @@ def test_samples_are_new_draws_of_the_posterior(storage: Path) -> None:
 def test_loader_makes_batches_of_items(storage: Path) -> None:
     clips = LatentDataset(open_cache(tiny_settings(storage).cache_path))
     batch = next(iter(torch.utils.data.DataLoader(clips, batch_size=4)))
-    assert batch["z0"].shape == (4, *clips.cache.info["latent_shape"]) and len(batch["caption"]) == 4
+    assert batch["z0"].shape == (4, *clips.cache.spec.latent_shape) and len(batch["caption"]) == 4
 
 
 def test_index_beyond_the_end_is_refused(storage: Path) -> None:

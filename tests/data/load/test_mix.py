@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from helpers.tiny_cache import tiny_settings, write_cache
 
+from pipeline.data.cache.info import resolve_spec
+from pipeline.data.cache.manifest import Cache
 from pipeline.data.load.batches import training_batches
 from pipeline.data.load.mix import Mix, open_training_cache
 from pipeline.data.load.order import global_batch, mix_counts, mixed_order
@@ -16,6 +18,10 @@ from pipeline.settings import Settings
 from pipeline.train.plan import plan_training, prepare, run_fingerprint
 
 SHARES = ((10, 12), (6, 4))  # clips and draws of 10 : 6 clips at weights 3 : 1
+
+
+def open_wanted(settings: Settings) -> Cache:
+    return open_training_cache(settings, resolve_spec(settings))
 
 
 def mixed(folder: Path, *more: str) -> Settings:
@@ -34,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mix(folder: Path) -> Mix:
-    cache = open_training_cache(mixed(folder))
+    cache = open_wanted(mixed(folder))
     assert isinstance(cache, Mix) and cache.shares == SHARES
     return cache
 
@@ -68,7 +74,7 @@ def test_order_depends_on_seed_and_epoch_and_places_are_shuffled() -> None:
 
 @pytest.mark.parametrize("workers", [2, 3, 4])
 def test_global_batches_do_not_depend_on_workers_or_restarts(mix: Mix, workers: int) -> None:
-    source = training_source(mix, mix.info["classes"], 0.3, 0)
+    source = training_source(mix, mix.spec.classes, 0.3, 0)
 
     def clips(rank: int, of: int, start: int) -> list[list[tuple[str, float]]]:
         return [
@@ -89,12 +95,12 @@ def test_global_batches_do_not_depend_on_workers_or_restarts(mix: Mix, workers: 
 
 
 def test_clips_are_read_from_their_own_cache_and_held_out_ones_come_from_all(mix: Mix) -> None:
-    source = training_source(mix, mix.info["classes"], 0.0, 0)
+    source = training_source(mix, mix.spec.classes, 0.0, 0)
     strides = Counter(row["stride"] for row in (source.rows[i] for i in global_batch(0, 0, 16, source.shares)))
     assert sum(strides.values()) == 16 and len(source.rows) == 16
     for row in source.rows:
         assert source.read(row).shape == (2, 4, 4, 4, 4)
-    assert len(validation_source(mix, mix.info["classes"], 99, 0).rows) == 5
+    assert len(validation_source(mix, mix.spec.classes, 99, 0).rows) == 5
 
 
 def test_a_mix_is_recorded_and_planned(folder: Path) -> None:
@@ -109,13 +115,11 @@ def test_a_mix_is_recorded_and_planned(folder: Path) -> None:
 
 def test_what_does_not_fit_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"two: cannot be mixed in \(latents: cache has .*take it out of cache.mix"):
-        open_training_cache(
-            tiny_settings(folder, f"--cache.mix=[{{path: {folder}/two, weight: 1}}]", "--data.height=64")
-        )
+        open_wanted(tiny_settings(folder, f"--cache.mix=[{{path: {folder}/two, weight: 1}}]", "--data.height=64"))
     with pytest.raises(UserError, match=r"vae.dtype: cache has float32, settings say float16"):
-        open_training_cache(mixed(folder, "--vae.dtype=float16"))
+        open_wanted(mixed(folder, "--vae.dtype=float16"))
     with pytest.raises(UserError, match="without one clip an epoch"):
-        open_training_cache(
+        open_wanted(
             tiny_settings(
                 folder, f"--cache.mix=[{{path: {folder}/one, weight: 1000}}, {{path: {folder}/two, weight: 1}}]"
             )

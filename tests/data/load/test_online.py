@@ -11,6 +11,7 @@ from helpers.tiny_vae import save_tiny_vae
 from helpers.video_files import write_video
 
 from pipeline.data.cache.encode import EncodeClips
+from pipeline.data.cache.info import resolve_spec
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.load.batches import TrainingBatch, training_batches
 from pipeline.data.load.online import open_training_data, training_clips
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[list[TrainingBatch]]:
-    source = training_source(open_training_data(settings), [], 0.0, 0)
+    source = training_source(open_training_data(settings, resolve_spec(settings)), [], 0.0, 0)
     clips = training_clips(source, settings, SIZE, rank, workers, start, STEPS)
     return training_batches(source, SIZE, SIZE, rank, workers, start, STEPS, clips)
 
@@ -63,7 +64,8 @@ def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[
 def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluster: None, folder: Path) -> None:
     settings = settings_of(folder)
     whole = [micro_batches[0] for micro_batches in stream(settings, 0, 1, 0)]
-    encoder, info = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0), open_training_data(settings).info
+    encoder = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
+    spec = open_training_data(settings, resolve_spec(settings)).spec
     cached = {}  # as the stages of the cache make it, by hand
     for planned in plan_clips(settings.data):
         frames, span = decode_clip(planned, settings.data)
@@ -71,7 +73,7 @@ def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluste
     for batch in whole:
         for key, z0 in zip(batch.latents.keys, batch.latents.z0, strict=True):
             mean, logvar = cached[key]
-            noise = (z0 / info["scaling_factor"] - mean) / (0.5 * logvar).exp()
+            noise = (z0 / spec.scaling_factor - mean) / (0.5 * logvar).exp()
             assert 0.7 < noise.std() < 1.3 and noise.abs().max() < 6, "z0 is a sample of the cached posterior"
     keys = [key for batch in whole for key in batch.latents.keys]
     assert all(len(set(keys[start : start + 6])) == 6 for start in (0, 6)), "every clip once an epoch"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.tiny_models import tiny_model
 
+from pipeline.data.cache.info import CacheSpec
 from pipeline.models.build import build_image_to_video
 from pipeline.train.plan import training_flops
 from pipeline.train.report.utilisation import peak_flops, peak_of, utilisation
@@ -38,10 +39,10 @@ def test_flops_are_those_of_the_matrices_counted_by_hand() -> None:
     frames, side, d = 16, 16, 32
     with torch.device("meta"):
         network = build_image_to_video(tiny_model(), [frames, 4, side, side], 2)
-    info = {"latent_shape": [frames, 4, side, side], "classes": ["a", "b"], "text_shape": None}
+    spec = CacheSpec("", {}, 1.0, [frames, 4, side, side], None, ["a", "b"])
     n, f = (side // 2) ** 2, frames + 1
     blocks = f * n * (2 * 12 * d * d + 2 * n * d + 2 * f * d) + (f + n) * 6 * d * d
     ends = f * n * (16 * d + 16 * d)  # patches in and out: 2 x 2 x 4 numbers each
-    assert training_flops(network, info) == pytest.approx(3 * 2 * (blocks + ends), rel=0.05)  # type: ignore[arg-type]
+    assert training_flops(network, spec) == pytest.approx(3 * 2 * (blocks + ends), rel=0.05)
     network.requires_grad_(False)
-    assert training_flops(network, info) == pytest.approx(2 * 2 * (blocks + ends), rel=0.05)  # type: ignore[arg-type]
+    assert training_flops(network, spec) == pytest.approx(2 * 2 * (blocks + ends), rel=0.05)
