@@ -1,7 +1,7 @@
 """Latte (Ma et al. 2024, variant 1): a video transformer whose blocks alternate between space and time.
 
-Parameter names are the published checkpoints'. Legend: B clips, F frames, C channels, h x w latent,
-L tokens a frame, D hidden size, p patch size.
+Parameter names are those of the published checkpoints. Legend: B clips, F frames, C channels, h x w latent,
+L tokens per frame, D hidden size, p patch size.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ LATTE_SIZES: dict[str, LatteSize] = {
 
 
 def sinusoid(position: Tensor, size: int) -> Tensor:
-    """Sine-cosine features of (N,) positions, (N, size) float64: `size`/2 sines, then as many cosines."""
+    """Compute sine-cosine features (N, size), float64, of positions (N,): `size`/2 sines, then `size`/2 cosines."""
     frequency = 10000.0 ** -(torch.arange(size // 2, dtype=torch.float64) / (size // 2))
     angle = position.double()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 def sinusoid_grid(side: int, size: int) -> Tensor:
-    """Features of a side x side grid, row by row, (side^2, size) float64: column's half, then row's."""
+    """Compute features (side^2, size), float64, of a square grid, row by row: half for the column, half for the row."""
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     return torch.cat([sinusoid(column.flatten(), size // 2), sinusoid(row.flatten(), size // 2)], dim=1)
 
 
 def sinusoid_of_time(t: Tensor, size: int) -> Tensor:
-    """Features of timesteps (B,), (B, size) float32: `size`/2 cosines, then as many sines (Ho et al. 2020)."""
+    """Compute features (B, size), float32, of timesteps (B,): first cosines, then sines (Ho et al. 2020)."""
     half = size // 2
     exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
     angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
@@ -53,12 +53,12 @@ def sinusoid_of_time(t: Tensor, size: int) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN: x (B, F, L, D) with shift and scale (B, 1, 1, D)."""
+    """Shift and scale x (B, F, L, D) by adaLN; shift and scale are (B, 1, 1, D)."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
 class TimestepEmbedder(nn.Module):
-    """A continuous timestep (B,) on the scale 0..999 to (B, D): 256 sinusoids, then a two-layer network."""
+    """Embed continuous timesteps (B,) on the scale 0..999 as (B, D): 256 sinusoids, then a two-layer network."""
 
     frequencies = 256
 
@@ -69,37 +69,40 @@ class TimestepEmbedder(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
+        """Embed timesteps (B,) as (B, D)."""
         features = sinusoid_of_time(t, self.frequencies)
         out: Tensor = self.mlp(features.to(self.mlp.get_parameter("0.weight").dtype))
         return out
 
 
 class LabelEmbedder(nn.Module):
-    """Class labels (B,) int64 to (B, D). Row `num_classes` is the null class of classifier-free guidance."""
+    """Embed class labels. Row `num_classes` of the table is the null class of classifier-free guidance."""
 
     def __init__(self, num_classes: int, hidden_size: int) -> None:
         super().__init__()
         self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
 
     def forward(self, y: Tensor) -> Tensor:
+        """Embed labels (B,), int64, as (B, D)."""
         out: Tensor = self.embedding_table(y)
         return out
 
 
 class PatchEmbed(nn.Module):
-    """Frames (N, C, h, w) to tokens (N, L, D)."""
+    """Cut frames into patches and project each patch to a token."""
 
     def __init__(self, patch_size: int, in_channels: int, hidden_size: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Turn frames (N, C, h, w) into tokens (N, L, D)."""
         out: Tensor = self.proj(x)
         return out.flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the last but one dimension of (..., N, D)."""
+    """Multi-head self-attention over the second to last dimension of (..., N, D)."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -108,6 +111,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Attend over the N tokens of x (..., N, D); the shape stays."""
         *batch, tokens, size = x.shape
         qkv = self.qkv(x).view(-1, tokens, 3, self.num_heads, size // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -117,7 +121,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """D -> 4 D -> D with the tanh approximation of GELU."""
+    """Feed-forward network D -> 4 D -> D with the tanh approximation of GELU."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -125,12 +129,13 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform the last dimension of x (..., D); the shape stays."""
         out: Tensor = self.fc2(F_.gelu(self.fc1(x), approximate="tanh"))
         return out
 
 
 class Block(nn.Module):
-    """DiT block with adaLN-zero on (B, F, L, D), attending over a frame's tokens or over a token's frames."""
+    """DiT block with adaLN-zero; it attends over the tokens of a frame, or over all frames at one token's place."""
 
     def __init__(self, hidden_size: int, num_heads: int, temporal: bool) -> None:
         super().__init__()
@@ -141,6 +146,7 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Transform tokens x (B, F, L, D) under the condition c (B, D); the shape stays."""
         modulation = self.adaLN_modulation(c)[:, None, None]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
         attended = modulate(self.norm(x), shift_a, scale_a)
@@ -153,7 +159,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens (B, F, L, D) to patches (B, F, L, p p C_out), channels last."""
+    """Project tokens to patches of the output."""
 
     def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
@@ -162,19 +168,20 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Turn tokens (B, F, L, D) and the condition c (B, D) into patches (B, F, L, p p C_out), channels last."""
         shift, scale = self.adaLN_modulation(c)[:, None, None].chunk(2, dim=-1)
         out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
         return out
 
 
 class Latte(nn.Module):
-    """The backbone of the bridge, of its diffusion counterpart and of the neural prior.
+    """Backbone of the bridge, of its diffusion counterpart and of the neural prior.
 
-    input_size: h = w of the latent. num_frames: frames of the *input*, with the image's extra frame where
-    there is one. out_channels: of the prediction; `learn_sigma` doubles it. num_classes: without the null
-    class, whose label is num_classes. time_embedding=False leaves the timestep out (eq. 8's neural prior).
-    Weights are drawn from `seed`, and the global generator is left as it was; on the meta device nothing is
-    drawn. Raises ValueError where the sizes do not fit each other.
+    input_size: height and width of the latent. num_frames: frames of the input, including the image's extra frame
+    if there is one. out_channels: channels of the prediction; `learn_sigma` doubles them. num_classes: classes
+    without the null class, whose label is num_classes. time_embedding: False leaves out the timestep, as the
+    neural prior of eq. 8 does. Draws weights from `seed` and leaves the global generator unchanged; draws nothing
+    on the meta device. Raises ValueError if the sizes do not fit each other.
     """
 
     pos_embed: Tensor
@@ -216,7 +223,7 @@ class Latte(nn.Module):
         side = input_size // patch_size
         self.register_buffer("pos_embed", sinusoid_grid(side, hidden_size)[None].float())
         self.register_buffer("temp_embed", sinusoid(torch.arange(num_frames), hidden_size)[None].float())
-        with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the global generator when built
+        with torch.random.fork_rng(devices=[]):  # PyTorch draws from the global generator when it builds a layer
             self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
             self.t_embedder = TimestepEmbedder(hidden_size) if time_embedding else None
             self.y_embedder = LabelEmbedder(num_classes, hidden_size)
@@ -226,7 +233,7 @@ class Latte(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """DiT's initialisation (Peebles & Xie 2023): Xavier, and zeros where a block or the output starts."""
+        """Initialise as DiT does (Peebles & Xie 2023): Xavier weights, and zeros in modulations and the output."""
         device = self.x_embedder.proj.weight.device
         if device.type == "meta":
             return
@@ -249,20 +256,20 @@ class Latte(nn.Module):
                 nn.init.zeros_(module.adaLN_modulation.get_parameter("1.weight"))
 
     def forward(self, x: Tensor, t: Tensor | None, y: Tensor) -> Tensor:
-        """x (B, F, C, h, w), t (B,) on the scale 0..999, y (B,) int64 to the prediction (B, F, C_out, h, w).
+        """Predict (B, F, C_out, h, w) from x (B, F, C, h, w), t (B,) on the scale 0..999 and labels y (B,), int64.
 
-        t is None exactly where the model has no time embedding. Computes in the dtype of the weights.
-        Raises ValueError where the input does not fit the model.
+        t is None if and only if the model has no time embedding. Computes in the dtype of the weights.
+        Raises ValueError if the input does not fit the model.
         """
         frames, channels = x.shape[1:3]
         if (frames, channels) != (self.num_frames, self.in_channels):
             raise ValueError(
                 f"Latte was built for {self.num_frames} frames of {self.in_channels} channels, "
-                f"and was given {frames} frames of {channels}: x is (B, F, C, h, w)"
+                f"but got {frames} frames of {channels}: x is (B, F, C, h, w)"
             )
         if (t is None) != (self.t_embedder is None):
             raise ValueError(
-                "a timestep is needed exactly when the model has a time embedding; "
+                "a model with a time embedding needs a timestep, and one without takes none; "
                 f"t is {'missing' if t is None else 'given'}"
             )
         h, w = (size // self.patch_size for size in x.shape[-2:])

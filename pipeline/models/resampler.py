@@ -1,7 +1,7 @@
-"""DynamiCrafter's image-token resampler (Xing et al. 2023, section 3.2), after IP-Adapter's and Flamingo's, names as published.
+"""DynamiCrafter's image-token resampler (Xing et al. 2023, section 3.2), with the published names.
 
-Learned queries for each frame attend over the tokens of a CLIP image encoder; the U-Net's cross-attention reads the
-results. Legend: B clips, F frames, Q queries a frame, L image tokens, D width.
+It follows IP-Adapter's and Flamingo's. Learned queries for each frame attend over the tokens of a CLIP image encoder;
+the U-Net's cross-attention reads the results. Legend: B clips, F frames, Q queries per frame, L image tokens, D width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .unet3d_layers import attend, initialise_uniform
 
 
 class PerceiverAttention(nn.Module):
-    """Queries (B, N, D) attend over the image's tokens (B, L, D) and over themselves."""
+    """Attention of queries over the image's tokens and over the queries themselves."""
 
     def __init__(self, size: int, head_size: int, heads: int) -> None:
         super().__init__()
@@ -25,6 +25,7 @@ class PerceiverAttention(nn.Module):
         self.to_out = nn.Linear(heads * head_size, size, bias=False)
 
     def forward(self, x: Tensor, queries: Tensor) -> Tensor:
+        """Attend from queries (B, N, D) over image tokens x (B, L, D) and the queries; return (B, N, D)."""
         x, queries = self.norm1(x), self.norm2(queries)
         k, v = self.to_kv(torch.cat([x, queries], dim=1)).chunk(2, dim=-1)
         out: Tensor = self.to_out(attend(self.to_q(queries), k, v, self.head_size))
@@ -32,9 +33,9 @@ class PerceiverAttention(nn.Module):
 
 
 class Resampler(nn.Module):
-    """CLIP image tokens (B, L, embedding_size) to tokens of each frame (B, F, Q, out_size).
+    """Turn CLIP image tokens (B, L, embedding_size) into tokens for each frame (B, F, Q, out_size).
 
-    Defaults are DynamiCrafter's at 16 frames. Weights are drawn from `seed`; the global generator is left as it was.
+    The defaults are DynamiCrafter's for 16 frames. Draws weights from `seed` and leaves the global generator unchanged.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Resampler(nn.Module):
     ) -> None:
         super().__init__()
         self.frames = frames
-        with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the global generator when built
+        with torch.random.fork_rng(devices=[]):  # PyTorch draws from the global generator when it builds a layer
             self.latents = nn.Parameter(torch.empty(1, queries * frames, size))
             self.proj_in = nn.Linear(embedding_size, size)
             self.proj_out = nn.Linear(size, out_size)
@@ -60,12 +61,11 @@ class Resampler(nn.Module):
             self.layers = nn.ModuleList(
                 nn.ModuleList([PerceiverAttention(size, head_size, heads), feed_forward(size)]) for _ in range(depth)
             )
-
         self.initialise(seed)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Queries of length about 1, and weights uniform in +-1/sqrt(inputs)."""
+        """Draw queries of length about 1, and weights uniformly from +-1/sqrt(inputs)."""
         if self.latents.device.type == "meta":
             return
         generator = torch.Generator(self.latents.device).manual_seed(seed)
@@ -75,7 +75,7 @@ class Resampler(nn.Module):
                 initialise_uniform(module, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes in the dtype of the weights."""
+        """Turn image tokens x (B, L, embedding_size) into (B, F, Q, out_size), in the dtype of the weights."""
         x = self.proj_in(x.to(self.latents.dtype))
         queries = self.latents.expand(len(x), -1, -1)
         for layer in self.layers:
@@ -87,6 +87,6 @@ class Resampler(nn.Module):
 
 
 def feed_forward(size: int) -> nn.Sequential:
-    """D -> 4 D -> D behind a norm, without biases."""
+    """Build a norm and a feed-forward network D -> 4 D -> D without biases."""
     widen, narrow = nn.Linear(size, 4 * size, bias=False), nn.Linear(4 * size, size, bias=False)
     return nn.Sequential(nn.LayerNorm(size), widen, nn.GELU(), narrow)

@@ -1,7 +1,7 @@
-"""The 3D U-Net of VideoCrafter1 and DynamiCrafter (Chen et al. 2023, Xing et al. 2023), names as published.
+"""The 3D U-Net of VideoCrafter1 and DynamiCrafter (Chen et al. 2023, Xing et al. 2023), with the published names.
 
-Hybrid conditioning: what is known of every frame comes on extra input channels; text, and image tokens of each frame,
-through cross-attention; timestep and frame stride (or rate) as embeddings. Legend: see unet3d_layers.
+Conditions enter in three ways: the image on extra input channels of every frame; text and each frame's image tokens
+through cross-attention; the timestep and the frame stride (or rate) as embeddings. Legend: see unet3d_layers.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from .unet3d_layers import (
 )
 
 Layers = Callable[[int, int, int], list[nn.Module]]  # channels in, channels out, level -> layers of a block
-INIT_HEADS = 8  # of the transformer over time behind the first convolution
+INIT_HEADS = 8  # heads of the temporal transformer after the first convolution
 
 
 class ConditionedSequential(nn.Sequential):
-    """Layers in a row; each gets the conditions that it takes. `x` is (B F, C, h, w)."""
+    """Run layers in order and give each the conditions that it takes."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, embedding: Tensor, text: Tensor, image: Tensor | None, frames: int
     ) -> Tensor:
+        """Transform x (B F, C, h, w); `frames` is F."""
         for layer in self:
             if isinstance(layer, ResidualBlock):
                 x = layer(x, embedding, frames)
@@ -49,12 +50,12 @@ class ConditionedSequential(nn.Sequential):
 
 
 class UNet3D(nn.Module):
-    """The network of text-to-video diffusion, and with image tokens and extra input channels of image-to-video.
+    """Network for text-to-video diffusion; with image tokens and extra input channels, for image-to-video.
 
-    model_channels: at full resolution; channel_mult: its multiple at each level, every one of half the resolution
-    of the one before; attention_levels: levels with transformers, from 0. head_size divides all widths. text_size:
-    width of text and image tokens. image_tokens: whether the model attends over image tokens. dropout draws from
-    PyTorch's global generator, in training only. Raises ValueError where the sizes do not fit each other.
+    model_channels: width at full resolution. channel_mult: multiple of that width at each level; each level halves
+    the resolution. attention_levels: levels with transformers, counted from 0. head_size: divides all widths.
+    text_size: width of text and image tokens. image_tokens: whether the model attends over image tokens. dropout:
+    draws from PyTorch's global generator, in training only. Raises ValueError if the sizes do not fit each other.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class UNet3D(nn.Module):
             residual = ResidualBlock(channels, out, size, dropout)
             return [residual, *(transformers(out) if level in attention_levels else [])]
 
-        with torch.random.fork_rng(devices=[]):  # PyTorch's layers draw from the global generator when built
+        with torch.random.fork_rng(devices=[]):  # PyTorch draws from the global generator when it builds a layer
             self.time_embed = embedding_network(model_channels, size)
             self.fps_embedding = embedding_network(model_channels, size)
             self.init_attn = ConditionedSequential(TemporalTransformer(model_channels, head_size, INIT_HEADS))
@@ -106,7 +107,7 @@ class UNet3D(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Weights uniform in +-1/sqrt(inputs), and zeros where a layer, a condition or the output begins to count."""
+        """Draw weights uniformly from +-1/sqrt(inputs); zero the last layers of branches, added conditions and output."""
         if self.out.get_parameter("2.weight").device.type == "meta":
             return
         generator = torch.Generator(self.out.get_parameter("2.weight").device).manual_seed(seed)
@@ -130,11 +131,11 @@ class UNet3D(nn.Module):
                 parameter.zero_()
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor, stride: Tensor, image: Tensor | None = None) -> Tensor:
-        """x (B, F, C, h, w) and t (B,) on the scale 0..999 to the prediction (B, F, C_out, h, w).
+        """Predict (B, F, C_out, h, w) from x (B, F, C, h, w) and t (B,) on the scale 0..999.
 
-        text (B, L, text_size); stride (B,): source frames from one frame to the next, or frames a second, as the
-        weights were trained; image (B, F, tokens, text_size), given exactly where the model has image_tokens.
-        Computes in the dtype of the weights. Raises ValueError where the input does not fit the model.
+        text: (B, L, text_size). stride: (B,), source frames between two frames, or frames per second, whichever
+        the weights were trained with. image: (B, F, tokens, text_size), if and only if the model has image_tokens.
+        Computes in the dtype of the weights. Raises ValueError if the input does not fit the model.
         """
         frames = x.shape[1]
         self._check(x, text, image)
@@ -169,7 +170,7 @@ class UNet3D(nn.Module):
         if x.shape[2] != self.in_channels or x.shape[-1] % smallest or x.shape[-2] % smallest:
             raise ValueError(
                 f"the U-Net was built for {self.in_channels} channels and for latents whose sides are multiples of "
-                f"{smallest}, and was given {tuple(x.shape)}: x is (B, F, C, h, w)"
+                f"{smallest}, but got {tuple(x.shape)}: x is (B, F, C, h, w)"
             )
         if text.shape[-1] != self.text_size:
             raise ValueError(f"the U-Net was built for text of width {self.text_size}, not {text.shape[-1]}")
@@ -183,7 +184,7 @@ class UNet3D(nn.Module):
 def downwards(
     first: nn.Module, channels: int, widths: Sequence[int], num_res_blocks: int, layers: Layers
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The blocks from full resolution to the lowest, and the channels that each gives."""
+    """Build the blocks from full to lowest resolution; return them and the output channels of each."""
     blocks, given = nn.ModuleList([ConditionedSequential(first)]), [channels]
     for level, width in enumerate(widths):
         for _ in range(num_res_blocks):
@@ -196,7 +197,7 @@ def downwards(
 
 
 def upwards(skips: list[int], widths: Sequence[int], num_res_blocks: int, layers: Layers) -> nn.ModuleList:
-    """The blocks back to full resolution, each of which is given besides what a block on the way down gave, last first."""
+    """Build the blocks from lowest to full resolution; each also takes the output of a downward block, last one first."""
     blocks, channels, skips = nn.ModuleList(), widths[-1], list(skips)
     for level, width in reversed(list(enumerate(widths))):
         for i in range(num_res_blocks + 1):
@@ -207,5 +208,5 @@ def upwards(skips: list[int], widths: Sequence[int], num_res_blocks: int, layers
 
 
 def embedding_network(inputs: int, size: int) -> nn.Sequential:
-    """Sinusoids of a number to the embedding that residual blocks add."""
+    """Build the network that turns a number's sinusoids into the embedding that residual blocks add."""
     return nn.Sequential(nn.Linear(inputs, size), nn.SiLU(), nn.Linear(size, size))

@@ -1,7 +1,7 @@
-"""Layers of the VideoCrafter / DynamiCrafter U-Net (Chen et al. 2023, Xing et al. 2023), under their published names.
+"""Layers of the VideoCrafter / DynamiCrafter U-Net (Chen et al. 2023, Xing et al. 2023), with the published names.
 
-Legend: B clips, F frames, C channels, h x w latent at the layer's resolution, N = B F frames in a row, L tokens, D width.
-A batch of frames is (N, C, h, w); layers over time fold it to B clips of F frames.
+Legend: B clips, F frames, C channels, h x w latent at the layer's resolution, N = B F frames, L tokens, D width.
+A batch of frames is (N, C, h, w); temporal layers reshape it to B clips of F frames.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F_
 
-GROUPS = 32  # groups of every group norm
+GROUPS = 32  # in every group norm
 
 
 def initialise_uniform(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, generator: torch.Generator) -> None:
-    """Weights and biases uniform in +-1/sqrt(inputs), as PyTorch draws them, but from `generator`."""
+    """Draw weights and biases uniformly from +-1/sqrt(inputs), as PyTorch does, but from `generator`."""
     bound = 1 / math.sqrt(layer.weight[0].numel())
     layer.weight.uniform_(-bound, bound, generator=generator)
     if layer.bias is not None:
@@ -24,20 +24,20 @@ def initialise_uniform(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, gen
 
 
 def heads_apart(x: Tensor, head_size: int) -> Tensor:
-    """(N, L, D) to (N, heads, L, head_size)."""
+    """Reshape (N, L, D) to (N, heads, L, head_size)."""
     return x.unflatten(-1, (-1, head_size)).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, head_size: int) -> Tensor:
-    """Multi-head attention of (N, L, D) queries over (N, M, D) keys and values."""
+    """Compute multi-head attention of queries (N, L, D) over keys and values (N, M, D)."""
     q, k, v = (heads_apart(x, head_size) for x in (q, k, v))
     return F_.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class CrossAttention(nn.Module):
-    """Attention of (N, L, D) over text, or over the tokens themselves without text.
+    """Attention over text; without text, self-attention.
 
-    With `image` a second pair of projections attends over image tokens, and its output is added
+    With `image`, a second pair of projections attends over image tokens. Their output is added
     with the learned weight 1 + tanh(alpha) (DynamiCrafter, section 3.2).
     """
 
@@ -55,6 +55,7 @@ class CrossAttention(nn.Module):
             self.alpha = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, text: Tensor | None = None, image: Tensor | None = None) -> Tensor:
+        """Attend from tokens x (N, L, D) over text and image tokens (N, M, context_size)."""
         q, context = self.to_q(x), x if text is None else text
         out = attend(q, self.to_k(context), self.to_v(context), self.head_size)
         if image is not None:
@@ -65,10 +66,10 @@ class CrossAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention over text (and image), feed-forward, each behind a norm and added to (N, L, D)."""
+    """Self-attention, attention over text and image tokens, feed-forward: each normalises its input and adds to it."""
 
     def __init__(self, size: int, head_size: int, context_size: int | None = None, image: bool = False) -> None:
-        from diffusers.models.attention import FeedForward  # seconds of import, which the other backbones do without
+        from diffusers.models.attention import FeedForward  # slow import; other backbones skip it
 
         super().__init__()
         self.attn1 = CrossAttention(size, head_size)
@@ -77,6 +78,7 @@ class TransformerBlock(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(size) for _ in range(3))
 
     def forward(self, x: Tensor, text: Tensor | None = None, image: Tensor | None = None) -> Tensor:
+        """Transform tokens x (N, L, D); text and image are as in CrossAttention."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), text, image)
         out: Tensor = x + self.ff(self.norm3(x))
@@ -84,7 +86,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """One transformer block over the pixels of each frame, with cross-attention to the frame's text and image tokens."""
+    """Transformer block over the pixels of each frame, with cross-attention over the frame's text and image tokens."""
 
     def __init__(self, channels: int, head_size: int, context_size: int, image: bool) -> None:
         super().__init__()
@@ -94,16 +96,17 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
+        """Transform frames x (N, C, h, w); text and image are (N, tokens, context_size)."""
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
         tokens = self.proj_out(self.transformer_blocks[0](tokens, text, image))
         return x + tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
 class TemporalTransformer(nn.Module):
-    """One transformer block over the frames of each pixel; both its attentions are self-attention.
+    """Transformer block over the frames at each pixel; both its attentions are self-attention.
 
-    With heads None, the block is as wide as the channels and stands between linear projections. Otherwise it is
-    heads * head_size wide and stands between convolutions of width 1, as the published `init_attn` does.
+    With heads=None, the block is as wide as the channels, and its projections are linear. Otherwise it is
+    heads * head_size wide, and its projections are convolutions of width 1, as in the published `init_attn`.
     """
 
     def __init__(self, channels: int, head_size: int, heads: int | None = None) -> None:
@@ -115,8 +118,9 @@ class TemporalTransformer(nn.Module):
         self.proj_out = nn.Linear(size, channels) if heads is None else nn.Conv1d(size, channels, 1)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Transform x (N, C, h, w) over its clips of `frames` frames; the shape stays."""
         clips = x.unflatten(0, (-1, frames))
-        normed = self.norm(clips.transpose(1, 2))  # B C F h w: statistics over the whole clip
+        normed = self.norm(clips.transpose(1, 2))  # B C F h w: the statistics cover the whole clip
         tokens = normed.permute(0, 3, 4, 2, 1).flatten(0, 2)  # (B h w) F C
         tokens = project(self.proj_out, self.transformer_blocks[0](project(self.proj_in, tokens)))
         return x + tokens.unflatten(0, (len(clips), *x.shape[-2:])).permute(0, 3, 4, 1, 2).flatten(0, 1)
@@ -129,7 +133,7 @@ def project(layer: nn.Module, tokens: Tensor) -> Tensor:
 
 
 class TemporalConvolution(nn.Module):
-    """Four convolutions over three frames, added to their input."""
+    """Four convolutions, each over three frames; their output is added to the input."""
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
@@ -142,13 +146,14 @@ class TemporalConvolution(nn.Module):
         self.conv2, self.conv3, self.conv4 = (layer(nn.Dropout(dropout)) for _ in range(3))
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
+        """Transform x (N, C, h, w) over its clips of `frames` frames; the shape stays."""
         clips = x.unflatten(0, (-1, frames)).transpose(1, 2)  # B C F h w
         out: Tensor = clips + self.conv4(self.conv3(self.conv2(self.conv1(clips))))
         return out.transpose(1, 2).flatten(0, 1)
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions over each frame with the time embedding between them, then one block over time."""
+    """Two convolutions over each frame with the time embedding added between them, then a temporal convolution."""
 
     def __init__(self, channels: int, out_channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -164,33 +169,36 @@ class ResidualBlock(nn.Module):
         )
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
-        self.temopral_conv = TemporalConvolution(out_channels, dropout)  # sic
+        self.temopral_conv = TemporalConvolution(out_channels, dropout)  # the published name, with its typo
 
     def forward(self, x: Tensor, embedding: Tensor, frames: int) -> Tensor:
+        """Transform x (N, C, h, w) with its time embedding (N, size) to (N, out_channels, h, w)."""
         h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
         out: Tensor = self.temopral_conv(self.skip_connection(x) + self.out_layers(h), frames)
         return out
 
 
 class Downsample(nn.Module):
-    """Half the resolution by a strided convolution."""
+    """Halve the resolution by a strided convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Turn (N, C, h, w) into (N, C, h / 2, w / 2)."""
         out: Tensor = self.op(x)
         return out
 
 
 class Upsample(nn.Module):
-    """Twice the resolution by repetition and a convolution."""
+    """Double the resolution by repeating pixels, then convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Turn (N, C, h, w) into (N, C, 2 h, 2 w)."""
         out: Tensor = self.conv(F_.interpolate(x, scale_factor=2, mode="nearest"))
         return out
