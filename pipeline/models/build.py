@@ -41,7 +41,7 @@ def pretrained_schedule(bridge: BridgeSettings) -> Tensor:
 
 
 def dimensions(model: ModelSettings) -> tuple[int, int, int]:
-    """Return (depth, hidden_size, num_heads) of the named size, or as set."""
+    """Return (depth, hidden_size, num_heads), from the named size or as set one by one."""
     if model.size is not None:
         return LATTE_SIZES[model.size]
     assert model.depth and model.hidden_size and model.num_heads
@@ -176,7 +176,7 @@ def square(height: int, width: int) -> int:
     """Return the side of square latents, which the authors' position embedding needs. Raises UserError."""
     if height != width:
         raise UserError(
-            f"data.height x data.width give latents of {height} x {width}, but Latte's are square; set both alike"
+            f"data.height x data.width give latents of {height} x {width}, but Latte needs square ones; make them equal"
         )
     return height
 
@@ -193,7 +193,7 @@ def load_model(path: str) -> tuple[VideoNetwork, dict[str, Any]]:
 
 
 def video_model(config: dict[str, Any]) -> VideoModelSettings:
-    """Return the model settings of an export; exports older than the other backbones hold a Latte."""
+    """Return the model settings of an export. Exports from before there were other backbones hold a Latte."""
     return VideoModelSettings(**{"backbone": "latte", "unet3d": None, "cogvideox": None, **config["model"]})
 
 
@@ -216,6 +216,6 @@ def _expect(config: dict[str, Any], kind: str, path: str) -> None:
 
 
 def class_indices(labels: list[str], classes: list[str]) -> Tensor:
-    """Return class indices (B,) int64; an unknown name and "" give the null class, len(classes)."""
+    """Return class indices (B,), int64; unknown names and "" get the null class, len(classes)."""
     index = {name: i for i, name in enumerate(classes)}
     return torch.tensor([index.get(label, len(classes)) for label in labels], dtype=torch.int64)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def dropped(u: Tensor, probability: float) -> tuple[Tensor, Tensor]:
-    """Choose samples to train without class or caption, and without image tokens: two (B,) bool, from uniform u (B,).
+    """Choose the samples to train without class or caption, and those without image tokens, from uniform u (B,).
 
-    Each is left out with the given probability, and in half of these cases both are, as DynamiCrafter does.
+    Returns two (B,) bool. Drops each with the given probability and both in half of these cases, as DynamiCrafter does.
     """
     return u < probability, (u >= probability / 2) & (u < 3 * probability / 2)
 
@@ -24,12 +24,12 @@ def guided(
     without: Mapping[str, Tensor | None] | None = None,
     **conditions: Tensor | None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """`denoise(z, t)` for a sampler: network(z, t, y, **conditions) guided away from the null label.
+    """Return `denoise(z, t)` for a sampler: network(z, t, y, **conditions), guided away from the null label.
 
-    null + scale * (conditional - null) on every channel, as the authors do. Both halves go through one call
-    of twice the batch, conditional first; scale 1 needs no null half and makes none. y (B,); conditions are
-    batched tensors such as image_latent and prior, the same in both halves but for those in `without`, which has
-    what the null half is given in their place (the empty caption's text, a grey image's tokens).
+    Computes null + scale * (conditional - null) on every channel, as the authors do. Both halves go through one call
+    of twice the batch, conditional half first; at scale 1 there is no null half. y: (B,). conditions: batched tensors
+    such as image_latent and prior. Both halves get the same, except that the null half gets the values in `without`
+    instead (text of the empty caption, tokens of a grey image).
     """
     if scale == 1.0:
         return lambda z, t: network(z, t, y, **conditions)
@@ -54,12 +54,12 @@ def guided_by_text_and_image(
     text_scale: float,
     image_scale: float,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """`denoise(z, t)` for a sampler, guided by image and text with a scale each (Brooks et al. 2023, eq. 3).
+    """Return `denoise(z, t)` for a sampler, guided by image and text, each with its scale (Brooks et al. 2023, eq. 3).
 
-    neither + image_scale * (image - neither) + text_scale * (both - image): `both`, `image` (its text empty) and
-    `neither` are the batched conditions network(z, t, **conditions) takes, under the same names; three evaluations go
-    through one call. Scales 1 and 1 are the plain network, and are one evaluation; image_scale = text_scale is
-    guidance of both together, against `neither`, for which `image` need not be asked.
+    Computes neither + image_scale * (image - neither) + text_scale * (both - image). `both`, `image` (with empty text)
+    and `neither` hold the batched conditions that network(z, t, **conditions) takes, under the same names. The three
+    evaluations go through one call. If both scales are 1, the plain network is evaluated once. If the scales are
+    equal, `image` cancels out, and two evaluations suffice.
     """
     if text_scale == image_scale == 1.0:
         return lambda z, t: network(z, t, **both)

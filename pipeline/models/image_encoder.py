@@ -1,8 +1,8 @@
 """Image tokens of the first frame, for models that attend over them: VAE decoder, then CLIP image encoder, both frozen.
 
-The tokens of a ViT-H are larger than a clip's latent, so that they are not cached: they are made of the image latent
-when a batch comes, which costs a frame's decoding and one pass of the encoder. Training and sampling so see the same
-image, the VAE's reconstruction of the true one.
+A ViT-H's tokens are larger than a clip's latent, so the cache does not hold them. Each batch makes them from its image
+latents, at the cost of decoding one frame and one pass of the encoder. Training and sampling therefore see the same
+image: the VAE's reconstruction of the true one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
 KEY = "model.unet3d.image_encoder"
-# of the pixels that every CLIP was trained on, in 0..1
+# mean and deviation of the pixels that every CLIP was trained on, in 0..1
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageEncoder:
-    """image latents (B, C, h, w), scaled, to tokens (B, L, D) of the last layer, the class token first, not normed."""
+    """Turn scaled image latents into tokens of the last layer, class token first, before the final norm."""
 
     def __init__(self, vae: Vae, clip: CLIPVisionModel) -> None:
         self.vae, self.clip = vae, clip
@@ -42,7 +42,10 @@ class ImageEncoder:
 
     @torch.no_grad()
     def __call__(self, image_latent: Tensor, shown: Tensor | None = None) -> Tensor:
-        """Where `shown` (B,) is False the image is grey, as DynamiCrafter leaves it out for guidance."""
+        """Return tokens (B, L, D), float32, of scaled image latents (B, C, h, w).
+
+        `shown` (B,) replaces images by grey where it is False, which is how DynamiCrafter drops them for guidance.
+        """
         pixels = self.vae.decode_image(image_latent)
         if shown is not None:
             pixels = pixels * shown.to(pixels.device)[:, None, None, None]
@@ -56,9 +59,10 @@ class ImageEncoder:
 def load_image_encoder(
     model: VideoModelSettings, vae: Vae, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> ImageEncoder:
-    """The encoder of model.unet3d.image_encoder: a DynamiCrafter checkpoint, or a CLIP folder or hub name of transformers.
+    """Load the encoder that model.unet3d.image_encoder names: a DynamiCrafter checkpoint, or transformers' CLIP.
 
-    Raises UserError, also where its tokens are not of model.unet3d.image_width.
+    transformers' CLIP may be a folder or a hub name. Raises UserError, also if the width of the tokens differs from
+    model.unet3d.image_width.
     """
     assert model.unet3d is not None and model.unet3d.image_encoder is not None
     path, width = model.unet3d.image_encoder, model.unet3d.image_width
@@ -72,9 +76,10 @@ def load_image_encoder(
         clip = _from_folder(path, local or hub_folder(path, ["config.json", "model*.safetensors"]))
     if clip.config.hidden_size != width:
         raise UserError(
-            f"{KEY} = {path}: its tokens are {clip.config.hidden_size} wide, but model.unet3d.image_width = {width}; set it alike"
+            f"{KEY} = {path}: its tokens are {clip.config.hidden_size} wide, but model.unet3d.image_width = {width}; "
+            f"set {clip.config.hidden_size}"
         )
-    # not clip.to(), whose types transformers wraps
+    # not clip.to(), which transformers wraps without types
     return ImageEncoder(vae, torch.nn.Module.to(clip, torch.device(device), dtype))
 
 

@@ -1,4 +1,4 @@
-"""The text encoder of a recipe: captions -> embeddings of their tokens, by a CLIP or T5 of transformers."""
+"""The text encoder: turns captions into embeddings of their tokens, with a CLIP or T5 model of transformers."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Captions in, (N, max_length, width) float32 out: padded and cut to max_length tokens, no token masked.
+    """Embed captions, padded or cut to max_length tokens; no token is masked.
 
-    layer -1 is the last hidden state; -2 is the one before the last layer, as Stable Diffusion 2 and VideoCrafter take
-    it of OpenCLIP-H. Both are behind the encoder's final norm.
+    layer=-1 gives the last hidden state; -2 gives the input of the last layer, as Stable Diffusion 2 and VideoCrafter
+    use OpenCLIP-H. Either has passed the encoder's final norm.
     """
 
     module: "PreTrainedModel"
@@ -31,7 +31,11 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, captions: list[str]) -> torch.Tensor:
-        """On a GPU all at once; on a CPU one by one, because the rounding there depends on the size of a batch."""
+        """Return (N, max_length, width), float32.
+
+        Encodes all captions at once on a GPU. On a CPU it encodes one by one, because rounding there depends on the
+        size of the batch.
+        """
         tokens = self.tokenizer(
             captions, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
         )["input_ids"].to(self.module.device)
@@ -42,19 +46,19 @@ class TextEncoder:
         if self.layer == -1:
             return self.module(input_ids=tokens).last_hidden_state.float()
         states = self.module(input_ids=tokens, output_hidden_states=True).hidden_states
-        # of T5 the last one is behind the norm already; those before it are not, neither of T5 nor of CLIP
+        # T5 has normalised only its last state; CLIP has normalised none
         return final_norm(self.module)(states[self.layer]).float()
 
 
 def final_norm(module: "PreTrainedModel") -> torch.nn.Module:
-    """The norm behind the last layer."""
+    """Return the norm after the last layer."""
     found = [part for name, part in module.named_modules() if name.split(".")[-1] == "final_layer_norm"]
     return found[-1]
 
 
 def load_text_encoder(text: TextSettings, device: str | torch.device = "cpu") -> TextEncoder:
-    """The encoder of `text.path`. Raises UserError."""
-    import transformers  # seconds of import
+    """Load the encoder of `text.path`, frozen. Raises UserError."""
+    import transformers  # slow import
 
     assert text.path is not None
     files = find_text_encoder(text.path, text.tokenizer)
@@ -75,7 +79,7 @@ def load_text_encoder(text: TextSettings, device: str | torch.device = "cpu") ->
         raise UserError(
             f"text.path = {text.path}: {str(error).strip().splitlines()[0]}; get its files again"
         ) from error
-    torch.nn.Module.to(module, DTYPES[text.dtype])  # not module.to(), whose types transformers wraps
+    torch.nn.Module.to(module, DTYPES[text.dtype])  # not module.to(), which transformers wraps without types
     longest = getattr(module.config, "max_position_embeddings", None)
     if longest is not None and text.max_length > longest:
         raise UserError(

@@ -1,5 +1,7 @@
-"""The VAE, with its scaling factor and the hash of its weights: a diffusers AutoencoderKL, frame by frame, or
-CogVideoX's, which makes one latent frame of every four video frames after the first.
+"""The VAE, with its scaling factor and the hash of its weights.
+
+It is a diffusers AutoencoderKL, which encodes frame by frame, or CogVideoX's VAE, which encodes the first video frame
+alone and every four further frames as one latent frame.
 """
 
 import logging
@@ -23,23 +25,23 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Vae:
-    """Frames in and out are uint8 RGB (N, H, W, 3); latents are (N, C, h, w) with h = H / 8, w = W / 8."""
+    """Encode and decode uint8 RGB frames (N, H, W, 3); latents are (N, C, h, w) with h = H / 8, w = W / 8."""
 
     module: "AutoencoderKL | AutoencoderKLCogVideoX"
     scaling_factor: float
-    weights_hash: str  # of the weights' values, see files/vae.py, hash_arrays
-    temporal: int = 1  # video frames in a latent frame
+    weights_hash: str  # see hash_arrays in files/vae.py
+    temporal: int = 1  # video frames per latent frame
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Return the device of the weights."""
         return self.module.device
 
     @torch.inference_mode()
     def encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Posterior mean and log-variance of the frames, each (N, C, h, w) float32, unscaled; log-variances lie in -30..20.
+        """Return the posterior's mean and log-variance, each (N, C, h, w) float32, unscaled; log-variances lie in -30..20.
 
-        Frames are uploaded as bytes, from pinned memory without waiting, and the result is not waited for.
+        Uploads frames as bytes, asynchronously from pinned memory, and does not wait for the result.
         """
         pixels = frames.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
         pixels = pixels.to(self.module.dtype, memory_format=torch.channels_last)
@@ -48,7 +50,7 @@ class Vae:
 
     @torch.inference_mode()
     def encode_clips(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As encode, of clips (B, F, H, W, 3): (B, F', C, h, w), F' = F or (F - 1) / temporal + 1."""
+        """Encode clips (B, F, H, W, 3) like frames; return (B, F', C, h, w), where F' is F or (F - 1) / temporal + 1."""
         if self.temporal == 1:
             mean, logvar = (values.unflatten(0, clips.shape[:2]) for values in self.encode(clips.flatten(0, 1)))
             return mean, logvar
@@ -58,7 +60,10 @@ class Vae:
 
     @torch.inference_mode()
     def decode_clips(self, latents: torch.Tensor, at_once: int) -> torch.Tensor:
-        """uint8 (B, F, H, W, 3) on the CPU of scaled latents (B, F', C, h, w), `at_once` frames of an image VAE together."""
+        """Decode scaled latents (B, F', C, h, w) to uint8 (B, F, H, W, 3) on the CPU.
+
+        An image VAE decodes `at_once` frames together; a video VAE decodes clip by clip.
+        """
         if self.temporal == 1:
             parts = [self.decode(part) for part in latents.flatten(0, 1).split(at_once)]
             return torch.cat(parts).unflatten(0, latents.shape[:2])
@@ -67,7 +72,7 @@ class Vae:
         return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
 
     def decode_image(self, image_latent: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 3, H, W) in -1..1 of scaled latents (B, C, h, w) of single images."""
+        """Decode scaled latents of single images (B, C, h, w) to pixels (B, 3, H, W) in -1..1."""
         unscaled = (image_latent / self.scaling_factor).to(self.device, self.module.dtype)
         if self.temporal > 1:
             return self.module.decode(unscaled[:, :, None]).sample[:, :, 0].float().clamp(-1, 1)
@@ -75,13 +80,13 @@ class Vae:
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Frames of scaled latents (N, C, h, w)."""
+        """Decode scaled latents (N, C, h, w) to uint8 frames (N, H, W, 3) on the CPU."""
         pixels = self.module.decode((latents / self.scaling_factor).to(self.device, self.module.dtype)).sample
         return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cpu") -> Vae:
-    """The VAE of a diffusers folder, a latent diffusion checkpoint, a hub name, or "shipped:vae". Raises UserError."""
+    """Load the VAE of a diffusers folder, latent diffusion checkpoint, hub name or "shipped:vae". Raises UserError."""
     files = find_vae(path)
     state, _ = read_state(files)
     module = _empty_module(path, files.config or derive_config(state))
@@ -95,39 +100,42 @@ def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cp
     load_strict(module, state, f"vae.path = {path}")
     layout = torch.channels_last if temporal == 1 else torch.contiguous_format
     module = module.eval().requires_grad_(False).to(device, memory_format=layout)
-    # not module.to(), which diffusers wraps in a warning about layers to be kept in float32, of which there are none
+    # not module.to(): diffusers' version warns about layers to keep in float32, and there are none
     torch.nn.Module.to(module, DTYPES[dtype])
     digest, scaling_factor = vae_identity(path)
     return Vae(module, scaling_factor, digest, temporal)
 
 
 def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL | AutoencoderKLCogVideoX":
-    """A VAE with memory for its weights, none of them set: random initialisation would take a second."""
-    import diffusers  # seconds of import, which training does without
+    """Build a VAE with uninitialised weights: random initialisation would take a second."""
+    import diffusers  # slow import; training skips it
 
     kind = getattr(diffusers, str(config.get("_class_name", IMAGE_VAE)))
     try:
         with torch.device("meta"):
             module = kind.from_config(config)
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise unloadable(path, f"diffusers refuses its configuration: {error}") from error
+        raise unloadable(path, f"diffusers rejects its configuration: {error}") from error
     return module.to_empty(device="cpu")
 
 
 def compile_encoder(vae: Vae, frames: torch.Tensor) -> bool:
-    """Compile the encoder for batches of the shape of `frames`; False, with a warning, where that is not possible."""
+    """Compile the encoder for batches shaped like `frames`. If compilation fails, log a warning and return False."""
     if vae.temporal > 1:
-        return False  # its convolutions keep the frames before in attributes from call to call
+        return False  # its convolutions keep earlier frames in attributes between calls
     encoder = vae.module.encoder
     vae.module.encoder = torch.compile(encoder, dynamic=False)
     try:
         vae.encode(frames)
     except torch.OutOfMemoryError:
-        pass  # not for the compiler's sake; whoever encodes deals with it
-    except RuntimeError as error:  # all that Dynamo, Inductor and Triton raise
+        pass  # not the compiler's fault; the caller handles it when it encodes
+    except RuntimeError as error:  # the base class of the errors of Dynamo, Inductor and Triton
         vae.module.encoder = encoder
         reason = " ".join(str(error).split("\n")[:2])
-        log.warning("torch.compile failed (%s): encoding goes on without it; vae.compile false spares the try", reason)
+        log.warning(
+            "torch.compile failed (%s): encoding goes on without it; set vae.compile to false to skip the attempt",
+            reason,
+        )
         return False
     return True
 
@@ -135,5 +143,5 @@ def compile_encoder(vae: Vae, frames: torch.Tensor) -> bool:
 def sample_posterior(
     mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor, scaling_factor: float
 ) -> torch.Tensor:
-    """Scaled sample of the posterior, of the shape of `mean`; log-variances are clamped as in AutoencoderKL."""
+    """Sample the posterior and scale the sample, shaped like `mean`; clamps log-variances as AutoencoderKL does."""
     return scaling_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise)
