@@ -14,7 +14,7 @@ from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.latte import Latte
 from pipeline.settings import Settings, load, recipes
 from pipeline.train.export.write import export_config
-from pipeline.train.initial import Job, sections, uses_prior
+from pipeline.train.initial import Job, sections
 from pipeline.train.plan import plan_training, prepare
 from pipeline.train.ranks import RankInfo
 from pipeline.train.worker import build_task
@@ -90,7 +90,6 @@ def test_recipe_plans_and_trains_two_steps(name: str, job: Job, folder: Path) ->
     cache = open_cache(settings.cache_path)
     task, initialised_from = build_task(job, settings, cache.spec, RankInfo(0, 1, torch.device("cpu")))
     assert initialised_from.startswith("from scratch") == (not name.startswith("latte-"))
-    assert (task.frozen is not None) == uses_prior(job, settings)
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     before = [parameter.clone() for parameter in task.model.parameters()]
     label_dropout = sections(job, settings)[1].label_dropout

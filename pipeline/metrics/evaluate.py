@@ -10,28 +10,28 @@ import json
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import JobFailed, UserError
 from ..media import decode_mp4
-from ..runtime.connect import bars_for_people_only, start_ray
-from ..runtime.placement import check_room, selector
-from ..settings import Settings
+from ..runtime.connect import start_ray
+from ..runtime.placement import check_room
+from ..runtime.pools import map_rows, stage_device
+from ..runtime.progress import Progress
+from ..settings import ActorResources, ClusterSettings, EvaluateSettings, Settings
 from ..storage.files import exists, read_all, read_bytes, read_json, write_bytes, write_json
 from .bootstrap import bootstrap
 from .frechet import Divisor, feature_moments, frechet_distance
 from .inception import inception_score
 from .networks import load_network, weights_sha256
 
-if TYPE_CHECKING:
-    import ray.data
-
 log = logging.getLogger("evaluate")
 
 Arrays = dict[str, np.ndarray]
 GENERATED, TRUE = "generated", "true"
+PROGRESS_S = 10.0  # seconds between two lines
 SAME = 0.02  # how near a metric must be to an earlier run's: other processors round otherwise
 
 
@@ -87,13 +87,8 @@ class Samples(NamedTuple):
 class FeatureBatches:
     """map_batches over actors: rows {"address", "caption"} of some clips in, one row of arrays a clip out."""
 
-    def __init__(self, settings: Settings, network: str) -> None:
-        import torch
-
-        resources = settings.cluster.sample
-        if resources.num_gpus == 0:
-            torch.set_num_threads(max(1, round(resources.num_cpus)))
-        self._network = load_network(network, settings.evaluate, "cuda" if resources.num_gpus > 0 else "cpu")
+    def __init__(self, network: str, evaluate: EvaluateSettings, resources: ActorResources) -> None:
+        self._network = load_network(network, evaluate, stage_device(resources))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         frames = np.stack([decode_mp4(content) for content in read_all(batch["address"].tolist())])
@@ -101,9 +96,8 @@ class FeatureBatches:
         return {"address": batch["address"], "frames": np.full(len(frames), frames.shape[1]), **found}
 
 
-def read_samples(settings: Settings) -> Samples:
-    """What jobs/sample.py left. Raises UserError if there is nothing."""
-    folder = settings.evaluate.samples or f"{settings.run.folder}/samples"
+def read_samples(folder: str) -> Samples:
+    """Read the records that jobs/sample.py left in `folder`. Raises UserError if there are none."""
     try:
         summary = read_json(f"{folder}/summary.json")
         records = [json.loads(content) for content in read_all([f"{folder}/{key}.json" for key in summary["items"]])]
@@ -112,21 +106,22 @@ def read_samples(settings: Settings) -> Samples:
     return Samples(folder, summary, records)
 
 
-def given_networks(settings: Settings) -> dict[str, str]:
-    """SHA-256 of the weights of every network that the settings name. Raises UserError for one that is not there."""
-    return {
-        name: weights_sha256(name, settings.evaluate)
-        for name in NETWORKS
-        if getattr(settings.evaluate, name) is not None
-    }
+def given_networks(evaluate: EvaluateSettings) -> dict[str, str]:
+    """SHA-256 of the weights of every network that the settings name. Raises UserError for a missing file."""
+    return {name: weights_sha256(name, evaluate) for name in NETWORKS if getattr(evaluate, name) is not None}
+
+
+def samples_folder(settings: Settings) -> str:
+    """The folder of the clips to measure: evaluate.samples, or the run's own."""
+    return settings.evaluate.samples or f"{settings.run.folder}/samples"
 
 
 def plan_evaluation(settings: Settings) -> str:
     """What run_evaluation would do, in words. Raises UserError."""
-    samples, networks = read_samples(settings), given_networks(settings)
+    samples, networks = read_samples(samples_folder(settings)), given_networks(settings.evaluate)
     lines = [f"Plan: {len(samples.records)} clips of {samples.folder}, {len(samples.with_true())} with a true clip"]
     for name in NETWORKS:
-        there = name in networks and exists(features_address(settings, samples, name, networks[name]))
+        there = name in networks and exists(features_address(samples, name, networks[name], settings.run.folder))
         state = "features are there" if there else "to run" if name in networks else f"evaluate.{name} is null: skipped"
         lines.append(f"  {name}: {state}")
     return "\n".join(lines)
@@ -135,8 +130,11 @@ def plan_evaluation(settings: Settings) -> str:
 def run_evaluation(settings: Settings) -> dict[str, Any]:
     """Extract what is missing, compute the metrics. Returns what it writes to RUN/evaluate/metrics.json. Raises UserError."""
     started = time.monotonic()
-    samples, networks = read_samples(settings), given_networks(settings)
-    arrays = {name: features(settings, samples, name, sha256) for name, sha256 in networks.items()}
+    samples, networks = read_samples(samples_folder(settings)), given_networks(settings.evaluate)
+    arrays = {
+        name: features(samples, name, sha256, settings.evaluate, settings.run.folder, settings.cluster)
+        for name, sha256 in networks.items()
+    }
     metrics, skipped = {}, {}
     for name, protocol in PROTOCOLS.items():
         if protocol.network not in networks:
@@ -147,12 +145,14 @@ def run_evaluation(settings: Settings) -> dict[str, Any]:
             skipped[name] = "fewer than two clips"
         else:
             weights = {"path": getattr(settings.evaluate, protocol.network), "sha256": networks[protocol.network]}
-            metrics[name] = measure(name, arrays[protocol.network], samples, settings) | {"weights": weights}
+            metrics[name] = measure(
+                name, arrays[protocol.network], samples, settings.evaluate.bootstrap, settings.run.seed
+            ) | {"weights": weights}
     result = {
         "samples": samples.folder,
         "fingerprint": samples.summary["fingerprint"],
         "source": samples.summary["source"],
-        "stride": samples_stride(settings, samples),
+        "stride": samples_stride(samples, settings.cache_path),
         "seed": settings.run.seed,
         "metrics": metrics,
         "skipped": skipped | {"vbench": VBENCH},
@@ -179,17 +179,17 @@ def check_expected(metrics: dict[str, Any], address: str) -> None:
     log.info("%d metrics are those of %s within %.0f %%", len(expected), address, 100 * SAME)
 
 
-def samples_stride(settings: Settings, samples: Samples) -> Any:
+def samples_stride(samples: Samples, cache_path: str) -> Any:
     """Source frames from frame to frame: of held-out clips the cache's, of images what the model was told."""
     if samples.summary["source"] == "images":
         return samples.summary["settings"]["stride"]
-    address = f"{settings.cache_path}/cache.json"
+    address = f"{cache_path}/cache.json"
     return read_json(address)["settings"]["data.stride"] if exists(address) else None
 
 
-def measure(name: str, arrays: Arrays, samples: Samples, settings: Settings) -> dict[str, Any]:
+def measure(name: str, arrays: Arrays, samples: Samples, replicates: int, seed: int) -> dict[str, Any]:
     """One metric of the features of all generated clips and, behind them, of the true ones."""
-    protocol, evaluate = PROTOCOLS[name], settings.evaluate
+    protocol = PROTOCOLS[name]
     count, pairs = len(samples.records), samples.with_true()
     if protocol.divisor is not None:
         divisor, generated, true = protocol.divisor, arrays["features"][pairs], arrays["features"][count:]
@@ -211,7 +211,7 @@ def measure(name: str, arrays: Arrays, samples: Samples, settings: Settings) -> 
             return float(values[index].mean())
 
     frames = sorted({int(number) for number in arrays["frames"]})
-    result = {**bootstrap(statistic, count, evaluate.bootstrap, settings.run.seed), "protocol": protocol.name}
+    result = {**bootstrap(statistic, count, replicates, seed), "protocol": protocol.name}
     result |= {"divisor": protocol.divisor, "frames": frames, "count": count, "protocol_videos": protocol.videos}
     result["departs_from_protocol"] = departures(protocol, count, frames)
     true_clips = slice(len(samples.records), None)
@@ -244,52 +244,44 @@ def clip_rows(samples: Samples) -> list[dict[str, str]]:
     return rows
 
 
-def features_address(settings: Settings, samples: Samples, network: str, sha256: str) -> str:
+def features_address(samples: Samples, network: str, sha256: str, run_folder: str) -> str:
     """Where the features are kept: another address for other weights or other clips."""
     clips = [(record["key"], record["fingerprint"], record["true"]) for record in samples.records]
     digest = hashlib.blake2b(json.dumps([sha256, clips]).encode(), digest_size=12).hexdigest()
-    return f"{settings.run.folder}/evaluate/features/{network}-{digest}.npz"
+    return f"{run_folder}/evaluate/features/{network}-{digest}.npz"
 
 
-def features(settings: Settings, samples: Samples, network: str, sha256: str) -> Arrays:
-    """What `network` says of the clips of `clip_rows`, in that order; from disk where it has seen them before."""
-    address = features_address(settings, samples, network, sha256)
+def features(
+    samples: Samples, network: str, sha256: str, evaluate: EvaluateSettings, run_folder: str, cluster: ClusterSettings
+) -> Arrays:
+    """Run `network` on the clips of `clip_rows`, in that order, or read what it gave for them before."""
+    address = features_address(samples, network, sha256, run_folder)
     if exists(address):
         log.info("%s: features are there: %s", network, address)
         with np.load(io.BytesIO(read_bytes(address)), allow_pickle=False) as stored:
             return dict(stored)
-    load_network(network, settings.evaluate)  # wrong weights are found here, in one line, not in an actor
+    load_network(network, evaluate)  # wrong weights are found here, in one line, not in an actor
     rows = clip_rows(samples)
-    start_ray(settings.cluster)
-    check_room("sample", settings.cluster.sample, 1, "the actors that look at clips")
-    started, found = time.monotonic(), {}
-    for row in chain(rows, settings, network).iter_rows():
+    start_ray(cluster)
+    check_room("sample", cluster.sample, 1, "the actors that look at clips")
+    progress, found = Progress(len(rows), "clips", PROGRESS_S), {}
+    looked_at = map_rows(
+        FeatureBatches,
+        rows,
+        cluster.sample,
+        evaluate.batch,
+        network=network,
+        evaluate=evaluate,
+        resources=cluster.sample,
+    )
+    for row in looked_at.iter_rows():
         found[row.pop("address")] = row
-        if len(found) % 256 == 0 or len(found) == len(rows):
-            rate = len(found) / (time.monotonic() - started)
-            log.info("%s: %d of %d clips, %.1f clips/s", network, len(found), len(rows), rate)
+        progress.add()
+        if progress.due():
+            log.info("%s: %s", network, progress.line())
     ordered = [found[row["address"]] for row in rows]
     arrays = {name: np.stack([row[name] for row in ordered]) for name in ordered[0]}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     write_bytes(address, buffer.getvalue())
     return arrays
-
-
-def chain(rows: list[dict[str, str]], settings: Settings, network: str) -> "ray.data.Dataset":
-    """The clips through a pool of actors that hold the network, on the nodes of cluster.sample."""
-    import ray.data
-    from ray.data import ActorPoolStrategy
-
-    bars_for_people_only()
-    resources, batch = settings.cluster.sample, settings.evaluate.batch
-    blocks = -(-len(rows) // batch)
-    return ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
-        FeatureBatches,
-        batch_size=batch,
-        compute=ActorPoolStrategy(min_size=1, max_size=min(resources.actors, blocks)),
-        fn_constructor_kwargs={"settings": settings, "network": network},
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus,
-        label_selector=selector(settings.cluster.sample),
-    )

@@ -12,9 +12,9 @@ import jinja2
 from markupsafe import Markup
 
 from ..errors import UserError
+from ..runtime.progress import duration
 from ..settings import ROOT, Settings, to_yaml
 from ..storage.files import read_json, write_bytes, write_json
-from ..train.report.history import duration
 from ..train.report.rows import column, read_history
 from .plots import loss_curve
 from .videos import SHOWN, data_address, read_items

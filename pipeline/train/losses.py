@@ -28,14 +28,10 @@ Loss = Callable[[Network, TrainingBatch], Tensor]  # one number a sample, (B,)
 
 @dataclass(frozen=True)
 class Task:
-    """`model` is ImageToVideo or NeuralPrior; `frozen` what the loss uses besides, to be moved along."""
+    """A model (ImageToVideo or NeuralPrior) and its loss."""
 
     model: nn.Module
     loss: Loss
-    frozen: NeuralPrior | None
-
-    def backbone(self) -> nn.Module:
-        return self.model.backbone  # type: ignore[return-value]
 
 
 def finetune_task(
@@ -81,7 +77,7 @@ def finetune_task(
         assert prior is not None
         return bridge_loss(denoise, process, z0, prior, batch.index, batch.noise)
 
-    return Task(model, loss, frozen)
+    return Task(model, loss)
 
 
 def prior_task(model: NeuralPrior) -> Task:
@@ -91,7 +87,7 @@ def prior_task(model: NeuralPrior) -> Task:
         predicted = network(batch.latents.image_latent, batch.latents.label)
         return per_sample_mse(predicted.float(), batch.latents.z0)
 
-    return Task(model, loss, None)
+    return Task(model, loss)
 
 
 def replicated_error(network: Network, batch: TrainingBatch) -> Tensor:

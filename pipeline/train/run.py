@@ -14,12 +14,12 @@ import ray.train.torch
 from ..errors import JobFailed
 from ..runtime.connect import start_ray
 from ..runtime.placement import check_room, check_room_online, needs, selector
+from ..runtime.progress import duration
 from ..storage.files import read_json, resolve, write_json
 from . import checkpoint
 from .failures import FailurePolicy, explained, stop_through
 from .initial import sections
 from .plan import CHECKPOINTS, Run, record, run_status, training_flops
-from .report.history import duration
 from .worker import train_worker
 
 log = logging.getLogger("train")

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ...runtime.connect import bars_for_people_only
 from ...runtime.placement import selector
+from ...runtime.pools import actor_pool
 from ...runtime.ray_internals import set_last_arguments
 from ...schema import NULL_TEXT
 from ...settings import Settings
@@ -67,7 +68,7 @@ def encoded(
     write the empty caption's embedding to `null_text`.
     """
     import ray.data
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+    from ray.data import TaskPoolStrategy
 
     from .encode import EncodeClips, clips_a_call  # torch: not for a job that finds nothing to do
 
@@ -94,9 +95,6 @@ def encoded(
             EncodeClips,
             batch_size=clips_a_call(settings.vae, data.frames, encode.num_gpus),
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                min_size=1, max_size=actors, max_concurrent_calls_per_actor=2 if encode.num_gpus else 1
-            ),
             fn_constructor_kwargs={
                 "vae": settings.vae,
                 "data": data,
@@ -105,8 +103,6 @@ def encoded(
                 "num_cpus": encode.num_cpus,
                 "num_gpus": encode.num_gpus,
             },
-            num_cpus=encode.num_cpus,
-            num_gpus=encode.num_gpus,
-            label_selector=selector(settings.cluster.encode),
+            **actor_pool(encode, actors, calls_per_actor=2 if encode.num_gpus else 1),
         )
     )

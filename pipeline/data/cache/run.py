@@ -15,6 +15,7 @@ from ...errors import JobFailed
 from ...runtime.connect import start_ray
 from ...runtime.metrics import count_cached
 from ...runtime.placement import check_room
+from ...runtime.progress import Progress
 from ...schema import IDENTITY, TRAIN
 from ...settings import Settings
 from ...storage.files import exists, read_json, write_json
@@ -115,29 +116,17 @@ def _with_retries(standing: Standing, wanted: Literal["all"] | list[str]) -> Sta
 
 def _consume(commits: "ray.data.Dataset", clips: int, settings: Settings, lock: Held) -> None:
     """Run the chain, and say every few seconds how far it is."""
-    started = said = time.monotonic()
-    done = size = 0
+    progress, size = Progress(clips, "clips", PROGRESS_S), 0
     reasons: Counter[str] = Counter()
     for row in commits.iter_rows():
         lock.check()
-        done += row["clips"] + len(row["reasons"])
+        progress.add(row["clips"] + len(row["reasons"]))
         reasons.update(row["reasons"])
         count_cached(settings.run.name, row["clips"], row["reasons"])
         size += row["bytes"]
-        now = time.monotonic()
-        if now - said >= PROGRESS_S or done == clips:
-            rate = done / (now - started)
-            log.info(
-                "%d of %d clips, %.1f clips/s, %.0f frames/s, %.1f MiB, %s, %.0f s to go",
-                done,
-                clips,
-                rate,
-                rate * settings.data.frames,
-                size / MIB,
-                _named(reasons),
-                (clips - done) / rate,
-            )
-            said = now
+        if progress.due():
+            frames = f"{progress.rate * settings.data.frames:.0f} frames/s"
+            log.info("%s", progress.line(frames, f"{size / MIB:.1f} MiB", _named(reasons)))
 
 
 def _named(reasons: Counter[str]) -> str:

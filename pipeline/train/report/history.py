@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from ...runtime.progress import duration
 from ...storage.files import is_remote, resolve, write_bytes
 from .rows import Row, read_history
 from .trackers import Tracker, track
@@ -151,11 +152,3 @@ def _cell(value: float | None) -> str:
     if value is None:
         return ""
     return str(int(value)) if float(value).is_integer() and not math.isinf(value) else f"{value:.6g}"
-
-
-def duration(seconds: float) -> str:
-    """3725 -> "1 h 2 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
