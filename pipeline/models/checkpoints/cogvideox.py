@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diffusers import CogVideoXTransformer3DModel
 
 PATCHES = "patch_embed.proj.weight"
-WEIGHTS = "diffusion_pytorch_model*.safetensors"  # one file or several
+TRANSFORMER_WEIGHTS = "diffusion_pytorch_model*.safetensors"  # one file or several
 
 
 def read_transformer(folder: str | Path) -> State:
@@ -28,9 +28,9 @@ def read_transformer(folder: str | Path) -> State:
         raise WeightsError(f"{inner / 'config.json'} cannot be read ({error}): give a diffusers folder") from error
     if kind != "CogVideoXTransformer3DModel":
         raise WeightsError(f"{inner} holds a {kind}, expected a CogVideoXTransformer3DModel of diffusers")
-    files = sorted(inner.glob(WEIGHTS))
+    files = sorted(inner.glob(TRANSFORMER_WEIGHTS))
     if not files:
-        raise WeightsError(f"{inner} holds no {WEIGHTS}: get the folder again, as safetensors")
+        raise WeightsError(f"{inner} holds no {TRANSFORMER_WEIGHTS}: get the folder again, as safetensors")
     return {name: value for file in files for name, value in load_safetensors(file).items()}
 
 

@@ -83,7 +83,9 @@ def save_checkpoint(folder: str | Path) -> bytes:
     state, config = load_export(folder)
     unet = config["model"].get("backbone") == "unet3d"
     stream = io.BytesIO()
-    torch.save({"state_dict": state} if unet else {"model": state, "ema": state}, stream)  # once, with two references
+    torch.save(
+        {"state_dict": state} if unet else {"model": state, "ema": state}, stream
+    )  # stored once, referenced twice
     return stream.getvalue()
 
 
@@ -104,12 +106,12 @@ def load_export(folder: str | Path) -> tuple[State, dict[str, Any]]:
 
 
 def is_export(path: str) -> bool:
-    """Whether the folder has a config.json; it may be diffusers'."""
+    """Return whether the folder has a config.json, ours or diffusers'."""
     return exists(f"{path}/{CONFIG_FILE}")
 
 
 def is_diffusers(path: str) -> bool:
-    """Whether the folder's config.json is diffusers', not ours."""
+    """Return whether the folder's config.json is diffusers', not ours."""
     try:
         return "_class_name" in read_json(f"{path}/{CONFIG_FILE}")
     except ValueError:
@@ -117,7 +119,7 @@ def is_diffusers(path: str) -> bool:
 
 
 def read_config(path: str, key: str) -> dict[str, Any]:
-    """Read config.json of one of our exports; `key` is the setting to name in the error. Raises UserError."""
+    """Read config.json of one of our exports; errors name the setting `key`. Raises UserError."""
     try:
         config = read_json(f"{path}/{CONFIG_FILE}")
     except json.JSONDecodeError as error:

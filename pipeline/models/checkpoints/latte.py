@@ -17,8 +17,8 @@ def bridge_state_from_diffusion(state: Mapping[str, Tensor], target: Latte) -> S
     """Turn a pre-trained diffusion Latte into the weights that a bridge `target` starts from, as the authors do.
 
     Drops the learned-sigma half of final_layer.linear, repeats the first entry of temp_embed for the image's
-    extra frame, widens x_embedder with zeros for new channels (so that at first they change nothing), and
-    takes the rest by name. Raises WeightsMismatch where frames or channels do not fit.
+    extra frame, widens x_embedder with zeros for new channels (so that they change nothing at first), and
+    copies the rest by name. Raises WeightsMismatch if frames or channels do not fit.
     """
     own = target.state_dict()
     bridge = dict(state)
@@ -37,13 +37,13 @@ def bridge_state_from_diffusion(state: Mapping[str, Tensor], target: Latte) -> S
     elif frames != target.num_frames:
         raise WeightsMismatch(
             f"a diffusion model of {frames} frames cannot start a bridge of {target.num_frames} frames: "
-            f"that needs {target.num_frames - 1}, the image being one, or {target.num_frames}"
+            f"that needs {target.num_frames - 1} (the image adds one) or {target.num_frames}"
         )
     patches = state["x_embedder.proj.weight"]
     if patches.shape[1] > target.in_channels:
         raise WeightsMismatch(
             f"a model of {patches.shape[1]} input channels cannot start a bridge of {target.in_channels}: "
-            "give one with as many channels or fewer"
+            f"give one with at most {target.in_channels}"
         )
     bridge["x_embedder.proj.weight"] = widen_inputs(patches, target.in_channels)
     return bridge
@@ -55,20 +55,20 @@ def remap_classes(
     """Reorder class embeddings by name; return the state and the number of classes kept.
 
     A class that the pre-trained model did not know starts as its null class, the table's last row.
-    Raises WeightsMismatch unless the table has a row for every class and a null row, and WeightsError
-    where a name comes twice.
+    Raises WeightsMismatch unless the table has one row per class and a null row, and WeightsError if a name occurs
+    twice.
     """
     old, new = list(old_classes), list(new_classes)
     for names in (old, new):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise WeightsError(f"class names must differ, but these come twice: {first_few(twice)}")
+            raise WeightsError(f"class names must differ, but these occur twice: {first_few(twice)}")
     if CLASS_TABLE not in state:
-        raise WeightsMismatch(f"{CLASS_TABLE} is missing: this model knows no classes")
+        raise WeightsMismatch(f"{CLASS_TABLE} is missing: this model has no classes")
     table = state[CLASS_TABLE]
     if len(table) != len(old) + 1:
         raise WeightsMismatch(
-            f"{CLASS_TABLE} has {len(table)} rows, not one for each of {len(old)} classes and one for none: "
+            f"{CLASS_TABLE} has {len(table)} rows, but {len(old)} classes and the null class need {len(old) + 1}: "
             "give the class names that these weights were trained with"
         )
     row = {name: i for i, name in enumerate(old)}

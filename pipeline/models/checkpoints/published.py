@@ -1,4 +1,4 @@
-"""Read published checkpoints, of any wrapper, without unpickling code."""
+"""Read published checkpoints, whatever wraps their weights, without unpickling code."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from .weights import State, WeightsError, load_safetensors
 
-# in order of preference: averaged weights are what a published model is sampled with
+# in order of preference: published models are sampled with averaged weights
 WRAPPERS = ("ema", "model", "state_dict", "module")
-# of distributed training, and of the neural prior in the authors' checkpoints
+# from distributed training, and from the neural prior in the authors' checkpoints
 PREFIXES = ("module.", "nwarp_model.")
 
 
 def load_published(path: str | Path) -> State:
     """Read a published checkpoint: safetensors, or a torch file read with weights_only=True.
 
-    Takes the averaged weights where the file has several ('ema' before 'model', 'state_dict' and DeepSpeed's
-    'module'), and strips the prefix that all names share because of a wrapper (PREFIXES). Raises
-    WeightsError on anything else; never unpickles code.
+    Prefers averaged weights if the file has several kinds ('ema' before 'model', 'state_dict' and DeepSpeed's
+    'module'), and strips a wrapper's prefix (PREFIXES) if all names share it. Raises WeightsError on anything else;
+    never unpickles code.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -39,7 +39,7 @@ def load_published(path: str | Path) -> State:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(
-            f"{path} cannot be read as plain weights ({reason}): convert it to safetensors where you trust it"
+            f"{path} cannot be read as plain weights ({reason}): if you trust it, convert it to safetensors"
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
@@ -49,7 +49,7 @@ def load_published(path: str | Path) -> State:
     tensors = {name: value for name, value in items if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(
-            f"{path} holds no tensors by name, neither at its top nor under {', '.join(WRAPPERS)}: "
+            f"{path} holds no named tensors, neither at its top level nor under {', '.join(WRAPPERS)}: "
             "give a checkpoint with a state dict"
         )
     return _without_prefix(tensors)

@@ -11,17 +11,18 @@ from .weights import State, WeightsMismatch, widen_inputs
 
 UNET, RESAMPLER = "model.diffusion_model.", "image_proj_model."
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
-RENAMED = {"framestride_embed.": "fps_embedding."}  # in DynamiCrafter's checkpoint for 256 x 256
-# Parts that a text-to-video model lacks; a checkpoint has all names with such a part, or none
+RENAMED = {"framestride_embed.": "fps_embedding."}  # DynamiCrafter's checkpoint for 256 x 256 has the first
+# Parts that a text-to-video model lacks; a checkpoint has all names with such a part, or none of them
 NEW = ("fps_embedding.", ".to_k_ip.", ".to_v_ip.", ".alpha", RESAMPLER)
 
 
 def state_from_published(state: Mapping[str, Tensor], target: VideoCrafter) -> State:
-    """Return the weights that `target` starts from, from a checkpoint of VideoCrafter/Text2Video-256 or DynamiCrafter.
+    """Turn a checkpoint of VideoCrafter/Text2Video-256 or DynamiCrafter into the weights that `target` starts from.
 
-    Other parts of the checkpoint are left out. The first convolution is widened with zeros for the image's channels
-    (4 -> 8), which change nothing at first. Parts that a text-to-video model lacks (NEW) keep the target's initial
-    weights, which change nothing either. `load_strict` reports all other missing or unexpected names. Raises WeightsMismatch where the file holds no U-Net.
+    Leaves out other parts of the checkpoint. Widens the first convolution by zeros for the image's channels (4 -> 8),
+    which change nothing at first. Parts that a text-to-video model lacks (NEW) keep the target's initial weights, which
+    change nothing either. `load_strict` reports all other missing or unexpected names. Raises WeightsMismatch if the
+    file holds no U-Net.
     """
     found: State = {}
     for name, value in state.items():

@@ -20,11 +20,11 @@ class WeightsError(UserError):
 
 
 class WeightsMismatch(WeightsError):
-    """Weights that were read and belong to another model."""
+    """Weights that belong to another model."""
 
 
 def load_safetensors(path: Path) -> State:
-    """Read one safetensors file. Raises WeightsError where it is missing or damaged."""
+    """Read one safetensors file. Raises WeightsError if it is missing or damaged."""
     if not path.is_file():
         raise WeightsError(f"{path} is missing: give the path of a downloaded checkpoint or of an export")
     try:
@@ -35,7 +35,7 @@ def load_safetensors(path: Path) -> State:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
-    """Load `state`, called `name` in messages. Raises WeightsMismatch unless it fits the module exactly."""
+    """Load `state`, called `name` in messages, into the module. Raises WeightsMismatch unless it fits exactly."""
     own = module.state_dict()
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
@@ -64,5 +64,5 @@ def widen_inputs(kernel: Tensor, channels: int) -> Tensor:
 
 
 def first_few(found: list[str], limit: int = 3) -> str:
-    """Join the first names by commas, with dots where there are more."""
+    """Join the first names by commas; dots show that there are more."""
     return ", ".join(found[:limit]) + (", ..." if len(found) > limit else "")

@@ -1,7 +1,7 @@
-"""open_clip's weights inside published video checkpoints, by the names of transformers' CLIP.
+"""Read open_clip's weights inside published video checkpoints into transformers' CLIP.
 
-VideoCrafter's and DynamiCrafter's checkpoints carry OpenCLIP ViT-H/14: its text half under `cond_stage_model.model.`, and
-its whole, of which the image half is used, under `embedder.model.`. Nothing here needs open_clip.
+VideoCrafter's and DynamiCrafter's checkpoints contain OpenCLIP ViT-H/14: its text half under `cond_stage_model.model.`,
+and both halves under `embedder.model.`, of which we use the image half. Nothing here needs open_clip.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 Encoder = TypeVar("Encoder", bound=torch.nn.Module)
 
 TEXT, IMAGE = "cond_stage_model.model.", "embedder.model.visual."
-TEXT_HEAD, IMAGE_HEAD = 64, 80  # width of an attention head of ViT-H/14; no tensor tells
-UNUSED = ("attn_mask", "text_projection", "logit_scale", "logit_bias", "proj", "visual.")  # no part of a token's value
-BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
+TEXT_HEAD, IMAGE_HEAD = 64, 80  # widths of attention heads in ViT-H/14; no tensor reveals them
+# names of tensors that do not change a token's value
+NOT_FOR_TOKENS = ("attn_mask", "text_projection", "logit_scale", "logit_bias", "proj", "visual.")
+BLOCK_NAME = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 IN_BLOCK = {
     "ln_1.": "layer_norm1.",
     "ln_2.": "layer_norm2.",
@@ -36,19 +37,19 @@ NAMES = {
     "positional_embedding": "embeddings.position_embedding.weight",
     "class_embedding": "embeddings.class_embedding",
     "conv1.weight": "embeddings.patch_embedding.weight",
-    "ln_pre.": "pre_layrnorm.",  # sic
+    "ln_pre.": "pre_layrnorm.",  # transformers' name, with its typo
     "ln_post.": "post_layernorm.",
     "ln_final.": "final_layer_norm.",
 }
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> State:
-    """The tensors of one half, without prefix, by transformers' names; names that are unknown stay."""
+    """Rename the tensors of one half, given without prefix, as transformers does; unknown names stay."""
     renamed: State = {}
     for name, value in state.items():
-        if name.startswith(UNUSED):
+        if name.startswith(NOT_FOR_TOKENS):
             continue
-        block = BLOCK.fullmatch(name)
+        block = BLOCK_NAME.fullmatch(name)
         if block is None:
             old = next((old for old in NAMES if name.startswith(old)), name)
             renamed[NAMES.get(old, old) + name.removeprefix(old)] = value
@@ -65,7 +66,7 @@ def to_transformers(state: Mapping[str, Tensor]) -> State:
 
 
 def text_model(checkpoint: Mapping[str, Tensor], name: str) -> CLIPTextModel:
-    """The text encoder inside `checkpoint`, called `name` in messages, in eval mode. Raises WeightsMismatch."""
+    """Build the text encoder inside `checkpoint`, called `name` in messages, in eval mode. Raises WeightsMismatch."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     state = _half(checkpoint, TEXT, name)
@@ -88,12 +89,12 @@ def text_model(checkpoint: Mapping[str, Tensor], name: str) -> CLIPTextModel:
 
 
 def image_model(checkpoint: Mapping[str, Tensor], name: str) -> CLIPVisionModel:
-    """The image encoder inside `checkpoint`, called `name` in messages, in eval mode. Raises WeightsMismatch."""
+    """Build the image encoder inside `checkpoint`, called `name` in messages, in eval mode. Raises WeightsMismatch."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     state = _half(checkpoint, IMAGE, name)
     size, _, patch, _ = _shape(state, "embeddings.patch_embedding.weight", name)
-    places = _shape(state, "embeddings.position_embedding.weight", name)[0] - 1  # one is the class token's
+    places = _shape(state, "embeddings.position_embedding.weight", name)[0] - 1  # without the class token
     config = CLIPVisionConfig(
         hidden_size=size,
         intermediate_size=_shape(state, "encoder.layers.0.mlp.fc1.weight", name)[0],
@@ -111,7 +112,9 @@ def image_model(checkpoint: Mapping[str, Tensor], name: str) -> CLIPVisionModel:
 def _half(checkpoint: Mapping[str, Tensor], prefix: str, name: str) -> State:
     half = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
     if not half:
-        raise WeightsMismatch(f"{name}: holds no tensors named {prefix}..., the encoder of a VideoCrafter checkpoint")
+        raise WeightsMismatch(
+            f"{name}: holds no tensors named {prefix}..., as the encoder in a VideoCrafter checkpoint has"
+        )
     return to_transformers(half)
 
 
@@ -126,10 +129,10 @@ def _layers(state: State) -> int:
 
 
 def _filled(model: Encoder, state: State, name: str) -> Encoder:
-    """The model of the meta device with the weights of `state`, in their dtype."""
+    """Fill a model built on the meta device with the weights of `state`."""
     model.to_empty(device="cpu")
     for key, buffer in model.named_buffers():
-        assert key.endswith("position_ids"), f"{key} would be left without a value"
+        assert key.endswith("position_ids"), f"{key} would have no value"
         buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
     load_strict(model, state, name)
     return model.eval().requires_grad_(False)

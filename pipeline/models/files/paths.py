@@ -1,4 +1,4 @@
-"""Where a model's files are: shipped with the package, in a local folder, or on the Hugging Face hub. Imports no torch."""
+"""Find a model's files: shipped with the package, in a local folder, or on the Hugging Face hub. Imports no torch."""
 
 import hashlib
 import lzma
@@ -10,12 +10,13 @@ from pathlib import Path
 
 from ...errors import UserError
 
+CONFIG = "config.json"  # of a model of diffusers or transformers
 SHIPPED = Path(__file__).resolve().parents[2] / "shipped" / "weights"
-HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")  # owner/name, and perhaps a folder in it
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")  # owner/name, optionally with a folder
 
 
 def shipped_path(path: str) -> str:
-    """The folder behind "shipped:NAME", a model that comes with the package; other paths are returned as they are."""
+    """Return the folder of "shipped:NAME", a model that comes with the package; return other paths unchanged."""
     if not path.startswith("shipped:"):
         return path
     folder = SHIPPED / path.removeprefix("shipped:")
@@ -26,7 +27,7 @@ def shipped_path(path: str) -> str:
 
 
 def _unpacked(folder: Path) -> Path:
-    """A copy of `folder` with its .xz files unpacked, made at first use. Packed, the weights travel with every submitted job."""
+    """Return a copy of `folder` with unpacked .xz files, made at first use. Every submitted job carries the packed ones."""
     digest = hashlib.blake2b(digest_size=8)
     for packed in sorted(folder.iterdir()):
         digest.update(packed.name.encode() + packed.read_bytes())
@@ -52,15 +53,16 @@ def _unpacked(folder: Path) -> Path:
 
 
 def local_path(path: str) -> Path | None:
-    """`path` as an existing local file or folder, or None where it can only be a hub name."""
+    """Return `path` as an existing local file or folder, or None if it can only be a hub name."""
     local = Path(shipped_path(path)).expanduser()
     return local if local.exists() else None
 
 
 def hub_file(path: str, name: str) -> Path | None:
-    """The local copy of file `name` of the hub name `path` (owner/name or owner/name/folder), downloaded where needed.
+    """Return the local copy of a file from the hub name `path` (owner/name or owner/name/folder); download it if needed.
 
-    None where `path` is no hub name, or its repository has no such file, or there is neither network nor a copy.
+    Returns None if `path` is not a hub name, if its repository has no file `name`, or if there is neither network nor
+    copy.
     """
     match = HUB_NAME.fullmatch(path)
     if match is None:
@@ -80,7 +82,7 @@ def hub_file(path: str, name: str) -> Path | None:
 
 
 def hub_folder(path: str, patterns: list[str]) -> Path | None:
-    """As hub_file, for the files of a repository that match `patterns`."""
+    """Return the local folder of the hub name `path` with the files that match `patterns`; None as in hub_file."""
     match = HUB_NAME.fullmatch(path)
     if match is None:
         return None

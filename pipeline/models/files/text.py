@@ -1,8 +1,8 @@
-"""The files of a text encoder in transformers' format, and their identity. Imports no torch.
+"""Find the files of a text encoder in transformers' format, and hash them. Imports no torch.
 
-Three layouts: config.json, model*.safetensors and the tokenizer's files in one folder; the folder of a whole diffusers
-pipeline, which has them in text_encoder/ and tokenizer/; and a checkpoint of VideoCrafter or DynamiCrafter with open_clip's
-weights in it (see open_clip), with a tokenizer from elsewhere.
+There are three layouts: config.json, model*.safetensors and the tokenizer's files in one folder; a diffusers pipeline,
+which has them in text_encoder/ and tokenizer/; and a checkpoint of VideoCrafter or DynamiCrafter that contains
+open_clip's weights (see open_clip), with a tokenizer from elsewhere.
 """
 
 import hashlib
@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .paths import hub_folder, local_path
+from .paths import CONFIG, hub_folder, local_path
 
-CONFIG = "config.json"
-WEIGHTS = "model*.safetensors"  # one file or several
+WEIGHTS_PATTERN = "model*.safetensors"  # one file or several
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,8 +32,8 @@ ENCODERS = {
     "t5": "T5EncoderModel",
     "umt5": "UMT5EncoderModel",
 }
-OPEN_CLIP = "open_clip"  # model_type of what a checkpoint holds, of which there is no config.json
-NOISE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # decide no embedding
+OPEN_CLIP = "open_clip"  # model_type of an encoder in a checkpoint, which has no config.json
+NOISE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # do not change embeddings
 
 
 @dataclass(frozen=True)
@@ -47,31 +46,31 @@ class TextFiles:
 
     @property
     def kind(self) -> str:
-        """Class of transformers."""
+        """Return the name of the encoder's class in transformers."""
         return ENCODERS[self.config["model_type"]]
 
     @property
     def width(self) -> int:
-        """Width of an embedding."""
+        """Return the width of an embedding."""
         own = self.config.get("text_config") or self.config
         return int(own["d_model"] if "d_model" in own else own["hidden_size"])
 
     @property
     def weights(self) -> list[Path]:
-        """Files of the encoder's weights, in order of names."""
+        """Return the files of the encoder's weights, sorted by name."""
         if self.encoder.is_file():
             return [self.encoder]
-        return sorted(path for path in self.encoder.glob(WEIGHTS) if ".fp16." not in path.name)
+        return sorted(path for path in self.encoder.glob(WEIGHTS_PATTERN) if ".fp16." not in path.name)
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """Files that decide the tokens."""
+        """Return the files that decide the tokens."""
         return [self.tokenizer / name for name in TOKENIZER if (self.tokenizer / name).is_file()]
 
 
 def find_text_encoder(path: str, tokenizer_path: str | None = None) -> TextFiles:
     """Find the files of `text.path`: a folder, a hub name, or a checkpoint with `text.tokenizer`. Raises UserError."""
-    names = [CONFIG, WEIGHTS, "model.safetensors.index.json", *TOKENIZER]
+    names = [CONFIG, WEIGHTS_PATTERN, "model.safetensors.index.json", *TOKENIZER]
     folder = local_path(path)
     if folder is not None and folder.is_file():
         return _in_checkpoint(path, folder, tokenizer_path)
@@ -90,7 +89,7 @@ def find_text_encoder(path: str, tokenizer_path: str | None = None) -> TextFiles
         raise _unloadable(path, f"{encoder / CONFIG} has model_type {kind}, expected {', '.join(ENCODERS)}")
     files = TextFiles(encoder, tokenizer, config)
     if not files.weights:
-        raise _unloadable(path, f"no {WEIGHTS} in {encoder}")
+        raise _unloadable(path, f"no {WEIGHTS_PATTERN} in {encoder}")
     if not any(file.name in ("tokenizer.json", "vocab.json", "spiece.model") for file in files.tokenizer_files):
         raise _unloadable(path, f"no tokenizer.json, vocab.json or spiece.model in {tokenizer}")
     return files
@@ -103,8 +102,8 @@ def _in_checkpoint(path: str, file: Path, tokenizer_path: str | None) -> TextFil
 
     if tokenizer_path is None:
         raise UserError(
-            f"text.path = {path}: is a checkpoint, which has no tokenizer; set text.tokenizer to a folder or hub name of "
-            "CLIP's, such as openai/clip-vit-large-patch14"
+            f"text.path = {path}: a checkpoint has no tokenizer; set text.tokenizer to a folder or hub name of CLIP's, "
+            "such as openai/clip-vit-large-patch14"
         )
     folder = local_path(tokenizer_path) or hub_folder(tokenizer_path, [*TOKENIZER])
     if folder is None or not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
@@ -123,12 +122,12 @@ def _in_checkpoint(path: str, file: Path, tokenizer_path: str | None) -> TextFil
 def _unloadable(path: str, reason: str) -> UserError:
     return UserError(
         f"text.path = {path}: no text encoder could be loaded ({reason}); give a folder or hub name with a CLIP or T5 "
-        f"model of transformers ({CONFIG}, {WEIGHTS}, tokenizer files), or null for no text"
+        f"model of transformers ({CONFIG}, {WEIGHTS_PATTERN}, tokenizer files), or null for no text"
     )
 
 
 def text_identity(files: TextFiles) -> str:
-    """SHA-256 over what decides an embedding: the encoder's configuration and weights, the tokenizer's files."""
+    """Hash all that decides an embedding by SHA-256: the encoder's configuration and weights, and the tokenizer's files."""
     digest = hashlib.sha256(json.dumps(_significant(files.config), sort_keys=True).encode())
     for file in [*files.weights, *files.tokenizer_files]:
         status = file.stat()

@@ -1,9 +1,9 @@
-"""The files of a VAE, in each layout in which Stable Diffusion's is published, and the identity of its weights.
+"""Find and read the files of a VAE, in every layout in which Stable Diffusion's is published, and hash its weights.
 
-Three layouts: a diffusers folder (config.json beside diffusion_pytorch_model.*), with today's names of the attention
-weights or with those before 2023; and one checkpoint file of latent diffusion (LDM, VideoCrafter), alone or as the
-`first_stage_model` of a whole model. CogVideoX's VAE comes as a diffusers folder. The same weights have the same identity in every layout. Imports torch only
-for files that need it.
+A VAE comes as a diffusers folder (config.json beside diffusion_pytorch_model.*), with attention weights under today's
+names or those from before 2023, or as a checkpoint file of latent diffusion (LDM, VideoCrafter), alone or as the
+`first_stage_model` of a whole model. CogVideoX's VAE comes as a diffusers folder. The same weights have the same hash
+in every layout. Imports torch only for files that need it.
 """
 
 import hashlib
@@ -20,30 +20,29 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import UserError
 from ...settings import LATENT_CHANNELS
-from .paths import hub_file, local_path
+from .paths import CONFIG, hub_file, local_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-CONFIG = "config.json"
+WEIGHTS_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 IMAGE_VAE, VIDEO_VAE = "AutoencoderKL", "AutoencoderKLCogVideoX"  # classes of diffusers
-PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # of an AutoencoderKL, in every layout
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")  # of an AutoencoderKL, in every layout
 LDM_PREFIX = "first_stage_model."
 LDM_NAME = re.compile(r"encoder\.down\.(\d+)\.")
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 OLD_NAME = re.compile(rf"(attentions\.\d+)\.({'|'.join(OLD_ATTENTION)})\.")
-SD_SCALING_FACTOR = 0.18215  # where neither config.json nor the checkpoint names one
-SD_GROUPS = 32  # of every group norm of latent diffusion; no tensor tells
+SD_SCALING_FACTOR = 0.18215  # used if neither config.json nor the checkpoint has one
+SD_GROUPS = 32  # in every group norm of latent diffusion; no tensor reveals it
 
 
 @dataclass(frozen=True)
 class VaeFiles:
-    """Files of a VAE."""
+    """Files of a VAE, and its diffusers configuration if it has one."""
 
-    path: str  # as in the settings
+    path: str  # as the settings name it
     weights: Path
-    config: dict[str, Any] | None  # of diffusers; None: to be derived from the weights
+    config: dict[str, Any] | None  # None: derive it from the weights
 
 
 def find_vae(path: str) -> VaeFiles:
@@ -51,22 +50,24 @@ def find_vae(path: str) -> VaeFiles:
     local = local_path(path)
     if local is not None and local.is_file():
         beside = local.with_name(CONFIG)
-        own = local.name in WEIGHTS and beside.is_file()
+        own = local.name in WEIGHTS_NAMES and beside.is_file()
         return VaeFiles(path, local, _read_config(path, beside) if own else None)
-    for name in WEIGHTS:
+    for name in WEIGHTS_NAMES:
         weights = hub_file(path, name) if local is None else local / name
         config = hub_file(path, CONFIG) if local is None else local / CONFIG
         if weights is not None and config is not None and weights.is_file() and config.is_file():
             return VaeFiles(path, weights, _read_config(path, config))
-    where = f"no {CONFIG} with {' or '.join(WEIGHTS)} there" if local else "no such file or folder, nor on the hub"
+    where = (
+        f"no {CONFIG} with {' or '.join(WEIGHTS_NAMES)} there" if local else "no such file or folder, nor on the hub"
+    )
     raise unloadable(path, where)
 
 
 def unloadable(path: str, reason: str) -> UserError:
-    """Make the error for a `vae.path` that gives no VAE; it names the reason and the remedy."""
+    """Make the error for a `vae.path` without a usable VAE; it names the reason and the remedy."""
     return UserError(
         f"vae.path = {path}: no AutoencoderKL could be loaded ({reason}); give a diffusers folder with {CONFIG} and "
-        f"{WEIGHTS[0]}, a latent diffusion checkpoint (.ckpt or .safetensors), a hub name, or shipped:vae"
+        f"{WEIGHTS_NAMES[0]}, a latent diffusion checkpoint (.ckpt or .safetensors), a hub name, or shipped:vae"
     )
 
 
@@ -82,9 +83,9 @@ def _read_config(path: str, file: Path) -> dict[str, Any]:
 
 
 def vae_geometry(path: str) -> tuple[int, int]:
-    """(latent channels, video frames in a latent frame) of `vae.path`. Raises UserError.
+    """Return the latent channels and the video frames per latent frame of `vae.path`. Raises UserError.
 
-    CogVideoX's VAE gives the first video frame a latent frame of its own: F frames become (F - 1) / 4 + 1.
+    CogVideoX's VAE encodes the first video frame alone: F frames become (F - 1) / 4 + 1 latent frames.
     """
     config = find_vae(path).config or {}
     if config.get("_class_name") == VIDEO_VAE:
@@ -93,7 +94,7 @@ def vae_geometry(path: str) -> tuple[int, int]:
 
 
 def vae_identity(path: str) -> tuple[str, float]:
-    """(hash of the weights, scaling factor) of `vae.path`. Raises UserError."""
+    """Return the hash of the weights and the scaling factor of `vae.path`. Raises UserError."""
     files = find_vae(path)
     status = files.weights.stat()
     digest, scaling_factor = _identity(files.weights, path, status.st_mtime_ns, status.st_size)
@@ -110,7 +111,7 @@ def _identity(weights: Path, path: str, changed_ns: int, size: int) -> tuple[str
 
 
 def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, shapes and float32 values in order of names: the same in every file format."""
+    """Hash names, shapes and float32 values by SHA-256, sorted by name: the hash is the same in every file format."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         values = np.ascontiguousarray(arrays[name], "<f4")
@@ -120,7 +121,7 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _diffusers_arrays(path: str, file: Path) -> dict[str, np.ndarray] | None:
-    """The tensors of a safetensors file by their names of today, read lazily; None if it has latent diffusion's names."""
+    """Read a safetensors file lazily, under today's diffusers names. Return None if it has latent diffusion's names."""
     try:
         with safe_open(file, framework="numpy") as opened:  # checks the file
             names = list(opened.keys())
@@ -132,34 +133,34 @@ def _diffusers_arrays(path: str, file: Path) -> dict[str, np.ndarray] | None:
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())
     arrays = {}
-    for name in (name for name in names if name.startswith(PARTS)):
+    for name in (name for name in names if name.startswith(VAE_PARTS)):
         first, last = header[name]["data_offsets"]
         values = _float_view(content[start + first : start + last], header[name]["dtype"])
         arrays[canonical_name(name)] = values.reshape(canonical_shape(name, header[name]["shape"]))
     if not arrays:
-        raise unloadable(path, f"{file} holds no tensors named {' or '.join(PARTS)}...")
+        raise unloadable(path, f"{file} holds no tensors named {' or '.join(VAE_PARTS)}...")
     return arrays
 
 
 def _float_view(content: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "BF16":  # which numpy has not: the upper half of a float32
+    if dtype == "BF16":  # numpy lacks it; it is the upper half of a float32
         return (content.view("<u2").astype("<u4") << 16).view("<f4")
     return content.view({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype])
 
 
 def canonical_name(name: str) -> str:
-    """A diffusers name, with the attention's names of today."""
+    """Return a diffusers name with today's names of attention weights."""
     return OLD_NAME.sub(lambda match: f"{match[1]}.{OLD_ATTENTION[match[2]]}.", name)
 
 
 def canonical_shape(name: str, shape: list[int]) -> list[int]:
-    """Projections of the attention are matrices today, 1 x 1 kernels in latent diffusion."""
+    """Return a tensor's shape in diffusers, where attention projections are matrices; in LDM they are 1 x 1 kernels."""
     is_projection = "attentions." in name and name.endswith(".weight") and len(shape) == 4
     return shape[:2] if is_projection else shape
 
 
 def read_state(files: VaeFiles) -> "tuple[dict[str, Tensor], float]":
-    """(tensors by diffusers' names of today, scaling factor that the file itself names). Raises UserError."""
+    """Read the tensors, under today's diffusers names, and the scaling factor in the file. Raises UserError."""
     from ..checkpoints.published import load_published
     from ..checkpoints.weights import WeightsError
 
@@ -170,19 +171,19 @@ def read_state(files: VaeFiles) -> "tuple[dict[str, Tensor], float]":
     scale = loaded.get("scale_factor")
     state = to_diffusers(loaded)
     if not state:
-        raise unloadable(files.path, f"{files.weights} holds no tensors named {' or '.join(PARTS)}...")
+        raise unloadable(files.path, f"{files.weights} holds no tensors named {' or '.join(VAE_PARTS)}...")
     return state, SD_SCALING_FACTOR if scale is None else float(scale)
 
 
 def to_diffusers(loaded: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """The VAE among the tensors of a checkpoint in any layout, by diffusers' names of today; {} if there is none."""
+    """Pick the VAE's tensors from a checkpoint in any layout, under today's diffusers names; {} if there is none."""
     whole = any(name.startswith(LDM_PREFIX) for name in loaded)
     found = {name.removeprefix(LDM_PREFIX): loaded[name] for name in loaded if name.startswith(LDM_PREFIX) or not whole}
-    state = {name: tensor for name, tensor in found.items() if name.startswith(PARTS)}
+    state = {name: tensor for name, tensor in found.items() if name.startswith(VAE_PARTS)}
     if levels := {match[1] for name in state if (match := LDM_NAME.match(name))}:
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-        blocks = [None] * len(levels)  # the converter wants to know how many
+        blocks = [None] * len(levels)  # the converter reads only their number
         state = convert_ldm_vae_checkpoint(state, {"down_block_types": blocks, "up_block_types": blocks})
     return {
         canonical_name(name): tensor.reshape(canonical_shape(name, list(tensor.shape)))
@@ -191,7 +192,7 @@ def to_diffusers(loaded: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def derive_config(state: "Mapping[str, Tensor]") -> dict[str, Any]:
-    """The AutoencoderKL configuration of weights by diffusers' names, group norms as in Stable Diffusion."""
+    """Derive the AutoencoderKL configuration from weights under diffusers' names, with Stable Diffusion's group norms."""
     first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
     levels = 0
     while first.format(levels) in state:
