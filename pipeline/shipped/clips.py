@@ -14,9 +14,9 @@ log = logging.getLogger("clips")
 
 
 def decode_split(data: DataSettings, split: str, every: int = 1) -> tuple[list[torch.Tensor], list[str]]:
-    """Every `every`-th frame of each clip of a split, uint8 (F, H, W, 3), and the clips' classes.
+    """Return every `every`-th frame of each clip of a split, uint8 (F, H, W, 3), and the clips' classes.
 
-    Logs the clips that cannot be decoded. Raises UserError if none is left.
+    Logs and skips clips that cannot be decoded. Raises UserError if none is left.
     """
     frames, labels = [], []
     for clip in plan_clips(data):

@@ -1,6 +1,7 @@
-"""A small 3D convolutional network that tells the synthetic motions apart: features and class probabilities of clips.
+"""A small 3D convolutional network that tells the synthetic motions apart: features and class logits of clips.
 
-For the demo and the tests what I3D and C3D are for published results; a distance in its features compares with no other.
+The demo and the tests use it in place of I3D and C3D, with which published results are measured. Distances in its
+features are not comparable with those of other networks.
 """
 
 import json
@@ -15,32 +16,34 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models.files.paths import local_path
 
-SIDE = 32  # pixels that it looks at, whatever the clip's size
+SIDE = 32  # of its input in pixels, whatever the clip's size
 CHANNELS = (16, 24, 32)
-GROUPS = 8
+NORM_GROUPS = 8
 FEATURES = 16
 
 
 class Detected(NamedTuple):
+    """Output of the detector for B clips."""
+
     features: Tensor  # (B, FEATURES)
     logits: Tensor  # (B, classes)
 
 
 class Detector(nn.Module):
-    """Clips (B, F, 3, H, W) in [-1, 1], F >= 4, to features and logits of `classes` motions."""
+    """Network from clips of at least 4 frames to features and logits of `classes` motions."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         first, second, third = CHANNELS
         self.convolutions = nn.Sequential(
             nn.Conv3d(3, first, 3, (1, 2, 2), 1),
-            nn.GroupNorm(GROUPS, first),
+            nn.GroupNorm(NORM_GROUPS, first),
             nn.SiLU(),
             nn.Conv3d(first, second, 3, 2, 1),
-            nn.GroupNorm(GROUPS, second),
+            nn.GroupNorm(NORM_GROUPS, second),
             nn.SiLU(),
             nn.Conv3d(second, third, 3, 2, 1),
-            nn.GroupNorm(GROUPS, third),
+            nn.GroupNorm(NORM_GROUPS, third),
             nn.SiLU(),
             nn.Conv3d(third, third, 3, 1, 1),
             nn.SiLU(),
@@ -49,27 +52,30 @@ class Detector(nn.Module):
         self.classify = nn.Linear(FEATURES, classes)
 
     def forward(self, clips: Tensor) -> Detected:
+        """Detect the motions of clips (B, F, 3, H, W) in [-1, 1]."""
         x = F.interpolate(clips.flatten(0, 1), (SIDE, SIDE), mode="area").unflatten(0, clips.shape[:2])
-        x = F.adaptive_avg_pool3d(
-            self.convolutions(x.transpose(1, 2)), (2, 4, 4)
-        )  # where it moves is kept: left and right differ in it
+        # pooling keeps coarse positions, which tell a move to the left from one to the right
+        x = F.adaptive_avg_pool3d(self.convolutions(x.transpose(1, 2)), (2, 4, 4))
         features = self.feature(x.flatten(1))
         return Detected(features, self.classify(F.silu(features)))
 
 
 def to_input(frames: Tensor) -> Tensor:
-    """uint8 (B, F, H, W, 3) -> (B, F, 3, H, W) in [-1, 1]."""
+    """Convert uint8 (B, F, H, W, 3) to (B, F, 3, H, W) in [-1, 1]."""
     return frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
 
 
 def shrink(frames: Tensor) -> Tensor:
-    """uint8 (B, F, H, W, 3) -> uint8 (B, F, SIDE, SIDE, 3), as the detector sees them but for the rounding."""
+    """Shrink uint8 (B, F, H, W, 3) to uint8 (B, F, SIDE, SIDE, 3), the detector's own input but for the rounding."""
     x = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
     return F.interpolate(x, (SIDE, SIDE), mode="area").round().byte().permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
 
 
 def load_detector(path: str) -> tuple[Detector, list[str]]:
-    """The detector in a folder of jobs/train_detector.py, or shipped:detector, and the names of its classes. Raises UserError."""
+    """Load a detector and the names of its classes.
+
+    `path` is shipped:detector or a folder that jobs/train_detector.py wrote. Raises UserError.
+    """
     folder = local_path(path)
     try:
         if folder is None:

@@ -1,4 +1,4 @@
-"""Training of the detector that ships with the package: a classifier of motions, plain PyTorch, one process."""
+"""Train the detector that ships with the package: a classifier of motions, in plain PyTorch and one process."""
 
 import time
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from ..train.optimisation import set_learning_rate
 from .detector import Detector, shrink, to_input
 
-SHIFT = 3  # of SIDE pixels
+SHIFT = 3  # pixels, of SIDE
 
 
 @dataclass(frozen=True)
 class DetectorTraining:
-    """Settings of the shipped detector."""
+    """Settings that the shipped detector was trained with."""
 
     epochs: int = 8
     batch: int = 32
@@ -27,12 +27,15 @@ class DetectorTraining:
 def train(
     clips: torch.Tensor, labels: torch.Tensor, classes: int, training: DetectorTraining
 ) -> Iterator[tuple[int, Detector, dict[str, float]]]:
-    """Fit a detector to `clips`, uint8 (N, F, H, W, 3), and their `labels` (N,). Yields (epoch, module, means) after each."""
-    torch.manual_seed(training.seed)  # modules are initialised from the global generator
+    """Fit a detector to `clips`, uint8 (N, F, H, W, 3), and their `labels` (N,).
+
+    Yields (epoch, module, mean loss and seconds since the start) after each epoch.
+    """
+    torch.manual_seed(training.seed)  # modules draw their weights from the global generator
     generator = torch.Generator().manual_seed(training.seed)
     module = Detector(classes).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, weight_decay=training.weight_decay)
-    clips = torch.cat([shrink(chunk) for chunk in clips.split(64)])  # once, and not in every epoch
+    clips = torch.cat([shrink(chunk) for chunk in clips.split(64)])  # once, not in every epoch
     batches = -(-len(clips) // training.batch)
     started = time.monotonic()
     for epoch in range(1, training.epochs + 1):
@@ -49,9 +52,9 @@ def train(
 
 
 def augment(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """As `to_input`, each clip moved by up to SHIFT pixels, its colours in a random order, at a random contrast.
+    """Convert like `to_input`; shift each clip by up to SHIFT pixels, shuffle its colours and change its contrast.
 
-    None of it changes which way things move; mirroring would.
+    None of these changes the direction of motion, which mirroring would.
     """
     height, width = clips.shape[2:4]
     padded = F.pad(to_input(clips).flatten(0, 1), (SHIFT,) * 4, mode="replicate").unflatten(0, clips.shape[:2])
@@ -65,6 +68,6 @@ def augment(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @torch.inference_mode()
 def accuracy(module: Detector, clips: torch.Tensor, labels: torch.Tensor) -> float:
-    """Part of the clips whose likeliest class is theirs."""
+    """Return the share of clips that the detector classifies correctly."""
     found = torch.cat([module(to_input(chunk)).logits.argmax(1) for chunk in clips.split(32)])
     return float((found == labels).double().mean())

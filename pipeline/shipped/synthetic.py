@@ -1,14 +1,14 @@
-"""Synthetic videos with known motion: the data set that `make demo` and the shipped models stand on.
+"""Synthetic videos with known motion: the data set of `make demo` and of the shipped models.
 
-Textured objects move over varied backgrounds, partly hidden by one another and by posts in front. The class names the
-motion, so that an image and a class determine most of the clip. Written as real H.264 files in UCF-101's layout:
+Textured objects move over varied backgrounds; other objects and posts in front partly hide them. The class names the
+motion, so an image and a class determine most of the clip. The videos are H.264 files in UCF-101's layout:
 
     FOLDER/CLASS/v_CLASS_g01_c01.mp4
     FOLDER/ucfTrainTestlist/{classInd.txt, trainlist01.txt, testlist01.txt}
     FOLDER/captions.json     {"CLASS/FILE": "a red striped disc slides to the right over ..."}
     FOLDER/motion.json       {"CLASS/FILE": {"velocity": [x, y], "spin": ..., ...}}, the true motion
 
-Everything derives from a seed: the same seed gives the same pixels.
+The same seed gives the same pixels.
 """
 
 import json
@@ -24,7 +24,10 @@ from ..errors import UserError
 from ..media import write_h264
 
 FPS = 25
-HEIGHT, WIDTH = 96, 128  # 4:3 as UCF-101; world units: frame height 1, origin in the centre, y down
+HEIGHT, WIDTH = (
+    96,
+    128,
+)  # 4:3 as in UCF-101; in world units the frame has height 1, its origin is in the centre, and y points down
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -52,7 +55,7 @@ GROUNDS = ("smooth", "wavy", "tiled", "hazy")
 
 @dataclass(frozen=True)
 class Body:
-    """An object: what it looks like, and its motion in world units and seconds."""
+    """An object: its looks, and its motion in world units and seconds."""
 
     shape: str
     texture: str
@@ -62,10 +65,10 @@ class Body:
     position: tuple[float, float]
     velocity: tuple[float, float] = (0.0, 0.0)
     angle: float = 0.0
-    spin: float = 0.0  # radians a second
-    growth: float = 0.0  # e-folds a second
+    spin: float = 0.0  # radians per second
+    growth: float = 0.0  # e-folds per second
     bounce: float = 0.0  # height
-    bounce_rate: float = 0.0  # bounces a second
+    bounce_rate: float = 0.0  # bounces per second
     bounce_phase: float = 0.0
 
 
@@ -77,9 +80,9 @@ class Scene:
     background: str
     ground: str
     ground_seed: int
-    pan: tuple[float, float] = (0.0, 0.0)  # world units a second
-    zoom: float = 0.0  # e-folds a second
-    post: float | None = None  # x of a post in front, or none
+    pan: tuple[float, float] = (0.0, 0.0)  # world units per second
+    zoom: float = 0.0  # e-folds per second
+    post: float | None = None  # x of a post in front, or None
 
 
 def _slide_right(scene: Scene, random: np.random.Generator) -> Scene:
@@ -172,7 +175,7 @@ CLASSES = tuple(MOTIONS)
 
 
 def random_scene(motion: str, random: np.random.Generator) -> Scene:
-    """A scene of class `motion` with random looks."""
+    """Draw a scene of class `motion` with random looks."""
     names = list(COLOURS)
 
     def body() -> Body:
@@ -200,14 +203,14 @@ def random_scene(motion: str, random: np.random.Generator) -> Scene:
 
 
 def caption(motion: str, scene: Scene) -> str:
-    """What a person would say of the scene."""
+    """Describe the scene as a person would."""
     body = scene.bodies[-1]
     texture = "" if body.texture == "plain" else f"{body.texture} "
     return f"a {body.colour} {texture}{body.shape} {MOTIONS[motion][1]}, {scene.background} background"
 
 
 def render(scene: Scene, seconds: float, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """The frame at `seconds`: uint8 (height, width, 3), anti-aliased."""
+    """Draw the frame at `seconds`, anti-aliased: uint8 (height, width, 3)."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x, y = (x + 0.5 - width / 2) / height, (y + 0.5 - height / 2) / height
     scale = float(np.exp(-scene.zoom * seconds))
@@ -245,7 +248,7 @@ def _background(scene: Scene, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _draw(body: Body, seconds: float, x: np.ndarray, y: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarray]:
-    """Colour (H, W, 3) and coverage (H, W) of a body."""
+    """Return the colour (H, W, 3) and the coverage (H, W) of a body."""
     lift = body.bounce * abs(np.sin(np.pi * (body.bounce_rate * seconds + body.bounce_phase)))
     radius = body.radius * float(np.exp(body.growth * seconds))
     angle = body.angle + body.spin * seconds
@@ -255,12 +258,12 @@ def _draw(body: Body, seconds: float, x: np.ndarray, y: np.ndarray, pixel: float
     mask = np.clip(-_signed_distance(body.shape, u, v) * radius / pixel + 0.5, 0, 1)
     blend = _texture(body.texture, u, v, pixel / radius)[..., None]
     first, second = np.array(COLOURS[body.colour], np.float32), np.array(COLOURS[body.second], np.float32)
-    light = (1.0 - 0.22 * (dx + dy))[..., None]  # from the upper left, whatever the spin
+    light = (1.0 - 0.22 * (dx + dy))[..., None]  # comes from the upper left, whatever the spin
     return np.clip((first + blend * (second - first)) * light, 0, 255), mask
 
 
 def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Negative inside; about a distance near the edge, in radii."""
+    """Return a value that is negative inside and, near the edge, about the distance to it in radii."""
     r = np.hypot(u, v)
     if shape == "disc":
         return r - 1
@@ -275,7 +278,10 @@ def _signed_distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _texture(texture: str, u: np.ndarray, v: np.ndarray, pixel: float) -> np.ndarray:
-    """0: first colour, 1: second. Coarse: at 64 pixels a latent cell covers a third of a radius or more."""
+    """Return 0 for the first colour and 1 for the second.
+
+    Textures are coarse: at 64 pixels a latent cell covers a third of a radius or more.
+    """
     soft = max(pixel * 4, 0.15)
     if texture == "striped":
         return np.clip((0.33 - np.abs(u)) / soft + 0.5, 0, 1)
@@ -287,9 +293,10 @@ def _texture(texture: str, u: np.ndarray, v: np.ndarray, pixel: float) -> np.nda
 
 
 def make_dataset(folder: str, videos: int, seed: int, frames: int = 52, test_share: float = 0.1) -> dict[str, int]:
-    """Write `videos` videos, spread over the classes. A finished data set of the same arguments is left as it is.
+    """Write `videos` videos, spread over the classes, unless the folder holds them already.
 
-    Returns {"videos": written or found, "made": written now}. Raises UserError if the folder holds something else.
+    Returns {"videos": videos in the folder, "made": videos written now}. Raises UserError if the folder holds anything
+    else, such as videos made with other arguments.
     """
     root = Path(folder).expanduser()
     stamp = {"videos": videos, "seed": seed, "frames": frames, "test_share": test_share, "version": 2}
@@ -303,7 +310,7 @@ def make_dataset(folder: str, videos: int, seed: int, frames: int = 52, test_sha
     captions: dict[str, str] = {}
     motions: dict[str, Any] = {}
     lists: dict[str, list[str]] = {"train": [], "test": []}
-    # by group, as UCF-101 does: every class is held out equally often
+    # hold out groups, as UCF-101 does: every class has the same share of test videos
     groups = range(-(-videos // len(CLASSES)))
     shuffled = sorted(groups, key=lambda group: zlib.crc32(f"{seed}/{group}".encode()) % 1000)
     held_out = set(shuffled[: round(test_share * len(groups))])
@@ -336,7 +343,7 @@ def _write_lists(root: Path, lists: dict[str, list[str]]) -> None:
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], fps: int = FPS) -> None:
-    """An H.264 MP4 of uint8 (H, W, 3) frames, renamed into place when whole."""
+    """Write uint8 (H, W, 3) frames as an H.264 MP4, and rename it into place when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
     write_h264(str(beside), frames, fps, crf=16, preset="veryfast")

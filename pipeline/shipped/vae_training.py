@@ -1,4 +1,4 @@
-"""Training of the tiny VAE that ships with the package: a diffusers AutoencoderKL, plain PyTorch, one process."""
+"""Train the tiny VAE that ships with the package: a diffusers AutoencoderKL, in plain PyTorch and one process."""
 
 import time
 from collections.abc import Iterator
@@ -13,21 +13,23 @@ from ..train.optimisation import Muon, set_learning_rate
 
 @dataclass(frozen=True)
 class VaeTraining:
-    """Settings of the shipped VAE."""
+    """Settings that the shipped VAE was trained with."""
 
-    channels: tuple[int, ...] = (16, 16, 48, 64)  # 8x down, as the SD VAE
+    channels: tuple[int, ...] = (16, 16, 48, 64)  # four levels: downsampling by 8, like the SD VAE
     steps: int = 5000
     batch: int = 4
-    muon_rate: float = 0.02  # of weight matrices and kernels
-    adam_rate: float = 2e-3  # of biases and norms
-    kl_weight: float = 1e-6  # against the errors in [-1, 1]
-    square_weight: float = 4.0  # of the mean squared error: without it small objects hardly count
-    edge_weight: float = 0.5  # error of finite differences: keeps outlines sharp without a perceptual network
+    muon_rate: float = 0.02  # for weight matrices and kernels
+    adam_rate: float = 2e-3  # for biases and norms
+    kl_weight: float = 1e-6  # relative to pixel errors in [-1, 1]
+    square_weight: float = 4.0  # for the mean squared error, without which small objects hardly count
+    edge_weight: float = (
+        0.5  # for the error of finite differences, which keeps outlines sharp without a perceptual network
+    )
     seed: int = 0
 
 
 def build(training: VaeTraining) -> AutoencoderKL:
-    """An untrained AutoencoderKL with the SD VAE's interface, at the width of `training`."""
+    """Build an untrained AutoencoderKL with the SD VAE's interface and the widths in `training`."""
     levels = len(training.channels)
     module = AutoencoderKL(
         in_channels=3,
@@ -42,19 +44,22 @@ def build(training: VaeTraining) -> AutoencoderKL:
     )
     assert module.quant_conv is not None
     with torch.no_grad():
-        # start with little posterior noise: from unit noise, the default, half of the channels collapse to the prior
+        # start with little posterior noise: with unit noise, the default, half of the channels collapse to the prior
         module.quant_conv.weight[4:].mul_(0.1)
         module.quant_conv.bias[4:].fill_(-6.0)
     return module
 
 
 def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, AutoencoderKL, dict[str, float]]]:
-    """Fit a VAE to `frames`, uint8 (N, H, W, 3). Yields (step, module, means since the last) every 500 steps and at the end."""
-    torch.manual_seed(training.seed)  # diffusers initialises its modules from the global generator
+    """Fit a VAE to `frames`, uint8 (N, H, W, 3).
+
+    Yields (step, module, mean losses since the last one and seconds since the start) every 500 steps and at the end.
+    """
+    torch.manual_seed(training.seed)  # diffusers' modules draw their weights from the global generator
     generator = torch.Generator().manual_seed(training.seed)
     module = build(training).to(memory_format=torch.channels_last).train()
     kernels, vectors = ([p for p in module.parameters() if (p.ndim > 1) == many] for many in (True, False))
-    # on this VAE Muon needs a third of the steps of AdamW
+    # on this VAE, Muon needs a third of AdamW's steps
     factor = training.muon_rate / training.adam_rate
     optimizer = Muon([{"params": kernels, "orthogonal": True, "factor": factor}, {"params": vectors}], lr=0.0)
     sums, started = torch.zeros(3), time.monotonic()
@@ -79,12 +84,12 @@ def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, Au
 
 
 def decay(step: int, steps: int) -> float:
-    """Linear warm-up over 100 steps, constant, linear to zero over the last 60 %."""
+    """Return the factor of the learning rate: linear warm-up over 100 steps, constant, linear to zero over the last 60 %."""
     return min(1.0, step / 100, (steps - step) / (0.6 * steps) + 0.01)
 
 
 def augment(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """uint8 (B, H, W, 3) -> (B, 3, H, W) in [-1, 1], randomly mirrored."""
+    """Convert uint8 (B, H, W, 3) to (B, 3, H, W) in [-1, 1], and mirror frames at random."""
     x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
     mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
     x = torch.where(mirrored, x.flip(3), x)
@@ -92,14 +97,14 @@ def augment(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def edge_error(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error of the finite differences along both axes."""
+    """Return the mean absolute error of the finite differences along both axes."""
     d = y - x
     return (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
 
 
 @torch.inference_mode()
 def reconstruction_psnr(module: AutoencoderKL, frames: torch.Tensor) -> float:
-    """Mean over frames of the PSNR in dB of decode(posterior mean), on [0, 255]."""
+    """Return the mean PSNR in dB of frames decoded from the posterior mean."""
     values = []
     for chunk in frames.split(64):
         x = chunk.permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -110,7 +115,7 @@ def reconstruction_psnr(module: AutoencoderKL, frames: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def latent_scaling(module: AutoencoderKL, frames: torch.Tensor) -> float:
-    """1 / standard deviation of posterior samples, as the SD VAE's 0.18215 was found."""
+    """Return 1 / standard deviation of posterior samples, which is how the SD VAE's 0.18215 was found."""
     generator = torch.Generator().manual_seed(0)
     latents = []
     for chunk in frames.split(64):
