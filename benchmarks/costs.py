@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
-from pipeline.config import load
+from pipeline.settings import load
 from torch import nn
 
 from pipeline.data.cache.estimate import flops_a_frame

@@ -49,6 +49,7 @@ PROGRAM = """
     import yaml
     from helpers.process_group import join
 
+    from pipeline.data.cache.info import resolve_spec
     from pipeline.settings import build
     from pipeline.data.load.batches import training_batches
     from pipeline.data.load.reader import training_source, with_text

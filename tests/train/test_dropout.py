@@ -11,6 +11,7 @@ PROGRAM = """
     from helpers.tiny_networks import randomise
     from helpers.tiny_published import UNET3D
 
+    from pipeline.data.cache.info import CacheSpec
     from pipeline.settings import load
     from pipeline.data.load.reader import Source
     from pipeline.data.load.batches import training_batches
@@ -37,7 +38,7 @@ PROGRAM = """
 
 
     def train(start, saved, updates):
-        model = untrained("finetune", settings, {"latent_shape": shape, "classes": [], "text_shape": text})
+        model = untrained("finetune", settings, CacheSpec("", {}, 1.0, shape, text, []))
         randomise(model)
         if saved:
             model.load_state_dict(dict(weights(saved)), strict=False)
@@ -60,7 +61,7 @@ PROGRAM = """
 """
 
 
-def test_a_restart_drops_something_else() -> None:
+def test_a_restart_drops_the_same() -> None:
     run_ranks(
         PROGRAM, [(1, [])]
     )  # that neither seeds nor batches depend on workers is tests/data/load/test_batches.py's
