@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL
-from pipeline.settings import load
 from torch import nn
 
 from pipeline.data.cache.estimate import flops_a_frame
 from pipeline.data.cache.info import CacheSpec
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load
 from pipeline.train.initial import Job, sections, untrained, uses_prior
 from pipeline.train.plan import training_flops
 from pipeline.train.report.utilisation import peak_of
