@@ -3,14 +3,14 @@
     python benchmarks/attention.py                       # Latte-S/2 cut to 2 blocks, 256 and 512 pixels; six minutes
     python benchmarks/attention.py --size B --sides 32
 
-`ours` is pipeline/models/latte.py as it is. `explicit` computes softmax(q k^T / sqrt(d)) v as three operations, which is the
-"math" mode of the authors' code, and `unfused` besides writes adaLN out as x * (1 + scale) + shift, as that code does;
-`prescaled` is `explicit` with the smaller q scaled in place of the weights; `packed` is ours on heads made contiguous first.
-`free` leaves attention out, v being its answer: no formulation can be faster, and its figures bound what all others can gain.
-Formulations take turns in every round, and time is the processor's, of one thread, so that other work on the machine
-counts little; figures are medians. Outputs and gradients are compared too. A case is a latent of so many pixels along
-its side, with (side / 2)^2 tokens a frame; `attention_alone` has the two attentions of a pair of blocks without the rest.
-Results go to benchmarks/results/attention.json.
+`ours` is pipeline/models/latte.py as it is. `explicit` computes softmax(q k^T / sqrt(d)) v as three operations, which
+is the "math" mode of the authors' code, and `unfused` besides writes adaLN out as x * (1 + scale) + shift, as that code
+does; `prescaled` is `explicit` with the smaller q scaled in place of the weights; `packed` is ours on heads made
+contiguous first. `free` leaves attention out, v being its answer: no formulation can be faster, and its figures bound
+what all others can gain. Formulations take turns in every round, and time is the processor's, of one thread, so that
+other work on the machine counts little; figures are medians. Outputs and gradients are compared too. A case is a latent
+of so many pixels along its side, with (side / 2)^2 tokens a frame; `attention_alone` has the two attentions of a pair
+of blocks without the rest. Results go to benchmarks/results/attention.json.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Does smoothing by a video diffusion model raise the frame consistency of clips made frame by frame? And alpha's part in it.
+"""Measure how far a video diffusion model raises the frame consistency of clips made frame by frame, for each alpha.
 
     python benchmarks/bivdiff.py
 
@@ -7,11 +7,11 @@ Two minutes on one core. The protocol, fixed before the first run:
 * The video model is shipped:teacher; the image model is its one-frame use: the same weights shown a single frame, whose
   temporal attention sees nothing but itself. Their VAE is shipped:vae.
 * 16 synthetic clips (two a class, 16 frames of 64 x 64) that it has not seen. The image model makes each frame anew, by
-  itself: noise of its own up to 0.4 of the grid on the true frame (SDEdit), and DDIM back. These are the flickering clips.
-* Mixed Inversion of each, and smoothing by the class's name, with alpha 0, 0.1, 0.25, 0.5, 0.75 and 1; 20 steps each way,
-  no guidance, as everywhere with these small models.
-* Frame consistency: mean cosine of neighbouring frames in the features of shipped:detector, which sees a frame as a clip
-  that stands still; it stands in for CLIP and compares with no other. The claim is that of alpha 1, the paper's for
+  itself: noise of its own up to 0.4 of the grid on the true frame (SDEdit), and DDIM back. These clips flicker.
+* Mixed Inversion of each, and smoothing by the class's name, with alpha 0, 0.1, 0.25, 0.5, 0.75 and 1; 20 steps each
+  way, no guidance, as everywhere with these small models.
+* Frame consistency: mean cosine of neighbouring frames in the features of shipped:detector, which sees a frame as a
+  clip that stands still. It stands in for CLIP and compares with no other. The claim is that of alpha 1, the paper's for
   ControlNet: smoothed less flickering, mean over clips, is above 0 with its 95 % bootstrap interval.
 * Beside it, so that a frozen or an empty clip cannot win unnoticed: consistency of the true clips, change from frame to
   frame against theirs (1: as lively), and PSNR to the true clip.

@@ -2,15 +2,15 @@
 
     python benchmarks/cache_pipeline.py          # ten minutes on two idle cores
 
-`efficiency`: the demo's clips (16 x 64 x 64, shipped VAE), one decode task and one VAE actor of one core each. The VAE is
-the slowest stage, as it should be. The job and the VAE alone, in a process of its own that calls EncodeClips with the same
-clips from memory, take turns; medians are taken of the ratios of neighbours. The job's rate is that between its first and
-its last commit. `wall` needs two cores that nobody else uses. `cpu` counts processor time, which other programs hardly
-touch: what the VAE alone takes for a clip, by the larger of what the actor and all the rest of the job (decoding, commits,
-driver, Ray itself) take for it, each on one core; it knows nothing of waiting. `commit_lag` is the time from the end of
-the encoding of a shard's last clip to its manifest part, to be held against the time that a shard's clips take.
-`memory`: peak RSS of the driver and of the largest worker of each kind, at 200 and at 2,000 tiny clips; without the
-pages of the object store, which Ray bounds by itself and which processes share. The result is
+`efficiency`: the demo's clips (16 x 64 x 64, shipped VAE), one decode task and one VAE actor of one core each. The VAE
+is the slowest stage, as it should be. The job and the VAE alone, in a process of its own that calls EncodeClips with
+the same clips from memory, take turns; medians are taken of the ratios of neighbours. The job's rate is that between
+its first and its last commit. `wall` needs two cores that nobody else uses. `cpu` counts processor time, which other
+programs hardly touch: what the VAE alone takes for a clip, by the larger of what the actor and all the rest of the job
+(decoding, commits, driver, Ray itself) take for it, each on one core; it knows nothing of waiting. `commit_lag` is the
+time from the end of the encoding of a shard's last clip to its manifest part, to be held against the time that a
+shard's clips take. `memory`: peak RSS of the driver and of the largest worker of each kind, at 200 and at 2,000 tiny
+clips; without the pages of the object store, which Ray bounds by itself and which processes share. The result is
 benchmarks/results/cache_pipeline.json.
 """
 

@@ -2,11 +2,12 @@
 
     python benchmarks/checkpointing.py        # four minutes on two idle cores
 
-One Ray Train worker trains four of the twelve blocks of a Latte-S/2 (the checkpoint of their weights and AdamW's moments is
-0.14 GB) on latents so small that a step takes a fraction of a second: the less there is to compute, the more a save weighs. It saves every 200
-steps, so that stretches of 100 steps with one save and stretches without take turns in one run. `stretch_ratio` has all
-of the cost: copying the state, for which training waits, and writing it, which takes processor time from the steps.
-`waiting_share` is the copying alone, by the loop's own clock. The result is benchmarks/results/checkpointing.json.
+One Ray Train worker trains four of the twelve blocks of a Latte-S/2 (the checkpoint of their weights and AdamW's
+moments is 0.14 GB) on latents so small that a step takes a fraction of a second: the less there is to compute, the more
+a save weighs. It saves every 200 steps, so that stretches of 100 steps with one save and stretches without take turns
+in one run. `stretch_ratio` has all of the cost: copying the state, for which training waits, and writing it, which
+takes processor time from the steps. `waiting_share` is the copying alone, by the loop's own clock. The result is
+benchmarks/results/checkpointing.json.
 """
 
 import json

@@ -2,9 +2,10 @@
 
     python benchmarks/costs.py
 
-Nothing is trained or measured. The FLOP of a clip are counted on the meta device, as `--dry-run` counts them; hours follow
-from the recipe's steps, its batch, its GPUs, and from UTILISATION of the dense peak that NVIDIA's data sheet gives an H100
-SXM for the recipe's precision. docs/costs.md says what the estimate leaves out, and how to scale it to other GPUs.
+Nothing is trained or measured. The FLOP of a clip are counted on the meta device, as `--dry-run` counts them; hours
+follow from the recipe's steps, its batch, its GPUs, and from UTILISATION of the dense peak that NVIDIA's data sheet
+gives an H100 SXM for the recipe's precision. docs/costs.md says what the estimate leaves out, and how to scale it to
+other GPUs.
 
 tests/test_costs.py holds README.md to what this prints.
 """

@@ -3,8 +3,8 @@
     python benchmarks/frechet.py --recipe ablation --run.storage runs    # after jobs/ablate.py; a minute or two
 
 Takes the ablation's held-out clips, spoils their latents more and more in one way at a time, and measures them as the
-ablation measures a model's clips: through the VAE and the shipped detector, against the same clips unspoilt. A measure of
-quality grows with every defect. The result is benchmarks/results/frechet.json.
+ablation measures a model's clips: through the VAE and the shipped detector, against the same clips unspoilt. A measure
+of quality grows with every defect. The result is benchmarks/results/frechet.json.
 """
 
 import argparse

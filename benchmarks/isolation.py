@@ -2,10 +2,10 @@
 
     python benchmarks/isolation.py        # two minutes on an idle machine
 
-Videos as UCF-101's (320 x 240, 60 frames) become rows of 16 x 256 x 256 frames: short, small videos into large clips, so
-that decoding is cheap and what is handed over is much. The two ways take turns, and medians are taken of the ratios of
-neighbours, so that other work on the machine disturbs both alike. `cpu` counts the CPU time of worker and child: it is
-the cost in throughput where every core decodes. `wall` is the time of one worker alone, whose child decodes the next
+Videos as UCF-101's (320 x 240, 60 frames) become rows of 16 x 256 x 256 frames: short, small videos into large clips,
+so that decoding is cheap and what is handed over is much. The two ways take turns, and medians are taken of the ratios
+of neighbours, so that other work on the machine disturbs both alike. `cpu` counts the CPU time of worker and child: it
+is the cost in throughput where every core decodes. `wall` is the time of one worker alone, whose child decodes the next
 clip while it hands over the last; it says something on an idle machine only. Both ways decode with the memory settings
 of the child. The result is benchmarks/results/isolation.json.
 """

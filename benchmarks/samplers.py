@@ -1,13 +1,14 @@
 """How few steps each sampler needs, on a trained bridge: the spectrum of its clips against that of many steps.
 
-    python benchmarks/samplers.py --recipe demo --run.storage runs     # after `make demo`; a quarter of an hour on two cores
+    python benchmarks/samplers.py --recipe demo --run.storage runs     # after `make demo`; a quarter of an hour on two
+    cores
 
-Takes the run's export, its neural prior and its cache, as jobs/sample.py does; `--clips` of the cache's clips, held-out ones
-first, each sampled by every sampler at every number of network evaluations. Too few steps show as energy that is missing
-(blur, too little motion) or too much (noise). So of what remains when a clip's image is taken away the mean energy is
-measured in 4 bands of temporal by 4 of spatial frequency, and `decibels` is the root mean square, over the bands, of its
-ratio to that of the reference, first-order SDE with `--reference` steps. `floor` is the same of two runs of the reference,
-`decibels_to_truth` that to the true clips. Goes to benchmarks/results/samplers.json.
+Takes the run's export, its neural prior and its cache, as jobs/sample.py does; `--clips` of the cache's clips, held-out
+ones first, each sampled by every sampler at every number of network evaluations. Too few steps show as energy that is
+missing (blur, too little motion) or too much (noise). So of what remains when a clip's image is taken away the mean
+energy is measured in 4 bands of temporal by 4 of spatial frequency, and `decibels` is the root mean square, over the
+bands, of its ratio to that of the reference, first-order SDE with `--reference` steps. `floor` is the same of two runs
+of the reference, `decibels_to_truth` that to the true clips. Goes to benchmarks/results/samplers.json.
 """
 
 import argparse
@@ -46,7 +47,7 @@ SAMPLERS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def spectrum(clips: torch.Tensor) -> torch.Tensor:
-    """Mean energy of (N, F, C, h, w) in BANDS x BANDS bands of temporal by spatial frequency, in decibels, (BANDS^2,)."""
+    """Mean energy of (N, F, C, h, w) in BANDS x BANDS bands of temporal by spatial frequency: decibels, (BANDS^2,)."""
     _, frames, _, height, width = clips.shape
     energy = torch.fft.fftn(clips.double(), dim=(1, 3, 4)).abs().square().mean((0, 2))
     time = torch.fft.fftfreq(frames).abs()[:, None, None]

@@ -4,12 +4,12 @@
     python benchmarks/training.py --only authors     # one part; the others of the result file are kept
     python benchmarks/training.py --only gpu         # on a machine with GPUs
 
-`overhead`: the demo's Latte, float32, batches of 8. A run of one worker through Ray Train and DeepSpeed, and a bare PyTorch
-loop of the same model on the same batches, made beforehand, take turns, both with one thread; rates are medians over
-rows of 5 steps, the first of each left out. `workers` does the same with two workers of one thread and one worker of two
-threads, and needs two cores that nobody else uses.
-`data_wait`: share of a step that waits for data: Latte-S/2, 16 x 256 x 256, batches of one clip, from a local cache, and
-from s3:// (moto on loopback) in the first epoch and after; nothing is held in memory, so every step reads.
+`overhead`: the demo's Latte, float32, batches of 8. A run of one worker through Ray Train and DeepSpeed, and a bare
+PyTorch loop of the same model on the same batches, made beforehand, take turns, both with one thread; rates are medians
+over rows of 5 steps, the first of each left out. `workers` does the same with two workers of one thread and one worker
+of two threads, and needs two cores that nobody else uses.
+`data_wait`: share of a step that waits for data: Latte-S/2, 16 x 256 x 256, batches of one clip, from a local cache,
+and from s3:// (moto on loopback) in the first epoch and after; nothing is held in memory, so every step reads.
 `authors`: the same network and clip, float32, one thread: a step of the authors' kind, which decodes the video and
 encodes its 16 frames with the Stable Diffusion VAE's architecture (random weights) each time, against a step from the
 cache. Both have the step of `data_wait`.

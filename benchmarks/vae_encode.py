@@ -5,9 +5,10 @@
     python benchmarks/vae_encode.py ... --ray                           # and the same actor fed by Ray Data
 
 Three rates of the same encoder in one run: `alone`, one full batch after the other from memory that is at hand;
-`actor`, EncodeClips called with Arrow batches of clips one call after the other; and `ray`, in a Ray Data actor pool. An
-actor's busy share is its rate by that of the encoder alone. Without a GPU, seconds are of processor time, but for `ray`.
-Without --vae the weights are random, in the SD VAE's shape. The result is benchmarks/results/vae_encode_{gpu,cpu}.json.
+`actor`, EncodeClips called with Arrow batches of clips one call after the other; and `ray`, in a Ray Data actor pool.
+An actor's busy share is its rate by that of the encoder alone. Without a GPU, seconds are of processor time, but for
+`ray`. Without --vae the weights are random, in the SD VAE's shape. The result is
+benchmarks/results/vae_encode_{gpu,cpu}.json.
 """
 
 import argparse
@@ -128,7 +129,7 @@ def flops_per_frame(vae: Vae, size: int) -> float:
 
 
 def clock() -> float:
-    """Seconds: of the wall where a GPU works, else of this process's one thread, which other programs do not lengthen."""
+    """Seconds: of the wall where a GPU works, else of this one thread, which other programs do not lengthen."""
     return time.perf_counter() if torch.cuda.is_initialized() else time.process_time()
 
 
@@ -152,7 +153,7 @@ def best_seconds(work: Callable[[], object]) -> float:
 
 
 def measure(actor: EncodeClips, batch: pa.Table, data: DataSettings, calls: int) -> tuple[float, float]:
-    """Frames/s of the encoder alone and of the actor: medians of repetitions in turn, so that both see the same machine."""
+    """Frames/s of the encoder alone and of the actor: medians of repetitions in turn, on the same machine."""
     frames = batch.num_rows * data.frames
     host = torch.from_numpy(np.frombuffer(batch["frames"][0].as_buffer(), np.uint8).copy())
     one = host.reshape(-1, data.height, data.width, 3).repeat(-(-actor.batch_frames // data.frames), 1, 1, 1)[
@@ -236,8 +237,9 @@ def circumstances() -> dict[str, str]:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if line.startswith("model name")
     ]
+    processor = model[0] if model else platform.processor()
     return {
-        "machine": f"{os.cpu_count()} cores ({model[0] if model else platform.processor()}), load {os.getloadavg()[0]:.1f}",
+        "machine": f"{os.cpu_count()} cores ({processor}), load {os.getloadavg()[0]:.1f}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "torch": torch.__version__,
         "date": date.today().isoformat(),

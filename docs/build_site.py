@@ -2,10 +2,10 @@
 
     python docs/build_site.py
 
-The site has the repository's own layout, so a link in a page works on the site as it does where the sources are browsed:
-the pages named in mkdocs.yml are copied to build/docs under the paths that they have here, with every file that one of
-them links to. The reference is one page for each folder of pipeline/, found by walking it; mkdocstrings fills the pages
-from docstrings, without importing anything. A warning is an error: exit status 1.
+The site has the repository's own layout, so a link in a page works on the site as it does where the sources are
+browsed: the pages named in mkdocs.yml are copied to build/docs under the paths that they have here, with every file
+that one of them links to. The reference is one page for each folder of pipeline/, found by walking it; mkdocstrings
+fills the pages from docstrings, without importing anything. A warning is an error: exit status 1.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Let the reference show docstrings as they stand: an extension of griffe, which mkdocstrings loads (see mkdocs.yml).
 
-Docstrings are prose for people who read the source. Markdown would run columns together and take the asterisks of formulas
-for emphasis; paragraphs laid out in columns become blocks of text here, and asterisks are escaped.
+Docstrings are prose for people who read the source. Markdown would run columns together and take the asterisks of
+formulas for emphasis; paragraphs laid out in columns become blocks of text here, and asterisks are escaped.
 """
 
 import re
