@@ -113,8 +113,8 @@ def alone(model: Latte, side: int) -> Callable[[], tuple[Tensor, Tensor]]:
 
     def step() -> tuple[Tensor, Tensor]:
         x.grad = None
-        out = model.blocks[0].attn(x)  # type: ignore[operator, union-attr]
-        out = model.blocks[1].attn(out.transpose(0, 1))  # type: ignore[operator, union-attr]
+        out = model.blocks[0].attn(x)  # type: ignore[operator]
+        out = model.blocks[1].attn(out.transpose(0, 1))  # type: ignore[operator]
         out.square().mean().backward()
         assert x.grad is not None
         return out.detach(), x.grad

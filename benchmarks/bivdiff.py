@@ -11,8 +11,8 @@ Two minutes on one core. The protocol, fixed before the first run:
 * Mixed Inversion of each, and smoothing by the class's name, with alpha 0, 0.1, 0.25, 0.5, 0.75 and 1; 20 steps each
   way, no guidance, as everywhere with these small models.
 * Frame consistency: mean cosine of neighbouring frames in the features of shipped:detector, which sees a frame as a
-  clip that stands still. It stands in for CLIP and compares with no other. The claim is that of alpha 1, the paper's for
-  ControlNet: smoothed less flickering, mean over clips, is above 0 with its 95 % bootstrap interval.
+  clip that stands still. It stands in for CLIP and compares with no other. The claim is that of alpha 1, the paper's
+  for ControlNet: smoothed less flickering, mean over clips, is above 0 with its 95 % bootstrap interval.
 * Beside it, so that a frozen or an empty clip cannot win unnoticed: consistency of the true clips, change from frame to
   frame against theirs (1: as lively), and PSNR to the true clip.
 
@@ -22,7 +22,6 @@ Writes benchmarks/results/bivdiff.json and docs/bivdiff/alpha.png.
 import argparse
 import copy
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +56,8 @@ REPLICATES = 2000
 def one_frame_use(sampler: LoadedModel) -> LatentDiffusion:
     """The model shown one frame at a time: its temporal blocks see that frame only."""
     model = copy.deepcopy(sampler.model)
-    model.backbone.num_frames, model.backbone.temp_embed = 1, model.backbone.temp_embed[:, :1]
+    backbone: Any = model.backbone
+    backbone.num_frames, backbone.temp_embed = 1, backbone.temp_embed[:, :1]
     return frame_by_frame(own_diffusion(replace(sampler, model=model)))
 
 
@@ -216,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

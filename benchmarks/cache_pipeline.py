@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def efficiency(folder: Path, turns: int, clips: int) -> dict[str, Any]:
         settings = job_settings(folder, f"turn{turn}", arguments)
         alone, alone_cpu = stage_alone(folder, arguments)
         times = folder / f"times{turn}"
-        pipeline.data.cache.encode.EncodeClips = timed_encoder(times)  # type: ignore[misc]
+        pipeline.data.cache.encode.EncodeClips = timed_encoder(times)  # type: ignore[misc, assignment]
         with cpu_samples() as samples:
             build_cache(settings)
         first, last, made, late = read_commits(settings, times)
@@ -125,7 +125,7 @@ def cpu_samples() -> Iterator[list[tuple[float, dict[str, float]]]]:
                 with contextlib.suppress(psutil.NoSuchProcess, IndexError):
                     times = process.cpu_times()
                     known[process] = (kind_of(process, os.getpid()) or "Ray", times.user + times.system)
-            spent: Counter[str] = Counter()
+            spent: dict[str, float] = defaultdict(float)
             for kind, cpu in known.values():
                 spent[kind] += cpu
             samples.append((time.time(), dict(spent)))

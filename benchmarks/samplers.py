@@ -13,7 +13,6 @@ of the reference, `decibels_to_truth` that to the true clips. Goes to benchmarks
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -132,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -47,7 +47,9 @@ def main() -> None:
     data = DataSettings.model_construct(frames=arguments.frames, height=arguments.size, width=arguments.size)
     with vae_path(arguments.vae) as path:
         dtype = arguments.dtype or ("bfloat16" if on_gpu else "float32")
-        vae = VaeSettings(path=path, dtype=dtype, batch_frames=arguments.batch_frames, compile=not arguments.no_compile)
+        vae = VaeSettings.model_validate(
+            {"path": path, "dtype": dtype, "batch_frames": arguments.batch_frames, "compile": not arguments.no_compile}
+        )
         started = time.monotonic()
         actor = EncodeClips(vae, data, num_cpus=1, num_gpus=float(on_gpu))
         start_s = time.monotonic() - started

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from pipeline.sampling.items import InputRejected
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """Files of clips; the models are names only, since none is loaded."""
-    names = [name for name in Folders._fields if name != "inputs"]
-    return Folders(*names, inputs=save_inputs(tmp_path_factory.mktemp("files") / "inputs"))
+    names: dict[str, Any] = {name: name for name in Folders._fields if name != "inputs"}
+    return Folders(**names, inputs=save_inputs(tmp_path_factory.mktemp("files") / "inputs"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.tiny_bivdiff import Folders, settings_of, write_list
@@ -141,7 +142,13 @@ def test_other_weights_settings_or_words_are_made_again(folders: Folders, tmp_pa
     assert first == fingerprint(adapter=str(moved)), "the same weights elsewhere"
     weights = moved / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
-    others = [{"adapter": str(moved)}, {"guidance": 3}, {"run.seed": 1}, {"data.stride": 2}, {"alpha": 0.5}]
+    others: list[dict[str, Any]] = [
+        {"adapter": str(moved)},
+        {"guidance": 3},
+        {"run.seed": 1},
+        {"data.stride": 2},
+        {"alpha": 0.5},
+    ]
     assert len({first, *(fingerprint(**values) for values in others)}) == 1 + len(others)
 
 

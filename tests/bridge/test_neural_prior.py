@@ -8,9 +8,7 @@ from pipeline.models.prior import NeuralPrior, replicate
 from pipeline.settings import ModelSettings
 
 FRAMES, NOISE = 3, 0.5
-TINY = ModelSettings(
-    size=None, hidden_size=32, depth=2, num_heads=2, patch_size=2, image_condition="none", prior_condition=False
-)
+TINY = ModelSettings(size=None, hidden_size=32, depth=2, num_heads=2, patch_size=2)
 
 
 def mean_of(image: Tensor, y: Tensor) -> Tensor:

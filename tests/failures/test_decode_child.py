@@ -75,11 +75,13 @@ def test_a_child_killed_between_two_clips_costs_none(decoder: IsolatedDecoder, t
 
 def test_a_child_killed_while_it_starts_costs_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolated = IsolatedDecoder()
-    spawn, killed = isolated._spawn, []
+    spawn = isolated._spawn
+    killed: list[int] = []
 
     def spawn_and_kill() -> Any:
         pipe = spawn()
         if len(killed) < 5:
+            assert isolated.pid is not None
             killed.append(isolated.pid)
             os.kill(killed[-1], signal.SIGKILL)
         return pipe
@@ -122,7 +124,7 @@ def test_a_batch_that_is_given_up_leaves_nothing_for_the_next(monkeypatch: pytes
     monkeypatch.setattr(stage, "_decoder", isolated)
     videos = [planned(write_video(tmp_path / f"{length}.mp4", length)) for length in (50, 60, 70)]
     batch = pa.Table.from_pylist(videos, schema=PLAN_SCHEMA)
-    given_up = stage.decode_clips(batch, data())
+    given_up: Any = stage.decode_clips(batch, data())
     next(given_up)
     given_up.close()
     rows = pa.concat_tables(stage.decode_clips(batch, data())).to_pylist()

@@ -150,7 +150,7 @@ def node_of(cluster: Cluster, worker: psutil.Process) -> Any:
 
 def drain(cluster: Cluster, node: Any) -> None:
     """As an autoscaler does that was told of a spot instance's end; the node has a minute."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     accepted, why = GcsClient(address=cluster.address).drain_node(
         node.node_id, SPOT, "spot instance", int((time.time() + 60) * 1000)

@@ -22,9 +22,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def text(path: str, **changed: object) -> TextSettings:
-    return TextSettings(
-        **{"path": path, "tokenizer": None, "layer": -1, "max_length": TOKENS, "dtype": "float32", **changed}
-    )  # type: ignore[arg-type]
+    given = {"path": path, "tokenizer": None, "layer": -1, "max_length": TOKENS, "dtype": "float32"}
+    return TextSettings.model_validate(given | changed)
 
 
 def test_clip_embeddings_are_those_of_transformers_in_either_layer(clip: str) -> None:
@@ -113,7 +112,7 @@ def test_other_folders_are_refused_in_one_line(clip: str, tmp_path: Path) -> Non
 
 def test_open_clip_in_a_checkpoint_pads_with_zeros_as_it_does(clip: str, tmp_path: Path) -> None:
     size, layers = 64, 2
-    shapes = {"token_embedding.weight": (516, size), "positional_embedding": (TOKENS, size)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (516, size), "positional_embedding": (TOKENS, size)}
     shapes |= {"ln_final.weight": (size,), "ln_final.bias": (size,), "text_projection": (size, 8)}
     for layer in range(layers):
         block = f"transformer.resblocks.{layer}."

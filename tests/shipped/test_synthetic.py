@@ -25,7 +25,8 @@ def test_layout_is_ucf101s_and_lists_name_every_file_once(dataset: Path) -> None
     files = sorted(str(path.relative_to(dataset)) for path in dataset.glob("*/*.mp4"))
     assert sorted([name for name, _ in train] + test) == files
     assert len(files) == 16
-    numbers = dict(reversed(line.split()) for line in (lists / "classInd.txt").read_text().splitlines())
+    lines = [line.split() for line in (lists / "classInd.txt").read_text().splitlines()]
+    numbers = {name: number for number, name in lines}
     assert all(numbers[name.split("/")[0]] == number for name, number in train)
     assert sorted(json.loads((dataset / "captions.json").read_text())) == files
     assert sorted(json.loads((dataset / "motion.json").read_text())) == files

@@ -1,6 +1,7 @@
 """LoRA and trained parts: what is trained, what stays as it came, and an export that knows nothing of adapters."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = write_cache(scratch)
     module = untrained("finetune", scratch, cache.spec)
     randomise(module)
-    save_export(folder / "latte", module.backbone.state_dict(), export_config("finetune", scratch, cache.spec))  # type: ignore[union-attr,operator]
+    backbone: Any = module.backbone
+    save_export(folder / "latte", backbone.state_dict(), export_config("finetune", scratch, cache.spec))
     return folder
 
 

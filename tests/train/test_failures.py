@@ -8,7 +8,8 @@ from pipeline.train.failures import FailurePolicy
 
 
 def test_failures_count_only_with_no_checkpoint_in_between() -> None:
-    lost, checkpoint = {0: RuntimeError("the worker died")}, ray.train.Checkpoint("/checkpoint")
+    lost: dict[int, Exception] = {0: RuntimeError("the worker died")}
+    checkpoint = ray.train.Checkpoint("/checkpoint")
     judge = FailurePolicy("/run", 1)
     for _ in range(5):
         judge.after_exception(None, lost)

@@ -32,7 +32,8 @@ def write_model(folder: Path, settings: Settings, spec: CacheSpec, prior: bool =
         model = build_image_to_video(settings.model, shape, classes)
     for parameter in model.parameters():
         torch.nn.init.constant_(parameter, 0.5)
-    return save_export(folder, model.backbone.state_dict(), config)
+    backbone: Any = model.backbone
+    return save_export(folder, backbone.state_dict(), config)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Each kind of training asks its network for the right thing, under the right conditions."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from pipeline.settings import BridgeSettings
 from pipeline.train.losses import Task, class_map, finetune_task, prior_task, replicated_error
 
 SHAPE = [4, 4, 4, 4]
-SETTINGS = tiny_settings("/tmp")
+SETTINGS = tiny_settings(Path("/tmp"))
 
 
 @pytest.fixture

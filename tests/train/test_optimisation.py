@@ -1,6 +1,8 @@
 """The rate of every step, and which parameters decay."""
 
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from pipeline.train.optimisation import learning_rate, muon, orthogonalise, para
 
 
 def train_settings(**changes: object) -> TrainSettings:
-    return tiny_settings("/tmp").train.model_copy(
+    return tiny_settings(Path("/tmp")).train.model_copy(
         update={"steps": 100, "warmup_steps": 10, "learning_rate": 1.0, **changes}
     )
 
@@ -31,11 +33,12 @@ def test_constant_stays() -> None:
 
 
 def test_only_matrices_decay_and_nothing_is_left_out() -> None:
-    model = build_image_to_video(tiny_settings("/tmp").model, [4, 4, 4, 4], 2)
+    model = build_image_to_video(tiny_settings(Path("/tmp")).model, [4, 4, 4, 4], 2)
     decayed, others = parameter_groups(model, 0.1)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
-    table = model.backbone.y_embedder.embedding_table.weight
+    backbone: Any = model.backbone
+    table = backbone.y_embedder.embedding_table.weight
     assert any(p is table for p in others["params"]) and all(p is not table for p in decayed["params"])
     every = [*decayed["params"], *others["params"]]
     assert sorted(map(id, every)) == sorted(map(id, model.parameters()))
@@ -56,11 +59,12 @@ def test_orthogonalised_updates_have_singular_values_near_one() -> None:
 
 
 def test_muon_takes_the_blocks_matrices_and_is_adamw_on_the_rest() -> None:
-    model = build_image_to_video(tiny_settings("/tmp").model, [4, 4, 4, 4], 2)
+    model = build_image_to_video(tiny_settings(Path("/tmp")).model, [4, 4, 4, 4], 2)
     train = train_settings(learning_rate=0.01, weight_decay=0.1)
     optimizer = muon(model, train)
     taken = {id(p) for group in optimizer.param_groups if group["orthogonal"] for p in group["params"]}
-    assert taken == {id(p) for p in model.backbone.blocks.parameters() if p.ndim > 1}
+    backbone: Any = model.backbone
+    assert taken == {id(p) for p in backbone.blocks.parameters() if p.ndim > 1}
     rest = [p for p in model.parameters() if id(p) not in taken]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(taken) + len(rest)
     twins = [p.detach().clone().requires_grad_() for p in rest]

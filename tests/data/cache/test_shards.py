@@ -92,7 +92,8 @@ def test_embeddings_lie_beside_latents_and_are_checked(tmp_path: Path) -> None:
     (shard,) = (tmp_path / "shards").iterdir()
     samples = list(webdataset.WebDataset(str(shard), shardshuffle=False))
     for row, text, sample in zip(manifest, texts, samples, strict=True):
-        assert np.array_equal(read_text(str(tmp_path), row), text)
+        found = read_text(str(tmp_path), row)
+        assert found is not None and np.array_equal(found, text)
         assert np.array_equal(np.load(io.BytesIO(sample["text.npy"])), text)
         assert np.array_equal(read_latent(str(tmp_path), row), latent(int(row["key"], 16)))
     content = bytearray(shard.read_bytes())

@@ -85,6 +85,7 @@ def test_frames_that_xvid_dropped_are_no_frames_and_no_damage(tmp_path: Path) ->
     path = tmp_path / "dropped.avi"
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
+        packet: av.Packet[Any]
         for index, packet in enumerate(source.demux(video=0)):
             if packet.size == 0:
                 continue

@@ -23,7 +23,8 @@ SHIFT |= {"vdt-i2v-np": 3.0, "bridge-replicated-np": 1.0, "bridge-neural": 1.5, 
 
 def measured_as(one: Measurement) -> dict[str, Any]:
     moved = SHIFT[one.model.name] - 0.2 * one.sampler.endswith("Analytic-Init")
-    numbers = {name: [1.0 + i for i in range(one.clips)] for name in ("psnr_first_frame", "prior_error")}
+    one_up = [1.0 + i for i in range(one.clips)]
+    numbers: dict[str, list[Any]] = {"psnr_first_frame": one_up, "prior_error": one_up}
     numbers["latent_error"] = [SHIFT[one.model.name] + i for i in range(one.clips)]
     numbers["motion_ratio"] = [None] + [2.0 if one.model.name == "timenoise" else 0.5] * (one.clips - 1)
     features = (TRUE[: one.clips] + moved).tolist()

@@ -1,6 +1,7 @@
 """What one ZeRO stage and number of workers saved, another goes on from: the same tensors, the same steps after."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -124,9 +125,7 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], precisio
     for key, value in one.items():
         if key.endswith("/weight"):
             atol = 2e-5 if precision == "float32" else 2e-2
-            torch.testing.assert_close(
-                value, other[key], rtol=0, atol=atol, msg=lambda text, key=key: f"{what} {key}: {text}"
-            )
+            torch.testing.assert_close(value, other[key], rtol=0, atol=atol, msg=partial("{} {}: {}".format, what, key))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pipeline.train.report.rows import Row, column
 
 
 def test_the_picture_shows_losses_and_where_the_time_went() -> None:
-    shares = {"data": 0.1, "forward": 0.3, "backward": 0.5, "optimizer": 0.1}
+    shares: Row = {"data": 0.1, "forward": 0.3, "backward": 0.5, "optimizer": 0.1}
     losses: list[Row] = [{"step": 0.0, "validation_loss": 1.0}]
     losses += [{"step": float(step), "loss": 1 / step} for step in range(1, 30)]
     plain = np.asarray(Image.open(io.BytesIO(learning_curve_png(losses, "a run"))).convert("RGB"))
