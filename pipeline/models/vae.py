@@ -133,8 +133,7 @@ def compile_encoder(vae: Vae, frames: torch.Tensor) -> bool:
         vae.module.encoder = encoder
         reason = " ".join(str(error).split("\n")[:2])
         log.warning(
-            "torch.compile failed (%s): encoding goes on without it; set vae.compile to false to skip the attempt",
-            reason,
+            "torch.compile failed (%s): encoding goes on without it; set vae.compile false to skip the attempt", reason
         )
         return False
     return True
