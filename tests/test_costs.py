@@ -1,21 +1,17 @@
 """README.md says what benchmarks/costs.py computes."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def costs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("costs", ROOT / "benchmarks" / "costs.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "benchmarks" / "costs.py")
 
 
 def test_readme_has_the_computed_table(costs: ModuleType) -> None:

@@ -1,21 +1,17 @@
 """The reference shows docstrings as they stand in the source."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def docstrings() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "docstrings.py")
 
 
 def test_prose_stays_prose_and_formulas_keep_their_asterisks(docstrings: ModuleType) -> None:

@@ -1,6 +1,5 @@
 """One image to one clip, and the page around it."""
 
-import importlib.util
 import io
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.scripts import load_script
 from helpers.tiny_models import FRAMES, SIDE, load_run
 from PIL import Image
 
@@ -26,11 +26,7 @@ def sampler(tiny_run: Settings) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def web() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("web", ROOT / "jobs" / "web.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "jobs" / "web.py")
 
 
 def picture() -> bytes:
