@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..errors import UserError
+from ..models.checkpoints.exports import is_export
 from ..models.files.paths import local_path, shipped_path
 from ..models.files.vae import vae_identity
 from ..models.vae import DTYPES, Vae
@@ -46,7 +47,7 @@ def check_models(settings: Settings) -> None:
     for key, path in used_models(settings.bivdiff).items():
         if key == "adapter":
             check_part(key, folder_of(key, path))
-        elif key == "video_model" and is_export(path):
+        elif key == "video_model" and is_own(path):
             check_own(path, settings)
         else:
             check_pipeline(key, path)
@@ -78,9 +79,9 @@ def check_own(path: str, settings: Settings) -> None:
             raise UserError(f"data.{key} = {found}: bivdiff.video_model {path} makes clips of {wanted}; set that")
 
 
-def is_export(path: str) -> bool:
+def is_own(path: str) -> bool:
     """Whether the video model is one of this project's, not diffusers'."""
-    return not exists(f"{shipped_path(path)}/{INDEX}") and exists(f"{shipped_path(path)}/config.json")
+    return is_export(shipped_path(path)) and not exists(f"{shipped_path(path)}/{INDEX}")
 
 
 def own_exports(settings: Settings) -> Exports:
@@ -171,7 +172,7 @@ def load_task(bivdiff: BivdiffSettings, device: str) -> DiffusionPipeline:
 def load_video(settings: Settings, device: str) -> tuple[LatentDiffusion, Vae]:
     """The video model and its VAE."""
     path = str(settings.bivdiff.video_model)
-    if is_export(path):
+    if is_own(path):
         sampler = load_for_sampling(own_exports(settings), settings.sample, settings.vae, settings.text, device)
         return own_diffusion(sampler), sampler.vae
     pipe = load_pipeline("video_model", "TextToVideoSDPipeline", path, settings.bivdiff, device)

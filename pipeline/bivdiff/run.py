@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import UserError
-from ..metrics.networks import MetricNetwork, detector_consistency, load_network
-from ..metrics.networks import weights_sha256 as network_sha256
+from ..metrics.networks import MetricNetwork, detector_consistency, load_network, network_hashes
+from ..models.checkpoints.weights_hash import folder_hash
 from ..sampling.batches import Record, Work, find_done, run_batches, unfinished, write_grid
-from ..sampling.exports import weights_sha256
+from ..sampling.exports import export_sha256
 from ..sampling.items import Rejection, class_of
 from ..sampling.measures import summarise, summarise_columns
 from ..settings import Settings
 from ..storage.files import exists, read_json, write_json
 from .frames import check_canny
 from .items import BivdiffClip, read_list
-from .models import check_models, is_export, load_models, own_exports, parts_of, used_models
+from .models import check_models, is_own, load_models, own_exports, parts_of, used_models
 from .work import make_clips
 
 log = logging.getLogger("bivdiff")
@@ -76,18 +76,13 @@ def make_plan(settings: Settings) -> BivdiffPlan:
     rows, rejected = read_list(settings.bivdiff)
     check_models(settings)
     check_canny(settings.bivdiff)
-    measured_by = {
-        name: network_sha256(name, settings.evaluate)
-        for name in ("clip", "detector")
-        if getattr(settings.evaluate, name) is not None
-    }
     rows, unknown = check_prompts(rows, settings)
     deciding = {
         "version": VERSION,
         "bivdiff": settings.bivdiff.model_dump(mode="json", exclude=NOT_DECIDING),
         "data": settings.data.model_dump(mode="json", include=GEOMETRY),
         "models": {key: identity(key, path) for key, path in used_models(settings.bivdiff).items()},
-        "measured_by": measured_by,
+        "measured_by": network_hashes(("clip", "detector"), settings.evaluate),
         "seed": settings.run.seed,
     }
     plan = BivdiffPlan(f"{settings.run.folder}/bivdiff", rows, rejected + unknown, deciding, {}, 0)
@@ -98,7 +93,7 @@ def make_plan(settings: Settings) -> BivdiffPlan:
 def check_prompts(rows: list[list[BivdiffClip]], settings: Settings) -> tuple[list[list[BivdiffClip]], list[Rejection]]:
     """The rows whose prompt the video model understands: one of this project without text knows its classes only."""
     bivdiff = settings.bivdiff
-    if bivdiff.framework == "idm_only" or not is_export(str(bivdiff.video_model)):
+    if bivdiff.framework == "idm_only" or not is_own(str(bivdiff.video_model)):
         return rows, []
     config = own_exports(settings).config
     if config["model"].get("backbone", "latte") != "latte":
@@ -117,15 +112,10 @@ def check_prompts(rows: list[list[BivdiffClip]], settings: Settings) -> tuple[li
 
 def identity(key: str, path: str) -> str:
     """Hash of a model's weights and configurations."""
-    if key == "video_model" and is_export(path):
-        return weights_sha256(path)
-    digest = hashlib.blake2b(digest_size=16)
+    if key == "video_model" and is_own(path):
+        return export_sha256(path)
     folder = Path(path).expanduser()
-    for file in parts_of(folder):
-        with file.open("rb") as stream:
-            digest.update(f"{file.relative_to(folder)}\0".encode())
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
-    return digest.hexdigest()
+    return folder_hash(folder, parts_of(folder))
 
 
 def plan_bivdiff(settings: Settings) -> str:

@@ -25,7 +25,7 @@ from ..storage.files import exists, read_all, read_bytes, read_json, write_bytes
 from .bootstrap import bootstrap
 from .frechet import Divisor, feature_moments, frechet_distance
 from .inception import inception_score
-from .networks import load_network, weights_sha256
+from .networks import load_network, network_hashes
 
 log = logging.getLogger("evaluate")
 
@@ -106,11 +106,6 @@ def read_samples(folder: str) -> Samples:
     return Samples(folder, summary, records)
 
 
-def given_networks(evaluate: EvaluateSettings) -> dict[str, str]:
-    """SHA-256 of the weights of every network that the settings name. Raises UserError for a missing file."""
-    return {name: weights_sha256(name, evaluate) for name in NETWORKS if getattr(evaluate, name) is not None}
-
-
 def samples_folder(settings: Settings) -> str:
     """The folder of the clips to measure: evaluate.samples, or the run's own."""
     return settings.evaluate.samples or f"{settings.run.folder}/samples"
@@ -118,7 +113,7 @@ def samples_folder(settings: Settings) -> str:
 
 def plan_evaluation(settings: Settings) -> str:
     """What run_evaluation would do, in words. Raises UserError."""
-    samples, networks = read_samples(samples_folder(settings)), given_networks(settings.evaluate)
+    samples, networks = read_samples(samples_folder(settings)), network_hashes(NETWORKS, settings.evaluate)
     lines = [f"Plan: {len(samples.records)} clips of {samples.folder}, {len(samples.with_true())} with a true clip"]
     for name in NETWORKS:
         there = name in networks and exists(features_address(samples, name, networks[name], settings.run.folder))
@@ -130,7 +125,7 @@ def plan_evaluation(settings: Settings) -> str:
 def run_evaluation(settings: Settings) -> dict[str, Any]:
     """Extract what is missing, compute the metrics. Returns what it writes to RUN/evaluate/metrics.json. Raises UserError."""
     started = time.monotonic()
-    samples, networks = read_samples(samples_folder(settings)), given_networks(settings.evaluate)
+    samples, networks = read_samples(samples_folder(settings)), network_hashes(NETWORKS, settings.evaluate)
     arrays = {
         name: features(samples, name, sha256, settings.evaluate, settings.run.folder, settings.cluster)
         for name, sha256 in networks.items()

@@ -12,8 +12,7 @@ A TorchScript file takes float32 in 0..255, clips as (B, 3, F, H, W), and does i
 take it from those you trust.
 """
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from torch.nn import functional as F_
 
 from ..errors import UserError
+from ..models.checkpoints.weights_hash import weights_sha256
 from ..models.files.paths import local_path
 from ..models.image_encoder import DEVIATION, MEAN
 from ..settings import EvaluateSettings
@@ -35,20 +35,22 @@ STILL_FRAMES = 4  # the fewest that the detector takes
 RAFT_MULTIPLE = 8  # of its pictures' sides
 
 
-def weights_sha256(name: str, settings: EvaluateSettings) -> str:
-    """SHA-256 of the weights of network `name`. Raises UserError where they are not on this machine."""
-    path = getattr(settings, name)
+def network_hashes(names: Iterable[str], settings: EvaluateSettings) -> dict[str, str]:
+    """SHA-256 of the weights of every network of `names` that the settings give. Raises UserError for a missing file."""
+    return {
+        name: weights_sha256(_weights_files(name, path))
+        for name in names
+        if (path := getattr(settings, name)) is not None
+    }
+
+
+def _weights_files(name: str, path: str) -> list[Path]:
     found = local_path(path)
     files = [] if found is None else sorted(found.glob(WEIGHTS[name])) if name in WEIGHTS else [found]
     if not files or not all(file.is_file() for file in files):
         expected = f"a folder with {WEIGHTS[name]}" if name in WEIGHTS else "a TorchScript file"
         raise UserError(f"evaluate.{name} = {path}: expected {expected} on this machine; give one, or null to skip it")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(8 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return files
 
 
 def load_network(name: str, settings: EvaluateSettings, device: str = "cpu") -> MetricNetwork:

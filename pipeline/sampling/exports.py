@@ -1,18 +1,17 @@
 """Find the exports to sample with, and check that VAE, text encoder and sampler go with them."""
 
-import hashlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
 
 from ..errors import UserError
 from ..models.build import load_model, load_prior
-from ..models.checkpoints.exports import CONFIG_FILE, WEIGHTS_FILE, local_copy
+from ..models.checkpoints.exports import WEIGHTS_FILE, is_export, local_copy, read_config
+from ..models.checkpoints.weights_hash import weights_sha256
 from ..models.files.paths import shipped_path
 from ..models.files.text import find_text_encoder, text_identity
 from ..models.image_to_video import VideoNetwork
 from ..models.prior import NeuralPrior
 from ..settings import BridgeSettings, SampleSettings, TextSettings
-from ..storage.files import read_json, resolve
 
 
 class Exports(NamedTuple):
@@ -35,39 +34,19 @@ def find_exports(path: str, bridge: BridgeSettings, run_folder: str) -> Exports:
 
     The prior is at bridge.prior_path, or else where the model's config.json says, or else in the run's folder.
     """
-    config = _config(path, "sample.model_path", "train one with jobs/finetune.py")
+    config = read_config(shipped_path(path), "sample.model_path", "train one with jobs/finetune.py")
     trained = {name: value for name, value in config["bridge"].items() if name in BridgeSettings.model_fields}
     as_trained = BridgeSettings.model_construct(**{**dict(bridge), **trained})  # an old export lacks new settings
     prior_path = None
     if as_trained.starts_at_neural_prior or config["model"]["prior_condition"]:
+        prior_path = bridge.prior_path or f"{run_folder}/prior/export"
         recorded = config.get("prior_export")
-        if recorded and not _has_config(recorded):
-            recorded = None
-        prior_path = bridge.prior_path or recorded or f"{run_folder}/prior/export"
-        prior = _config(prior_path, "bridge.prior_path", "train one with jobs/train_prior.py")
+        with suppress(OSError):
+            if bridge.prior_path is None and recorded and is_export(shipped_path(recorded)):
+                prior_path = recorded
+        prior = read_config(shipped_path(prior_path), "bridge.prior_path", "train one with jobs/train_prior.py")
         _check_alike(prior_path, prior, path, config)
     return Exports(path, config, as_trained, prior_path)
-
-
-def _config(path: str, key: str, remedy: str) -> dict[str, Any]:
-    address = f"{shipped_path(path)}/{CONFIG_FILE}"
-    try:
-        config = read_json(address)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path}: no export there ({CONFIG_FILE} is missing); {remedy}, or set {key}") from error
-    except ValueError as error:
-        raise UserError(f"{address}: not valid JSON ({error}); export again, or set {key}") from error
-    missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
-    if missing:
-        raise UserError(f"{address}: is no export of this project (without {', '.join(sorted(missing))}); set {key}")
-    return config
-
-
-def _has_config(path: str) -> bool:
-    try:
-        return bool(read_json(f"{shipped_path(path)}/{CONFIG_FILE}"))
-    except (OSError, ValueError):
-        return False
 
 
 def _check_alike(prior_path: str, prior: dict[str, Any], model_path: str, model: dict[str, Any]) -> None:
@@ -92,17 +71,12 @@ def check_vae(exports: Exports, vae_path: str, weights_hash: str) -> None:
         )
 
 
-def weights_sha256(export: str) -> str:
+def export_sha256(export: str) -> str:
     """SHA-256 of an export's weights. Raises UserError if there are none."""
-    filesystem, inner = resolve(f"{shipped_path(export)}/{WEIGHTS_FILE}")
-    digest = hashlib.sha256()
     try:
-        with filesystem.open_input_stream(inner) as stream:
-            while chunk := stream.read(8 << 20):
-                digest.update(chunk)
+        return weights_sha256([f"{shipped_path(export)}/{WEIGHTS_FILE}"])
     except FileNotFoundError as error:
         raise UserError(f"{export}: {WEIGHTS_FILE} is missing; export again, or set sample.model_path") from error
-    return digest.hexdigest()
 
 
 def load_networks(exports: Exports) -> tuple[VideoNetwork, NeuralPrior | None, list[str]]:

@@ -21,10 +21,10 @@ from .exports import (
     check_sampler,
     check_text,
     check_vae,
+    export_sha256,
     find_exports,
     load_networks,
     sampler_name,
-    weights_sha256,
 )
 from .generate import LoadedModel, load_for_sampling
 from .items import Item, Rejection, held_out_items, image_items
@@ -93,8 +93,8 @@ def make_plan(settings: Settings) -> SamplingPlan:
         items, rejected = image_items(settings.sample.images, classes, settings.sample.count, settings.data.max_pixels)
     deciding = {
         "version": VERSION,
-        "model": weights_sha256(exports.model_path),
-        "prior": "replicated" if exports.prior_path is None else weights_sha256(exports.prior_path),
+        "model": export_sha256(exports.model_path),
+        "prior": "replicated" if exports.prior_path is None else export_sha256(exports.prior_path),
         "vae": weights_hash,
         "vae_dtype": settings.vae.dtype,
         "bridge": exports.config["bridge"],

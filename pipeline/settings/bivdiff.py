@@ -6,7 +6,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from .section import Dtype, Fraction, NonNegative, Section
 
-Task = Literal["controlnet", "t2i_adapter", "instruct_pix2pix", "prompt_to_prompt", "inpainting", "outpainting"]
+ImageTask = Literal["controlnet", "t2i_adapter", "instruct_pix2pix", "prompt_to_prompt", "inpainting", "outpainting"]
 Framework = Literal["bivdiff", "idm_only", "vdm_only", "sequential", "alternate", "fuse"]
 
 CONTROLLED = ("controlnet", "t2i_adapter")
@@ -39,7 +39,7 @@ class BivdiffSettings(Section):
     """Items, task, framework, models and sampling of jobs/bivdiff.py."""
 
     items: str | None
-    task: Task
+    task: ImageTask
     framework: Framework
     alpha: Fraction | Annotated[list[Fraction], Field(min_length=1)] | None
     image_model: str | None

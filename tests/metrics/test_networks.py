@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.metrics.frechet import FeatureMoments, feature_moments, frechet_distance
-from pipeline.metrics.networks import clip_pixels, detector_consistency, frame_consistency, load_network, weights_sha256
+from pipeline.metrics.networks import clip_pixels, detector_consistency, frame_consistency, load_network, network_hashes
 from pipeline.models.image_encoder import DEVIATION, MEAN
 from pipeline.settings import ROOT, EvaluateSettings, build, read_yaml
 from pipeline.shipped.detector import FEATURES, Detector
@@ -170,19 +170,19 @@ def test_clip_sees_the_middle_of_a_wide_picture() -> None:
 
 def test_weights_hash_is_of_the_weights(tmp_path: Path) -> None:
     settings = evaluate(detector=save_tiny_detector(tmp_path / "detector"))
-    before = weights_sha256("detector", settings)
+    before = network_hashes(["detector"], settings)
     (tmp_path / "detector" / "notes.txt").write_text("not the weights")
-    assert weights_sha256("detector", settings) == before
+    assert network_hashes(["detector"], settings) == before
     with (tmp_path / "detector" / "model.safetensors").open("ab") as stream:
         stream.write(b"x")
-    assert weights_sha256("detector", settings) != before
+    assert network_hashes(["detector"], settings) != before
 
 
 def test_weights_that_are_not_there_or_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluate\.i3d = /nowhere: expected a TorchScript file"):
-        weights_sha256("i3d", evaluate(i3d="/nowhere"))
+        network_hashes(["i3d"], evaluate(i3d="/nowhere"))
     with pytest.raises(UserError, match=r"evaluate\.clip = .*: expected a folder with \*\.safetensors"):
-        weights_sha256("clip", evaluate(clip=str(tmp_path)))
+        network_hashes(["clip"], evaluate(clip=str(tmp_path)))
     (tmp_path / "i3d.pt").write_text("no network")
     with pytest.raises(UserError, match="no TorchScript file"):
         load_network("i3d", evaluate(i3d=str(tmp_path / "i3d.pt")))

@@ -118,12 +118,15 @@ def is_diffusers(path: str) -> bool:
         return False
 
 
-def read_config(path: str, key: str) -> dict[str, Any]:
-    """Read config.json of one of our exports; errors name the setting `key`. Raises UserError."""
+def read_config(path: str, key: str, remedy: str = "export again") -> dict[str, Any]:
+    """Read config.json of one of our exports. Raises UserError, which names `remedy` and the setting `key`."""
+    address = f"{path}/{CONFIG_FILE}"
     try:
-        config = read_json(f"{path}/{CONFIG_FILE}")
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}/{CONFIG_FILE}: not valid JSON ({error}); export again, or set {key}") from error
+        config = read_json(address)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path}: no export there ({CONFIG_FILE} is missing); {remedy}, or set {key}") from error
+    except ValueError as error:
+        raise UserError(f"{address}: not valid JSON ({error}); export again, or set {key}") from error
     missing = {"kind", "model", "bridge", "latent_shape", "classes", "vae"} - set(config)
     if missing:
         raise UserError(f"{path}: no export of this project (without {', '.join(sorted(missing))}); set {key}")
