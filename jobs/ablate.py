@@ -10,8 +10,6 @@ results.md (tables with intervals, and whether each claim is reproduced) and pic
 on. --page writes the page of what is measured with every seed so far.
 """
 
-import sys
-
 from experiments.ablation.protocol import folder_of
 from experiments.ablation.run import plan_ablation, run_ablation
 from pipeline.runtime.job import run_job
@@ -26,4 +24,4 @@ def job(settings: Settings, page: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan_ablation, __doc__, {"page": ""}))
+    run_job(job, plan_ablation, __doc__, {"page": ""})

@@ -13,8 +13,6 @@ says why. Run again, the job has nothing to do; cut off, it goes on to the same 
 cluster.sample.num_cpus).
 """
 
-import sys
-
 from pipeline.bivdiff.run import plan_bivdiff, run_bivdiff
 from pipeline.report.page import write_report
 from pipeline.runtime.job import run_job
@@ -32,4 +30,4 @@ def job(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan_bivdiff, __doc__))
+    run_job(job, plan_bivdiff, __doc__)

@@ -11,10 +11,8 @@ what is missing. Rejected clips are not tried again, unless with --retry-rejects
 --cache.retry_rejects "[timeout, crashed]". A second job on the same cache stops with a line that says so.
 """
 
-import sys
-
 from pipeline.data.cache.run import build_cache, plan_cache
 from pipeline.runtime.job import run_job
 
 if __name__ == "__main__":
-    sys.exit(run_job(build_cache, plan_cache, __doc__, {"retry-rejects": "--cache.retry_rejects=all"}))
+    run_job(build_cache, plan_cache, __doc__, {"retry-rejects": "--cache.retry_rejects=all"})

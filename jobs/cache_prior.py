@@ -10,7 +10,6 @@ what is missing; training refuses outputs of another cache or checkpoint.
 """
 
 import logging
-import sys
 from typing import Any
 
 import numpy as np
@@ -76,4 +75,4 @@ def plan(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

@@ -7,8 +7,6 @@ Makes STORAGE/NAME/finetune/export-step-N from the latest checkpoint or the name
 leaves at its end; give it to any job as --sample.model_path. Needs the run's settings and cache, no cluster and no GPU.
 """
 
-import sys
-
 from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint
@@ -27,4 +25,4 @@ def plan(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

@@ -10,8 +10,6 @@ config.json) and summary.json. A run that was cut off goes on from its last chec
 again; a finished one says that there is nothing to do.
 """
 
-import sys
-
 from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 from pipeline.train.plan import plan_training, prepare
@@ -28,4 +26,4 @@ def job(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, lambda settings: plan_training(prepare("finetune", settings)), __doc__))
+    run_job(job, lambda settings: plan_training(prepare("finetune", settings)), __doc__)

@@ -8,7 +8,6 @@ cache.gc_after_hours. It reports a manifest part whose tar is gone, with status 
 jobs/verify_cache.py.
 """
 
-import sys
 from datetime import UTC, datetime
 
 from pipeline.data.cache.lease import only_writer
@@ -62,4 +61,4 @@ def complaint(path: str, missing: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

@@ -9,7 +9,6 @@ standard output for other programs.
 """
 
 import io
-import sys
 from json import dumps
 from typing import Any
 
@@ -98,4 +97,4 @@ def draw_sheet(cache: Cache, settings: Settings) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__, {"json": ""}))
+    run_job(job, plan, __doc__, {"json": ""})

@@ -10,7 +10,6 @@ seconds, and STORAGE/NAME/moments/{mean.npy,moments.json}; then sample with --sa
 
 import functools
 import logging
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -67,4 +66,4 @@ def plan(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

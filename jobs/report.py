@@ -8,8 +8,6 @@ STORAGE/NAME/report.html (inputs, prior, generated and true clips side by side, 
 and STORAGE/NAME/summary.json.
 """
 
-import sys
-
 from pipeline.report.page import STAGES, read_stages, write_report
 from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
@@ -32,4 +30,4 @@ def plan(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

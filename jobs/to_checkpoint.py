@@ -8,8 +8,6 @@ code looks, or in `state_dict`, where VideoCrafter's and DynamiCrafter's look. A
 since its names are those of diffusers. Read it with torch.load(..., weights_only=True).
 """
 
-import sys
-
 from pipeline.models.checkpoints.exports import local_copy, save_checkpoint
 from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
@@ -30,4 +28,4 @@ def plan(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

@@ -10,7 +10,6 @@ line for each epoch with the accuracy on held-out videos, and in STORAGE/NAME/de
 """
 
 import dataclasses
-import sys
 
 import torch
 from safetensors.torch import save
@@ -56,4 +55,4 @@ def plan(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

@@ -10,8 +10,6 @@ beside that of the replicated image. A run that was cut off goes on from its las
 again; a finished one says that there is nothing to do.
 """
 
-import sys
-
 from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 from pipeline.train.plan import plan_training, prepare
@@ -29,4 +27,4 @@ def job(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, lambda settings: plan_training(prepare("prior", settings)), __doc__))
+    run_job(job, lambda settings: plan_training(prepare("prior", settings)), __doc__)

@@ -9,7 +9,6 @@ with its measured reconstruction PSNR on held-out videos in summary.json.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import torch
@@ -48,4 +47,4 @@ def plan(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

@@ -9,7 +9,6 @@ again. --without-source does not compare with the videos, for a machine that doe
 """
 
 import logging
-import sys
 from typing import Any
 
 import pyarrow as pa
@@ -96,4 +95,4 @@ def advice(damaged: bool, repair: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__, {"repair": "", "without-source": ""}))
+    run_job(job, plan, __doc__, {"repair": "", "without-source": ""})

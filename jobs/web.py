@@ -9,7 +9,6 @@ models.
 """
 
 import functools
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -97,4 +96,4 @@ def plan(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(job, plan, __doc__))
+    run_job(job, plan, __doc__)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import NoReturn
 
 from ..errors import JobFailed, StepFailed, UserError
 from ..settings import Settings, load, to_yaml
@@ -25,12 +26,12 @@ def run_job(
     plan: Callable[[Settings], str],
     description: str | None,
     flags: Mapping[str, str] | None = None,
-) -> int:
-    """Load settings from sys.argv, then run `job(settings)`; with --dry-run print the settings and `plan(settings)`.
+) -> NoReturn:
+    """Load settings from sys.argv and run `job(settings)`, then end the process with the exit status.
 
-    `flags`: the job's own boolean options. One that stands for a setting, as in {"retry-rejects":
-    "--cache.retry_rejects=all"}, sets it; one that stands for "" is a keyword argument of `job`. Returns the exit
-    status.
+    With --dry-run, print the settings and `plan(settings)` instead. `flags`: the job's own boolean options. One that
+    stands for a setting, as in {"retry-rejects": "--cache.retry_rejects=all"}, sets it; one that stands for "" is a
+    keyword argument of `job`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGTERM, _stop)
@@ -45,18 +46,18 @@ def run_job(
         else:
             job(settings, **chosen)
     except UserError as error:
-        return _say(str(error), 2)
+        _end(str(error), 2)
     except StepFailed as error:
-        return _say(str(error), error.status)
+        _end(str(error), error.status)
     except JobFailed as error:
-        return _say(str(error), 1)
+        _end(str(error), 1)
     except KeyboardInterrupt:
-        return _say(STOPPED, 130)
+        _end(STOPPED, 130)
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        return _say(STOPPED, 143)
-    return 0
+        _end(STOPPED, 143)
+    sys.exit(0)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -65,11 +66,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(number)
 
 
-def _say(message: str, status: int) -> int:
-    """Print the job's last line after everything that its workers printed, and return `status`."""
+def _end(message: str, status: int) -> NoReturn:
+    """Print the job's last line after everything that its workers printed, and exit with `status`."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         time.sleep(FORWARDING_S)  # Ray forwards what the workers have printed so far
         ray.shutdown()
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
-    return status
+    sys.exit(status)

@@ -203,7 +203,8 @@ def test_what_cannot_be_used_is_told_in_one_line_with_status_2(
         check_reachable(storage)
     monkeypatch.setattr("sys.argv", ["job.py", "--recipe", "demo", "--run.storage", storage])
     started = time.monotonic()
-    assert run_job(lambda *_: pytest.fail("the job ran"), lambda *_: "", "") == 2
+    with pytest.raises(SystemExit, match="2"):
+        run_job(lambda *_: pytest.fail("the job ran"), lambda *_: "", "")
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith(f"job.py: {storage}") and SECRET not in said
     assert time.monotonic() - started < 10

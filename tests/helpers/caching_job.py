@@ -28,6 +28,8 @@ def _run(arguments: list[str], ray_address: str, log: Path) -> None:
     os.environ["RAY_ADDRESS"] = ray_address
     lease.SETTLE_S, lease.RENEW_S = 0.2, 0.5
     sys.argv = ["cache_latents.py", *arguments]
-    status = run_job(run.build_cache, lambda _: "", "")
-    sys.stdout.flush()
-    os._exit(status)
+    try:
+        run_job(run.build_cache, lambda _: "", "")
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(int(end.code or 0))

@@ -10,7 +10,7 @@ import pytest
 from pipeline.settings import ROOT
 
 TALKATIVE_JOB = """
-import sys, time
+import time
 import ray
 from pipeline.runtime.job import run_job
 from pipeline.errors import UserError
@@ -29,7 +29,7 @@ def job(settings):
     time.sleep(2)
     raise UserError("the remedy")
 
-sys.exit(run_job(job, lambda *_: "", ""))
+run_job(job, lambda *_: "", "")
 """
 
 
