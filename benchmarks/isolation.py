@@ -51,7 +51,7 @@ def main() -> None:
         for way in ways:  # imports, the child, the videos in memory
             list(way(plan, data))
         measured = [[timed(way, plan, data) for way in ways] for _ in range(turns)]
-        stage._decoder.close()
+        stage.isolated_decoder.close()
     result: dict[str, Any] = {**circumstances(), "clips_a_turn": VIDEOS, "turns": turns}
     for index, clock in enumerate(("cpu", "wall")):
         ratios = [isolated[index] / own[index] for own, isolated in measured]
@@ -69,7 +69,7 @@ def in_process(plan: pa.Table, data: DataSettings) -> Iterator[pa.Table]:
     """As stage.decode_clips, without a child."""
     for row in plan.to_pylist():
         frames, span = decode_clip(row, data)
-        yield stage._one_row({**row, **span, "attempts": 1}, frames)
+        yield stage.decoded_row({**row, **span, "attempts": 1}, frames)
 
 
 def timed(
@@ -85,7 +85,7 @@ def timed(
 
 def cpu_seconds() -> float:
     own = resource.getrusage(resource.RUSAGE_SELF)
-    child = psutil.Process(stage._decoder.pid).cpu_times() if stage._decoder.pid else None
+    child = psutil.Process(stage.isolated_decoder.pid).cpu_times() if stage.isolated_decoder.pid else None
     return own.ru_utime + own.ru_stime + (child.user + child.system if child else 0.0)
 
 

@@ -105,7 +105,7 @@ def test_a_child_that_leaks_is_replaced_before_it_costs_a_clip(decoder: Isolated
 def test_clips_come_in_order_with_what_was_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
     isolated = IsolatedDecoder(treacherous.decode)
-    monkeypatch.setattr(stage, "_decoder", isolated)
+    monkeypatch.setattr(stage, "isolated_decoder", isolated)
     names = ["good", "segfault", "killed 2", "exit", "hang", "killed 3", "good again"]
     videos = [planned(write_video(tmp_path / name, 50, container="mp4")) for name in names]
     chosen = data(decode_timeout_s=3, decoder="pyav")
@@ -121,7 +121,7 @@ def test_clips_come_in_order_with_what_was_tried(monkeypatch: pytest.MonkeyPatch
 
 def test_a_batch_that_is_given_up_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolated = IsolatedDecoder()
-    monkeypatch.setattr(stage, "_decoder", isolated)
+    monkeypatch.setattr(stage, "isolated_decoder", isolated)
     videos = [planned(write_video(tmp_path / f"{length}.mp4", length)) for length in (50, 60, 70)]
     batch = pa.Table.from_pylist(videos, schema=PLAN_SCHEMA)
     given_up: Any = stage.decode_clips(batch, data())

@@ -188,7 +188,7 @@ def check_exactly_once(settings: Settings, committed: Tars, videos: int) -> None
 def checksums(settings: Settings) -> dict[str, str]:
     """What every clip's latent has to be: key and checksum, from the stages' functions without Ray."""
     decoded = pa.concat_tables(stage.decode_clips(plan_table(settings.data), settings.data))
-    stage._decoder.close()
+    stage.isolated_decoder.close()
     encode = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
     rows = encode(decoded.filter(decoded["reason"].is_null())).to_pylist()
     return {row["key"]: f"{zlib.crc32(row['latent']):08x}" for row in rows}

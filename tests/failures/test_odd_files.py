@@ -107,5 +107,5 @@ def test_every_odd_file_becomes_a_clip_or_a_reject_of_its_kind(tmp_path: Path) -
     before = psutil.Process().children(recursive=True)
     assert surprises(made(tmp_path), max_pixels=35_000) == []
     assert surprises(real(), max_pixels=35_389_440) == []
-    stage._decoder.close()
+    stage.isolated_decoder.close()
     assert set(psutil.Process().children(recursive=True)) <= set(before), "no child process is left"

@@ -14,7 +14,7 @@ from pipeline.settings import DataSettings
 hoard: list[Any] = []
 
 
-def decode(planned: PlannedClip, data: DataSettings) -> Any:
+def decode(planned: PlannedClip, data: DataSettings, decoder: str | None = None) -> Any:
     """A decoder that does what the video's name says."""
     name = planned["video"]
     if name == "segfault":
@@ -43,4 +43,4 @@ def decode(planned: PlannedClip, data: DataSettings) -> Any:
             times = tries.tell()
         if times <= int(name.split()[1]):
             os.kill(os.getpid(), signal.SIGKILL)
-    return decode_clip(planned, data)
+    return decode_clip(planned, data, decoder)

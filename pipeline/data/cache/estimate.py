@@ -43,10 +43,10 @@ class Estimate(NamedTuple):
 def estimate(pending: pa.Table, settings: Settings, spec: CacheSpec) -> Estimate:
     """Make SAMPLE of the `pending` clips (PLAN_SCHEMA, at least one), the same ones every time."""
     chosen = spread(pending, SAMPLE)
-    patient = settings.data.model_copy(update={"decode_timeout_s": min(PATIENCE_S, settings.data.decode_timeout_s)})
-    list(decode_clips(chosen.slice(0, 1), patient))  # starts the child, and is not counted
+    data, limit = settings.data, min(PATIENCE_S, settings.data.decode_timeout_s)
+    list(decode_clips(chosen.slice(0, 1), data, limit))  # starts the child, and is not counted
     started = time.perf_counter()
-    decoded = pa.concat_tables(decode_clips(chosen, patient))
+    decoded = pa.concat_tables(decode_clips(chosen, data, limit))
     decode_s = (time.perf_counter() - started) / chosen.num_rows
     good = decoded.filter(decoded["reason"].is_null())
     encode_s, measured = _encoding(good, settings)

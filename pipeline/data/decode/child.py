@@ -61,7 +61,7 @@ MIB = 2**20
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 * MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * MIB)}
 
 
-Decode = Callable[["PlannedClip", "DataSettings"], tuple[np.ndarray, "ClipSpan"]]
+Decode = Callable[["PlannedClip", "DataSettings", str | None], tuple[np.ndarray, "ClipSpan"]]  # as decode_clip
 
 
 class IsolatedDecoder:
@@ -81,13 +81,18 @@ class IsolatedDecoder:
         self.submit(planned, data)
         return self.result()
 
-    def submit(self, planned: "PlannedClip", data: "DataSettings") -> None:
-        """Let the child begin with a clip; `result` waits for it. What was submitted before is given up."""
+    def submit(
+        self, planned: "PlannedClip", data: "DataSettings", decoder: str | None = None, timeout_s: float | None = None
+    ) -> None:
+        """Let the child begin with a clip; `result` waits for it. What was submitted before is given up.
+
+        `decoder` and `timeout_s` stand in for data.decoder and data.decode_timeout_s.
+        """
         self.drop()
         pipe = self._start()
-        self._asked = (time.monotonic(), data.decode_timeout_s)
+        self._asked = (time.monotonic(), timeout_s or data.decode_timeout_s)
         with contextlib.suppress(OSError):  # a dead child: `result` says how it ended
-            pipe.send((self._decode, planned, data))
+            pipe.send((self._decode, planned, data, decoder))
 
     def result(self) -> tuple[np.ndarray, "ClipSpan"]:
         """What became of the submitted clip, as `decode`."""
@@ -218,21 +223,21 @@ def serve(requests: int, frames: int, parent: int) -> None:
     try:
         pipe.send("ready")
         while True:
-            decode, planned, data = pipe.recv()
+            decode, planned, data, decoder = pipe.recv()
             limit = data.decode_memory_mb * MIB
             _limit_heap(idle + limit)
             signal.setitimer(signal.ITIMER_REAL, data.decode_timeout_s + GRACE_S)  # SIGALRM ends the process
-            answer = _answer(decode, planned, data, frames)
+            answer = _answer(decode, planned, data, decoder, frames)
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send((answer, _heap() > idle + limit // 2))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone, or has done with this child
 
 
-def _answer(decode: Decode, planned: "PlannedClip", data: "DataSettings", frames: int) -> Any:
+def _answer(decode: Decode, planned: "PlannedClip", data: "DataSettings", decoder: str | None, frames: int) -> Any:
     """(shape, span) with the frames in the file, or the DecodeFailure."""
     try:
-        clip, span = decode(planned, data)
+        clip, span = decode(planned, data, decoder)
     except (DecodeFailure, MemoryError) as failure:
         if isinstance(failure, DecodeFailure) and not isinstance(failure.__cause__, MemoryError):
             return failure

@@ -47,12 +47,16 @@ def check_decoder(data: "DataSettings") -> None:
         ) from error
 
 
-def decode_clip(planned: "PlannedClip", data: "DataSettings") -> tuple[np.ndarray, "ClipSpan"]:
-    """Frames uint8 (F, H, W, 3) of a planned clip, and where they lie in its video. Raises DecodeFailure."""
+def decode_clip(
+    planned: "PlannedClip", data: "DataSettings", decoder: str | None = None
+) -> tuple[np.ndarray, "ClipSpan"]:
+    """Return frames uint8 (F, H, W, 3) of a planned clip, and where they lie in its video. Raises DecodeFailure.
+
+    `decoder` stands in for data.decoder.
+    """
     made = _made_once if data.flip else _make  # the mirrored clip comes right after the one that it mirrors
-    frames, window, described = made(
-        planned["uri"], planned["video"], planned["size"], planned["ordinal"], planned["clips"], data
-    )
+    video = planned["uri"], planned["video"], planned["size"]
+    frames, window, described = made(*video, planned["ordinal"], planned["clips"], data, decoder or data.decoder)
     digest = described["source_hash"]
     key = clip_key(planned["video"], digest, window, data.frames, data.height, data.width, planned["flip"])
     if planned["flip"]:
@@ -61,7 +65,7 @@ def decode_clip(planned: "PlannedClip", data: "DataSettings") -> tuple[np.ndarra
 
 
 def _make(
-    uri: str, video: str, size: int, ordinal: int, clips: int, data: "DataSettings"
+    uri: str, video: str, size: int, ordinal: int, clips: int, data: "DataSettings", wanted: str
 ) -> tuple[np.ndarray, Window, "ClipSpan"]:
     """(frames as they are in the video, their window, the span without its key). Raises DecodeFailure."""
     with local_file(uri) as path:
@@ -79,7 +83,7 @@ def _make(
                 raise DecodeFailure("too_short", str(error)) from error
 
         clip = _Clip(path, probe, place, data)
-        frames, decoder = clip.decode()
+        frames, decoder = clip.decode(wanted)
     span: ClipSpan = {
         "key": "",
         "source_hash": source_hash,
@@ -106,9 +110,8 @@ class _Clip:
         self.window, self.source_frames = Window(0, 0, 0), 0
         self.source_size = (probe.height, probe.width)
 
-    def decode(self) -> tuple[list[np.ndarray], str]:
+    def decode(self, wanted: str) -> tuple[list[np.ndarray], str]:
         """(frames, the decoder that gave them)."""
-        wanted = self.data.decoder
         if wanted in SEEKING and wanted not in self.probe.right:
             raise DecodeFailure("unsupported", f"{wanted} cannot be trusted with this file; data.decoder auto can")
         if wanted in SEEKING:

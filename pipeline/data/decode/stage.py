@@ -18,36 +18,33 @@ if TYPE_CHECKING:
     from ...schema import PlannedClip
     from ...settings import DataSettings
 
+KILLED_TRIES = 3  # tries of a clip whose child something else killed: the kernel, out of memory, or an operator
 
-KILLED_TRIES = 3  # of a clip whose child somebody else killed: the kernel, out of memory, or an operator
-
-
-_decoder = IsolatedDecoder()  # one child for each Ray worker process
-atexit.register(_decoder.close)
+isolated_decoder = IsolatedDecoder()  # the one child of this process, for every stage that reads videos
+atexit.register(isolated_decoder.close)
 
 
-def decode_clips(batch: "pa.Table", data: "DataSettings") -> Iterator["pa.Table"]:
+def decode_clips(batch: "pa.Table", data: "DataSettings", timeout_s: float | None = None) -> Iterator["pa.Table"]:
     """map_batches over tasks, one row in, one row out: PLAN_SCHEMA -> DECODED_SCHEMA.
 
-    While a clip becomes a table here, and while that moves on, the child decodes the next one. A video on S3 is
-    fetched here while the child decodes the one before: the time that S3 takes is not the decoder's.
+    The child decodes the next clip while this one becomes a table, and while the caller works on it. A video on S3 is
+    fetched here while the child decodes the one before: the time that S3 takes is not the decoder's. `timeout_s`
+    stands in for data.decode_timeout_s.
     """
-    planned = batch.to_pylist()
+    rows = batch.to_pylist()
     copies = _Copies()
     try:
-        here: PlannedClip | DecodeFailure
-        for index, row in enumerate(planned):
-            if index == 0:
-                here = copies.near(row)
-                _submit(here, data)
-            ahead = copies.near(planned[index + 1]) if index + 1 < len(planned) else None
-            frames, rest = _outcome(here, data)
-            if ahead is not None:
-                here = ahead
-                _submit(here, data)
-            yield _one_row({**row, **rest}, frames)
+        fetched = map(copies.near, rows)
+        ahead = next(fetched, None)
+        _submit(ahead, data, timeout_s)
+        for row in rows:
+            here, ahead = ahead, next(fetched, None)
+            assert here is not None
+            frames, rest = _outcome(here, data, timeout_s)
+            _submit(ahead, data, timeout_s)
+            yield decoded_row({**row, **rest}, frames)
     finally:
-        _decoder.drop()
+        isolated_decoder.drop()
         copies.close()
 
 
@@ -58,7 +55,7 @@ class _Copies:
         self._kept: deque[tuple[str, Path, contextlib.ExitStack]] = deque()
 
     def near(self, planned: "PlannedClip") -> "PlannedClip | DecodeFailure":
-        """The clip as the child can reach it. Raises StorageUnavailable."""
+        """Return the clip as the child can reach it. Raises StorageUnavailable."""
         uri = planned["uri"]
         if "://" not in uri:
             return planned
@@ -73,42 +70,44 @@ class _Copies:
         return {**planned, "uri": str(self._kept[-1][1])}
 
     def close(self) -> None:
+        """Delete the copies."""
         while self._kept:
             self._kept.pop()[2].close()
 
 
-def _submit(planned: "PlannedClip | DecodeFailure", data: "DataSettings") -> None:
-    if not isinstance(planned, DecodeFailure):
-        _decoder.submit(planned, data)
+def _submit(planned: "PlannedClip | DecodeFailure | None", data: "DataSettings", timeout_s: float | None) -> None:
+    """Let the child start with the clip, if there is one and it was fetched."""
+    if planned is not None and not isinstance(planned, DecodeFailure):
+        isolated_decoder.submit(planned, data, timeout_s=timeout_s)
 
 
-def _outcome(planned: "PlannedClip | DecodeFailure", data: "DataSettings") -> tuple[np.ndarray | None, dict[str, Any]]:
-    """(frames, or None; further fields of the row) of the submitted clip.
+def _outcome(
+    planned: "PlannedClip | DecodeFailure", data: "DataSettings", timeout_s: float | None
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Return (frames, or None; further fields of the row) of the submitted clip.
 
-    A clip whose child was killed by somebody else is tried again, a few times. With data.decoder = auto a clip
-    on which the child was lost otherwise gets a second try, with PyAV alone.
+    A clip whose child something else killed is tried again, a few times. With data.decoder = auto, a clip that cost
+    its child otherwise gets a second try, with PyAV alone.
     """
-    if isinstance(planned, DecodeFailure):
-        return None, {"stage": "decode", "reason": planned.reason, "detail": planned.detail, "attempts": 1}
-    attempts = 1
-    while True:
+    attempts, decoder = 1, data.decoder
+    while not isinstance(planned, DecodeFailure):
         try:
-            frames, span = _decoder.result()
+            frames, span = isolated_decoder.result()
             return frames, {**span, "attempts": attempts}
         except DecodeFailure as failure:
             killed = failure.reason == "killed" and attempts < KILLED_TRIES
-            lost = failure.reason in ("crashed", "timeout", "out_of_memory") and data.decoder == "auto"
+            lost = failure.reason in ("crashed", "timeout", "out_of_memory") and decoder == "auto"
             if not (killed or lost):
-                described = {"stage": "decode", "reason": failure.reason, "detail": failure.detail}
-                return None, {**described, "attempts": attempts}
-            if lost:
-                data = data.model_copy(update={"decoder": "pyav"})
+                planned = failure
+                break
         attempts += 1
-        _decoder.submit(planned, data)
+        decoder = "pyav" if lost else decoder
+        isolated_decoder.submit(planned, data, decoder, timeout_s)
+    return None, {"stage": "decode", "reason": planned.reason, "detail": planned.detail, "attempts": attempts}
 
 
-def _one_row(row: dict[str, Any], frames: np.ndarray | None) -> "pa.Table":
-    """DECODED_SCHEMA; the frames are taken as they lie in memory."""
+def decoded_row(row: dict[str, Any], frames: np.ndarray | None) -> "pa.Table":
+    """Return the row as DECODED_SCHEMA; the frames are taken as they lie in memory."""
     import pyarrow as pa
 
     from ...schema import DECODED_SCHEMA
