@@ -46,7 +46,7 @@ from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.load import reader
 from pipeline.data.load.batches import training_batches
 from pipeline.data.load.node_cache import keep_locally
-from pipeline.data.load.reader import training_source
+from pipeline.data.load.reader import Source
 from pipeline.data.plan.clips import plan_clips
 from pipeline.media import encode_mp4
 from pipeline.models.build import build_image_to_video
@@ -142,8 +142,8 @@ def trained(settings: Settings) -> dict[str, Any]:
 def bare_rate(settings: Settings) -> float:
     """Clips/s of a PyTorch loop and nothing else: the same model, loss, optimizer, clipping and number of steps."""
     cache, train = open_cache(settings.cache_path), settings.train
-    source = training_source(cache, cache.spec.classes, train.label_dropout, 0)
-    made = [micro_batches[0] for micro_batches in training_batches(source, 8, 8, 0, 1, 0, 4)]
+    source = Source(cache, cache.select("train"), cache.spec.classes, train.label_dropout, 0)
+    made = [micro_batches[0] for micro_batches in training_batches(source, 8, 8, 0, 1, range(4))]
     model = untrained("finetune", settings, cache.spec)
     model.initialise(0)  # type: ignore[operator]
     task, optimizer = finetune_task(model, settings.bridge), make_optimizer(model, train)  # type: ignore[arg-type]
@@ -183,10 +183,10 @@ def waited(settings: Settings, steps: int = 3) -> dict[str, float]:
     """Of an epoch of 3 clips, after a step that is not counted: where its time went, in seconds a step."""
     cache = open_cache(settings.cache_path)
     node_cache = keep_locally(cache, settings.cache, 1)
-    source = training_source(cache, cache.spec.classes, 0.1, 0, node_cache=node_cache)
+    source = Source(cache, cache.select("train"), cache.spec.classes, 0.1, 0, node_cache=node_cache)
     step_of = stepper(settings)
     # the first batch is waited for at the start of a run only, not at every step
-    made = training_batches(source, 1, 1, 0, 1, 0, steps + 1)
+    made = training_batches(source, 1, 1, 0, 1, range(steps + 1))
     next(made)
     waiting, working = 0.0, 0.0
     for _ in range(steps):

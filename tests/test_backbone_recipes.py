@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.load.batches import training_batches
-from pipeline.data.load.reader import training_source, with_text
+from pipeline.data.load.reader import Source
 from pipeline.errors import UserError
 from pipeline.models.checkpoints.exports import save_checkpoint, save_export
 from pipeline.models.checkpoints.published import load_published
@@ -96,8 +96,8 @@ def test_recipe_plans_and_trains_two_steps(name: str, folder: Path) -> None:
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     before = {key: value.clone() for key, value in task.model.named_parameters()}
     cache = open_cache(settings.cache_path)
-    source = with_text(training_source(cache, [], settings.train.label_dropout, 0), cache)
-    for micro_batches in training_batches(source, 4, 4, 0, 1, 0, 2):
+    source = Source(cache, cache.select("train"), [], settings.train.label_dropout, 0, text=True)
+    for micro_batches in training_batches(source, 4, 4, 0, 1, range(2)):
         loss = task.loss(task.model, micro_batches[0])
         assert loss.shape == (4,) and bool(loss.isfinite().all())
         optimizer.zero_grad()
@@ -216,8 +216,8 @@ def test_weights_of_another_backbone_are_refused(folder: Path) -> None:
 
 def test_text_and_image_are_each_left_out_of_their_share(folder: Path) -> None:
     cache = open_cache(shrunken("videocrafter", folder).cache_path)
-    source = with_text(training_source(cache, [], 0.5, 0), cache)
-    batches = [micro_batches[0].latents for micro_batches in training_batches(source, 4, 4, 0, 1, 0, 40)]
+    source = Source(cache, cache.select("train"), [], 0.5, 0, text=True)
+    batches = [micro_batches[0].latents for micro_batches in training_batches(source, 4, 4, 0, 1, range(40))]
     empty = torch.cat([(batch.text == 0).flatten(1).all(1) for batch in batches if batch.text is not None])
     hidden = torch.cat([~batch.image_shown for batch in batches])
     assert 0.4 < empty.double().mean() < 0.6 and 0.4 < hidden.double().mean() < 0.6

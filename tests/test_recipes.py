@@ -8,7 +8,7 @@ from helpers.tiny_cache import MODEL, write_cache
 
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.load.batches import training_batches
-from pipeline.data.load.reader import training_source
+from pipeline.data.load.reader import Source
 from pipeline.models.build import build_prior
 from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.latte import Latte
@@ -93,8 +93,8 @@ def test_recipe_plans_and_trains_two_steps(name: str, job: Job, folder: Path) ->
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     before = [parameter.clone() for parameter in task.model.parameters()]
     label_dropout = sections(job, settings)[1].label_dropout
-    source = training_source(cache, cache.spec.classes, label_dropout, settings.run.seed)
-    for micro_batches in training_batches(source, 4, 4, 0, 1, 0, 2):
+    source = Source(cache, cache.select("train"), cache.spec.classes, label_dropout, settings.run.seed)
+    for micro_batches in training_batches(source, 4, 4, 0, 1, range(2)):
         loss = task.loss(task.model, micro_batches[0]).mean()
         assert bool(loss.isfinite())
         optimizer.zero_grad()

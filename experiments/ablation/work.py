@@ -18,7 +18,7 @@ from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.moments import read_moments, save_moments
 from pipeline.data.cache.shards import read_latent
 from pipeline.data.load.batches import training_batches
-from pipeline.data.load.reader import training_source
+from pipeline.data.load.reader import Source
 from pipeline.metrics.networks import load_network
 from pipeline.models.prior import replicate
 from pipeline.models.vae import load_vae
@@ -67,8 +67,8 @@ def train_model(model: Model) -> dict[str, Any]:
     buffers = {name: value.clone() for name, value in task.model.named_buffers()}
     buffers = {name: buffers[name] for name in buffers.keys() & task.model.state_dict().keys()}
     engine = start_engine(task.model, train, 1, place.device)
-    source = training_source(cache, cache.spec.classes, train.label_dropout, settings.run.seed)
-    batches = training_batches(source, train.global_batch, train.micro_batch, 0, 1, 0, train.steps)
+    source = Source(cache, cache.select(TRAIN), cache.spec.classes, train.label_dropout, settings.run.seed)
+    batches = training_batches(source, train.global_batch, train.micro_batch, 0, 1, range(train.steps))
 
     def save(step: int, row: dict[str, float | None]) -> None:
         losses[step] = row["loss"]

@@ -101,7 +101,7 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
     Raises CheckpointDamaged where its files are not whole (yet).
     """
     device = stage_device(settings.cluster.sample)
-    cache = open_training_cache(settings, resolve_spec(settings))
+    cache = open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
     rows = list(cache.select(TEST).spread(settings.sample.while_training_count))
     if not rows:
         return "no clips are held out, so none are sampled (data.holdout_fraction)"

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.cache.info import CacheSpec, resolve_spec
 from ..data.cache.manifest import Cache, read_null_text
 from ..data.cache.prior_outputs import check_outputs
-from ..data.load.mix import Mix, hash_of_clips
-from ..data.load.online import open_training_data
+from ..data.load.mix import Mix, hash_of_clips, open_training_cache
+from ..data.load.online import planned_cache
 from ..data.load.order import micro_batching
 from ..errors import UserError
 from ..models.checkpoints.exports import is_export
@@ -82,7 +82,12 @@ def run_folder(job: Job, settings: Settings) -> str:
 def prepare(job: Job, settings: Settings) -> Run:
     """Find and check cache, initial weights and prior. Reads only. Raises UserError or WeightsMismatch."""
     check_trackers(settings)
-    cache = open_training_data(settings, resolve_spec(settings))
+    wanted = resolve_spec(settings)
+    cache = (
+        planned_cache(settings.data, wanted)
+        if settings.data.online
+        else open_training_cache(settings.cache_path, settings.cache.mix, wanted)
+    )
     if not cache.select(TRAIN):
         raise UserError(
             f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"

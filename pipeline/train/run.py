@@ -79,7 +79,7 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
         train_loop_config={
             "job": run.job,
             "settings": run.settings.model_dump(mode="json"),
-            "cache": run.cache.spec,
+            "cache": run.cache if run.settings.data.online else run.cache.spec,
             "stop": stop_key,
             "flops": training_flops(run.model, run.cache.spec),
         },

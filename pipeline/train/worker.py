@@ -13,17 +13,20 @@ import torch
 
 from ..data.cache.info import CacheSpec
 from ..data.cache.manifest import Cache
+from ..data.cache.pipeline import encoded
 from ..data.cache.prior_outputs import prior_reader
 from ..data.load.batches import TrainingBatch, training_batches, validation_batches
+from ..data.load.mix import open_training_cache
 from ..data.load.node_cache import keep_locally
-from ..data.load.online import held_in_memory, open_training_data, training_clips
-from ..data.load.reader import Read, Source, training_source, validation_source, with_text
+from ..data.load.online import held_in_memory, made_while_training
+from ..data.load.reader import Read, Source
 from ..errors import JobFailed
 from ..models.checkpoints.weights_hash import weights_hash
 from ..models.files.paths import shipped_path
 from ..models.prior import NeuralPrior
 from ..runtime.metrics import show_training
 from ..runtime.ray_internals import put_key
+from ..schema import TEST, TRAIN
 from ..settings import Settings, TrainSettings
 from . import checkpoint
 from .deepspeed.engine import start_engine
@@ -52,12 +55,13 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
         stop_watchdog()
 
 
-def work(job: Job, settings: Settings, spec: CacheSpec, stop_key: str, flops: float) -> dict[str, Any] | None:
+def work(job: Job, settings: Settings, found: Cache | CacheSpec, stop_key: str, flops: float) -> dict[str, Any] | None:
     """What every worker does, from its model to the export; rank 0 gives the summary."""
     _, train = sections(job, settings)
     context = ray.train.get_context()
     place = RankInfo(context.get_world_rank(), context.get_world_size(), device_of(settings))
-    cache = open_training_data(settings, spec)
+    # `found` is the cache's spec or, with data.online, the planned clips
+    cache = found if isinstance(found, Cache) else open_training_cache(settings.cache_path, settings.cache.mix, found)
     task, initialised_from = build_task(job, settings, cache.spec, place)
     saved_names = set(task.model.state_dict())  # CogVideoX makes its positions anew, and does not save them
     buffers = {name: value.clone() for name, value in task.model.named_buffers() if name in saved_names}
@@ -135,21 +139,20 @@ class Data(NamedTuple):
 def open_data(job: Job, settings: Settings, cache: Cache, task: Task, place: RankInfo, start: int) -> Data:
     """Clips of the cache, or of the stages that would make it (data.online), for this worker. Raises UserError."""
     _, train = sections(job, settings)
-    classes, seed = cache.spec.classes, settings.run.seed
-    read_prior = cached_prior(job, settings, cache)
-    node_cache = None
-    if not settings.data.online:
+    node_cache, online = None, settings.data.online
+    if not online:
         node_cache = keep_locally(cache, settings.cache, ray.train.get_context().get_local_world_size())
-    training = training_source(cache, classes, train.label_dropout, seed, read_prior, node_cache)
-    held_out = validation_source(cache, classes, train.validate_clips, seed, read_prior, node_cache)
-    if "text" in getattr(task.model, "conditions", ()):
-        training, held_out = with_text(training, cache, node_cache), with_text(held_out, cache, node_cache)
+    text, read_prior = "text" in getattr(task.model, "conditions", ()), cached_prior(job, settings, cache)
+    common = (settings.run.seed, text, read_prior, node_cache)
+    training = Source(cache, cache.select(TRAIN), cache.spec.classes, train.label_dropout, *common)
+    held_out = Source(cache, cache.select(TEST).spread(train.validate_clips), cache.spec.classes, 0.0, *common)
     size, micro, (rank, workers, _) = train.global_batch, train.micro_batch, place
-    clips = None
-    if settings.data.online:
-        clips = training_clips(training, settings, size, rank, workers, start, train.steps)
-        held_out = held_in_memory(held_out, settings, workers)
-    batches = training_batches(training, size, micro, rank, workers, start, train.steps, clips)
+    steps = range(start, train.steps)
+    if online:
+        stages = partial(encoded, settings=settings, actors=max(1, settings.cluster.encode.actors // workers))
+        training = made_while_training(training, stages, size, rank, workers, steps)
+        held_out = held_in_memory(held_out, stages)
+    batches = training_batches(training, size, micro, rank, workers, steps)
     return Data(training, held_out, batches, validation_batches(held_out, min(micro, size), rank, workers))
 
 

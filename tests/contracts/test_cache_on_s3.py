@@ -20,7 +20,7 @@ from pipeline.data.cache.run import build_cache
 from pipeline.data.cache.shards import read_latent
 from pipeline.data.load.batches import training_batches
 from pipeline.data.load.node_cache import keep_locally
-from pipeline.data.load.reader import training_source
+from pipeline.data.load.reader import Source
 from pipeline.settings import ROOT, load
 from pipeline.storage.files import entries, read_bytes
 
@@ -147,13 +147,13 @@ def test_the_same_cache_in_a_local_folder_holds_the_same_keys_and_checksums(cach
 def test_training_reads_the_same_batches_from_s3_under_faults(cached: OnS3) -> None:
     there = open_cache(load(cached.arguments)[0].cache_path)
     cached.service.plan = Plan(share=0.3, seed=6, kinds=QUICK)
-    source = training_source(there, there.spec.classes, 0.0, seed=0)
-    (batch,) = next(training_batches(source, size=4, micro=4, rank=0, workers=1, start=0, stop=1))
+    source = Source(there, there.select("train"), there.spec.classes, 0.0, seed=0)
+    (batch,) = next(training_batches(source, size=4, micro=4, rank=0, workers=1, steps=range(1)))
     cached.service.plan = Plan()
     assert batch.latents.z0.shape == (4, 16, 4, 8, 8)
     here = open_cache(load(cached.local)[0].cache_path)
-    source = training_source(here, here.spec.classes, 0.0, seed=0)
-    (same,) = next(training_batches(source, size=4, micro=4, rank=0, workers=1, start=0, stop=1))
+    source = Source(here, here.select("train"), here.spec.classes, 0.0, seed=0)
+    (same,) = next(training_batches(source, size=4, micro=4, rank=0, workers=1, steps=range(1)))
     assert batch.latents.keys == same.latents.keys and torch.equal(batch.latents.z0, same.latents.z0)
 
 
@@ -168,8 +168,8 @@ def test_after_the_first_epoch_nothing_is_asked_of_s3(
 
     def epoch(start: int) -> list[torch.Tensor]:
         kept = keep_locally(there, settings.cache, sharers=1)
-        source = training_source(there, there.spec.classes, 0.0, seed=0, node_cache=kept)
-        steps = training_batches(source, clips, clips, 0, 1, start, start + 1)
+        source = Source(there, there.select("train"), there.spec.classes, 0.0, seed=0, node_cache=kept)
+        steps = training_batches(source, clips, clips, 0, 1, range(start, start + 1))
         return [micro_batches[0].latents.z0 for micro_batches in steps]
 
     cached.service.plan = Plan()

@@ -22,7 +22,7 @@ PROGRAM = """
     from helpers.tiny_cache import tiny_settings, write_cache
 
     from pipeline.data.load.batches import training_batches, validation_batches
-    from pipeline.data.load.reader import training_source, validation_source
+    from pipeline.data.load.reader import Source
     from pipeline.train.deepspeed.engine import start_engine
     from pipeline.train.report.history import History
     from pipeline.train.ranks import RankInfo
@@ -40,8 +40,9 @@ PROGRAM = """
     model.backbone.initialise(0)
     classes = cache.spec.classes
     engine = start_engine(model, train, 1, torch.device("cpu"))
-    batches = training_batches(training_source(cache, classes, 0.1, 0), train.global_batch, 1, 0, 1, 0, train.steps)
-    held_out = validation_batches(validation_source(cache, classes, 3, 0), 1, 0, 1)
+    source = Source(cache, cache.select("train"), classes, 0.1, 0)
+    batches = training_batches(source, train.global_batch, 1, 0, 1, range(train.steps))
+    held_out = validation_batches(Source(cache, cache.select("test").spread(3), classes, 0.0, 0), 1, 0, 1)
     history = History(str(storage), 0, train.steps)
     place = RankInfo(0, 1, torch.device("cpu"))
     train_steps(engine, finetune_task(model, settings.bridge), train, batches, held_out, history, lambda *_: None, place, 0)

@@ -54,7 +54,7 @@ PROGRAM = """
     from pipeline.data.cache.info import resolve_spec
     from pipeline.settings import build
     from pipeline.data.load.batches import training_batches
-    from pipeline.data.load.reader import training_source, with_text
+    from pipeline.data.load.reader import Source
     from pipeline.data.load.mix import open_training_cache
     from pipeline.train.deepspeed.engine import start_engine
     from pipeline.train.ranks import RankInfo
@@ -66,10 +66,8 @@ PROGRAM = """
     place = RankInfo(0, 1, torch.device("cpu"))
     for path in sys.argv[1:]:
         settings = build([yaml.safe_load(Path(path).read_text())])
-        cache = open_training_cache(settings, resolve_spec(settings))
-        source = training_source(cache, cache.spec.classes, 0.0, 0)
-        if cache.spec.text_shape:
-            source = with_text(source, cache)
+        cache = open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
+        source = Source(cache, cache.select("train"), cache.spec.classes, 0.0, 0, bool(cache.spec.text_shape))
 
         def go(start, stop, saved):
             task, _ = build_task("finetune", settings, cache.spec, place)
@@ -81,7 +79,7 @@ PROGRAM = """
             if saved:
                 put_back(engine, saved[0], keys, saved[1])
             engine.eval()  # no dropout
-            for micro_batches in training_batches(source, 2, 2, 0, 1, start, stop):
+            for micro_batches in training_batches(source, 2, 2, 0, 1, range(start, stop)):
                 engine.backward(task.loss(engine, micro_batches[0]).mean())
                 engine.step()
             return (gather(engine, keys, 0, 1), count_updates(engine)), engine, task, before

@@ -6,14 +6,16 @@ from helpers.process_group import run_ranks
 PROGRAM = """
 
     import numpy as np
+    import pyarrow as pa
     import torch
     from helpers.process_group import join
     from helpers.tiny_networks import randomise
     from helpers.tiny_published import UNET3D
 
     from pipeline.data.cache.info import CacheSpec
+    from pipeline.data.cache.manifest import Cache
     from pipeline.settings import load
-    from pipeline.data.load.reader import Source
+    from pipeline.data.load.reader import Clip, Source
     from pipeline.data.load.batches import training_batches
     from pipeline.train.deepspeed.engine import start_engine
     from pipeline.train.ranks import RankInfo
@@ -30,15 +32,18 @@ PROGRAM = """
     }
     settings, _ = load(["--recipe", "webvid-videocrafter", *(f"--{name}={value}" for name, value in lines.items())])
     shape, text, keys = (4, 4, 4, 4), (3, 16), ("exp_avg", "exp_avg_sq")
-    of = lambda row, *shape: np.random.default_rng(row["stride"]).standard_normal(shape).astype(np.float16)
-    rows = [{"key": str(number), "label": "", "stride": number} for number in range(8)]
-    source = Source(rows, ((8, 8),), lambda row: of(row, 2, *shape), shape, 1.0, [], 0.0, 0,
-                    read_text=lambda row: of(row, *text), text_shape=text)
+    def of(row, *shape):
+        return torch.from_numpy(np.random.default_rng(row["stride"]).standard_normal(shape).astype(np.float16)).float()
+    rows = pa.table({"key": list(map(str, range(8))), "label": [""] * 8, "stride": range(8)})
+    cache = Cache("", CacheSpec("", {}, 1.0, shape, text, []), rows, rows)
+    clip_of = lambda row: Clip(*of(row, 2, *shape), of(row, *text))
+    source = Source(cache, cache.rows, [], 0.0, 0, text=True,
+                    made=lambda positions: [(cache.rows[place], clip_of(cache.rows[place])) for place in positions])
     place = RankInfo(rank, workers, torch.device("cpu"))
 
 
     def train(start, saved, updates):
-        model = untrained("finetune", settings, CacheSpec("", {}, 1.0, shape, text, []))
+        model = untrained("finetune", settings, cache.spec)
         randomise(model)
         if saved:
             model.load_state_dict(dict(weights(saved)), strict=False)
@@ -50,7 +55,7 @@ PROGRAM = """
         def save(step, row):
             found[step] = gather(engine, keys, rank, workers), count_updates(engine)
 
-        batches = training_batches(source, 4, 2, rank, workers, start, 4)
+        batches = training_batches(source, 4, 2, rank, workers, range(start, 4))
         train_steps(engine, finetune_task(model, settings.bridge), settings.train, batches, [], None, save, place, start)
         return found
 

@@ -9,7 +9,7 @@ from helpers.tiny_cache import tiny_settings, write_cache
 from safetensors.torch import load_file
 
 from pipeline.data.load.batches import make_batch
-from pipeline.data.load.reader import training_source
+from pipeline.data.load.reader import Source
 from pipeline.errors import JobFailed, UserError
 from pipeline.models.build import load_model, load_prior
 from pipeline.storage.files import read_json
@@ -41,7 +41,7 @@ def test_the_prior_learns_and_says_how_well(prior: tuple[Run, dict[str, Any]]) -
     run, summary = prior
     errors = summary["held_out_error"]
     assert errors["prior"] < summary["validation_losses"][0][1]
-    source = training_source(run.cache, [], 0.0, 0)
+    source = Source(run.cache, run.cache.select("train"), [], 0.0, 0)
     one = replicated_error(lambda: torch.empty(0), make_batch(source, [(i, i) for i in range(10)], "train", 0))
     assert errors["replicated"] == pytest.approx(float(one.mean()), rel=0.5)  # of other clips of the same kind
     module, config = load_prior(run.export)

@@ -6,11 +6,9 @@ batch. (Of several caches, mix.py says what an epoch is.) All that is random in 
 Hence the k-th global batch is the same on any number of workers, and before and after a restart.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +19,7 @@ from ...schema import LatentBatch, ManifestRow
 from .order import global_batch, micro_batching, rank_slice
 from .prefetch import prefetch
 from .randomness import TIMESTEPS, SampleNoise, draw, generator
-from .reader import Clip, Source, read_clips
+from .reader import Clip, Source
 
 
 @dataclass(frozen=True)
@@ -54,33 +52,28 @@ def make_batch(
     stream: str,
     step: int,
     counted: int | None = None,
-    clips: Iterable[tuple[ManifestRow, Clip]] | None = None,
+    clips: Sequence[tuple[ManifestRow, Clip]] | None = None,
 ) -> TrainingBatch:
-    """A batch of (row, index in the global batch) pairs, of which the first `counted` count, or all; see the module's
-    docstring for its randomness. A clip that is not what was written is zeros of no weight. `clips`: those of the picks,
-    where they are not to be read.
+    """Make a batch of (position in source.rows, index in the global batch) pairs.
+
+    The generator of a sample is seeded by (source.seed, stream, step, index). The first `counted` samples count, or
+    all; a damaged clip has no weight. `clips`: the clips of `picks`, where they have been read already.
     """
-    rows, read = zip(*(read_clips(source, picks) if clips is None else clips), strict=True)
-    means, logvars, texts, problems = zip(*read, strict=True)
+    rows, read = zip(*(clips or source.read([position for position, _ in picks])), strict=True)
+    means, logvars, texts, priors, problems = zip(*read, strict=True)
     samples = [draw(source.latent_shape, generator(source.seed, stream, step, index)) for _, index in picks]
     drawn = SampleNoise(*map(torch.stack, zip(*samples, strict=True)))
     without, without_image = dropped(drawn.left_out, source.label_dropout)
     # clip by clip: exp() of a larger tensor may be rounded another way
     z0 = [
-        sample_posterior(mean, logvar, noise, source.scaling_factor)
+        sample_posterior(mean, logvar, noise, source.cache.spec.scaling_factor)
         for mean, logvar, noise in zip(means, logvars, drawn.posterior_noise, strict=True)
     ]
     labels = ["" if left_out else row["label"] for row, left_out in zip(rows, without, strict=True)]
-    captions = prior = None
-    if texts[0] is not None:
-        shown = zip(texts, without, strict=True)
-        captions = torch.stack(
-            [torch.from_numpy(source.null_text).float() if left_out else text for text, left_out in shown]
-        )
-    if source.read_prior is not None:
-        outputs = np.stack([source.read_prior(source.rows[position]) for position, _ in picks])
-        prior = torch.from_numpy(outputs.astype(np.float32))
-    counts = torch.arange(len(picks)) < (len(picks) if counted is None else counted)
+    shown = [
+        source.null_text if left_out else text for text, left_out in zip(texts, without, strict=True) if source.text
+    ]
+    good = torch.tensor([problem is None for problem in problems])
     return TrainingBatch(
         latents=LatentBatch(
             keys=[row["key"] for row in rows],
@@ -88,51 +81,41 @@ def make_batch(
             label=class_indices(labels, source.classes),
             stride=torch.tensor([float(row["stride"]) for row in rows]),
             image_shown=~without_image,
-            text=captions,
-            prior=prior,
+            text=torch.stack(shown) if source.text else None,
+            prior=torch.stack(priors) if source.read_prior else None,
         ),
         noise=drawn.noise,
         image_noise=drawn.image_noise,
         image_level=drawn.image_level,
         seeds=drawn.seed,
         index=drawn.time,
-        weight=(counts & torch.tensor([not problem for problem in problems])).float(),
+        weight=(good & (torch.arange(len(picks)) < (len(picks) if counted is None else counted))).float(),
         damaged=tuple(problem for problem in problems if problem),
     )
 
 
 def training_batches(
-    source: Source,
-    size: int,
-    micro: int,
-    rank: int,
-    workers: int,
-    start: int,
-    stop: int,
-    clips: Iterator[tuple[ManifestRow, Clip]] | None = None,
+    source: Source, size: int, micro: int, rank: int, workers: int, steps: range
 ) -> Iterator[list[TrainingBatch]]:
-    """For each step from `start` to `stop` - 1 this worker's slice of the global batch, in micro-batches (see `micro_batching`).
+    """For each step this worker's slice of the global batch of `size` clips, in micro-batches of at most `micro`.
 
-    `clips`: this worker's clips of those steps in order, where they are not to be read (online.py).
+    `micro_batching` gives their size and number, the same on all workers; repeats of weight 0 fill the last.
     """
     mine = rank_slice(size, rank, workers)
     micro_batch, micro_batches = micro_batching(size, micro, workers)
+    padding = micro_batch * micro_batches - len(mine)
 
     def make(step: int) -> list[TrainingBatch]:
-        rows = global_batch(source.seed, step, size, source.shares)
-        picks = [(rows[index], index) for index in mine]
-        places = picks + [(rows[0], 0)] * (micro_batch * micro_batches - len(picks))
-        given = None if clips is None else list(itertools.islice(clips, len(picks)))
-        if given is not None:
-            given += [given[0]] * (len(places) - len(picks))
+        positions = global_batch(source.seed, step, size, source.shares)
+        picks = [(positions[index], index) for index in mine]
+        clips = source.read([position for position, _ in picks])
+        picks, clips = picks + picks[:1] * padding, clips + clips[:1] * padding
         return [
-            make_batch(
-                source, places[i : i + micro_batch], "train", step, len(picks) - i, given and given[i : i + micro_batch]
-            )
-            for i in range(0, len(places), micro_batch)
+            make_batch(source, picks[i : i + micro_batch], "train", step, len(mine) - i, clips[i : i + micro_batch])
+            for i in range(0, len(picks), micro_batch)
         ]
 
-    return prefetch(make, range(start, stop))
+    return prefetch(make, steps)
 
 
 def validation_batches(source: Source, micro: int, rank: int, workers: int) -> list[TrainingBatch]:
@@ -141,15 +124,12 @@ def validation_batches(source: Source, micro: int, rank: int, workers: int) -> l
     Every worker gets equally many micro-batches of equal size; repeats that fill them have weight 0.
     """
     count = len(source.rows)
-    if not count:
-        return []
     padded = -(-count // (micro * workers)) * micro * workers
     micro_batches = []
     mine = rank_slice(padded, rank, workers)
     for start in range(mine.start, mine.stop, micro):
         places = range(start, start + micro)
-        batch = make_batch(source, [(place % count, place) for place in places], "validation", 0)
+        batch = make_batch(source, [(place % count, place) for place in places], "validation", 0, count - start)
         index = torch.tensor([(2 * (place % count) + 1) * TIMESTEPS // (2 * count) for place in places])
-        weight = torch.tensor([float(place < count) for place in places])
-        micro_batches.append(replace(batch, index=index, weight=weight * batch.weight))
+        micro_batches.append(replace(batch, index=index))
     return micro_batches

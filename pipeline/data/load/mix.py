@@ -7,6 +7,7 @@ goes on in the next epoch where the epoch ends. So order is a function of (seed,
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from ...errors import UserError
 from ...schema import TRAIN, ManifestRow
-from ...settings import Settings
+from ...settings import MixedCache
 from ..cache.info import CacheSpec, check_same
 from ..cache.manifest import Cache, open_cache
 from ..cache.rows import Rows
@@ -46,23 +47,23 @@ class Mix(Cache):
         return tuple(zip(clips, mix_counts(clips, [part.weight for part in self.parts]), strict=True))
 
 
-def open_training_cache(settings: Settings, wanted: CacheSpec) -> Cache:
-    """What training reads: the cache of cache.path, or the Mix of cache.mix.
+def open_training_cache(path: str, mix: Sequence[MixedCache], wanted: CacheSpec) -> Cache:
+    """Open what training reads: the cache at `path` or, if `mix` names some, the Mix of those.
 
     `wanted`: the spec that the settings give, as the driver resolved it, or that of the cache as it found it. Neither
     the VAE, nor the text encoder, nor the videos need exist here. Raises UserError where there is no cache, or one was
     not made as `wanted` says.
     """
-    if not settings.cache.mix:
-        cache = open_cache(settings.cache_path)
+    if not mix:
+        cache = open_cache(path)
         check_same(cache.path, cache.spec, wanted)
         return cache
-    caches = [open_cache(one.path.rstrip("/")) for one in settings.cache.mix]
+    caches = [open_cache(one.path.rstrip("/")) for one in mix]
     for cache in caches:
         check_alike(cache, wanted)
     parts = tuple(
         Part(cache.path, one.weight, cache.spec.fingerprint, len(cache.select(TRAIN)), hash_of_clips(cache))
-        for cache, one in zip(caches, settings.cache.mix, strict=True)
+        for cache, one in zip(caches, mix, strict=True)
     )
     if empty := [part.path for part in parts if not part.clips]:
         raise UserError(f"{empty[0]}: holds no training clips; take it out of cache.mix, or cache more videos there")

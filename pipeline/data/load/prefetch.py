@@ -1,8 +1,9 @@
-"""Made ahead: what the training loop asks for next is made in a background thread while it computes."""
+"""Make ahead, in a background thread, what the training loop asks for next."""
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 AHEAD = 2  # steps; more would only cost memory
@@ -10,39 +11,32 @@ AHEAD = 2  # steps; more would only cost memory
 Out = TypeVar("Out")
 
 
-def prefetch(make: Callable[[int], Out], steps: Iterable[int], ahead: int = AHEAD) -> Iterator[Out]:
-    """make(step) for every step in order, made in a background thread; its exceptions are raised here."""
-    made: queue.Queue[tuple[Out | None, BaseException | None]] = queue.Queue(maxsize=ahead)
-    stopped = threading.Event()
-
-    def offer(item: tuple[Out | None, BaseException | None]) -> None:
-        while not stopped.is_set():
-            try:
-                made.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
+def prefetch(make: Callable[[int], Out], steps: Sequence[int], ahead: int = AHEAD) -> Iterator[Out]:
+    """Yield make(step) for every step in order, made in a background thread; its exceptions are raised here."""
+    made: queue.SimpleQueue[Future[Out]] = queue.SimpleQueue()
+    room, stopped = threading.Semaphore(ahead), threading.Event()
 
     def work() -> None:
-        try:
-            for step in steps:
-                offer((make(step), None))
-                if stopped.is_set():
-                    return
-            offer((None, StopIteration()))
-        except Exception as error:  # noqa: BLE001 (handed to the consumer, which raises it)
-            offer((None, error))
+        for step in steps:
+            room.acquire()
+            if stopped.is_set():
+                return
+            future: Future[Out] = Future()
+            made.put(future)
+            try:
+                future.set_result(make(step))
+            except Exception as error:  # noqa: BLE001 (raised where the result is asked for)
+                future.set_exception(error)
+                return
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
-        while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+        for _ in steps:
+            result = made.get().result()
+            room.release()
+            yield result
     finally:
         stopped.set()
+        room.release()
         thread.join(timeout=10)

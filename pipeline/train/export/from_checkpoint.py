@@ -86,7 +86,12 @@ def export_of_checkpoint(settings: Settings, found: Found) -> str:
     """Write STORAGE/NAME/finetune/export-step-N. Raises UserError."""
     target = f"{settings.run.folder}/finetune/export-step-{found.step:07d}"
     try:
-        export_checkpoint(settings, open_training_cache(settings, resolve_spec(settings)).spec, found, target)
+        export_checkpoint(
+            settings,
+            open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings)).spec,
+            found,
+            target,
+        )
     except CheckpointDamaged as error:
         raise UserError(f"{found.address}: {error}; set sample.checkpoint to the step of another one") from error
     return target

@@ -21,7 +21,7 @@ from pipeline.data.cache.prior_outputs import (
 )
 from pipeline.data.cache.shards import read_latent
 from pipeline.data.load.batches import make_batch
-from pipeline.data.load.reader import training_source
+from pipeline.data.load.reader import Source
 from pipeline.errors import UserError
 from pipeline.models.build import build_prior, class_indices
 from pipeline.models.prior import NeuralPrior
@@ -44,7 +44,7 @@ def cached(tmp_path: Path) -> tuple[Cache, NeuralPrior]:
 
 def test_batch_brings_another_clips_output(cached: tuple[Cache, NeuralPrior]) -> None:
     cache, prior = cached
-    source = training_source(cache, CLASSES, 0.0, seed=0, read_prior=prior_reader(cache, WEIGHTS))
+    source = Source(cache, cache.select("train"), CLASSES, 0.0, 0, read_prior=prior_reader(cache, WEIGHTS))
     batch = make_batch(source, [(position, position) for position in range(len(source.rows))], "train", 0)
     assert batch.latents.prior is not None
     for row, found in zip(source.rows, batch.latents.prior, strict=True):
@@ -52,7 +52,8 @@ def test_batch_brings_another_clips_output(cached: tuple[Cache, NeuralPrior]) ->
         with torch.no_grad():
             expected = prior(image[None], class_indices([row["label"]], CLASSES))[0]
         torch.testing.assert_close(found, expected, atol=2e-3, rtol=2e-3)  # kept in half precision
-    assert make_batch(training_source(cache, CLASSES, 0.0, 0), [(0, 0)], "train", 0).latents.prior is None
+    without = Source(cache, cache.select("train"), CLASSES, 0.0, 0)
+    assert make_batch(without, [(0, 0)], "train", 0).latents.prior is None
 
 
 def test_outputs_of_another_cache_or_prior_are_taken(cached: tuple[Cache, NeuralPrior]) -> None:

@@ -13,7 +13,7 @@ from pipeline.data.cache.shards import CorruptShard, read_latent
 from pipeline.data.load import reader
 from pipeline.data.load.batches import TrainingBatch, make_batch, training_batches, validation_batches
 from pipeline.data.load.order import global_batch, micro_batching, rank_slice
-from pipeline.data.load.reader import training_source, validation_source
+from pipeline.data.load.reader import Source
 
 SIZE, STEPS = 4, 7  # of 10 clips: the stream passes the ends of two epochs
 
@@ -38,8 +38,8 @@ def whole(micro_batches: list[TrainingBatch]) -> dict[str, object]:
 
 def stream(cache: Cache, workers: int, micro: int, start: int = 0, seed: int = 0) -> Iterator[dict[str, object]]:
     """The global batches, put together from what each worker gets."""
-    source = training_source(cache, CLASSES, 0.3, seed)
-    ranks = [training_batches(source, SIZE, micro, rank, workers, start, STEPS) for rank in range(workers)]
+    source = Source(cache, cache.select("train"), CLASSES, 0.3, seed)
+    ranks = [training_batches(source, SIZE, micro, rank, workers, range(start, STEPS)) for rank in range(workers)]
     for parts in zip(*ranks, strict=True):
         yield whole([micro_batch for micro_batches in parts for micro_batch in micro_batches])
 
@@ -103,7 +103,7 @@ def test_posterior_noise_and_time_are_fresh_at_every_visit(cache: Cache) -> None
 
 
 def test_z0_is_the_scaled_posterior(cache: Cache) -> None:
-    source = training_source(cache, CLASSES, 0.0, 0)
+    source = Source(cache, cache.select("train"), CLASSES, 0.0, 0)
     batch = make_batch(source, [(i, i) for i in range(10)], "train", 0)
     assert batch.latents.keys == [row["key"] for row in source.rows]
     for z0, row in zip(batch.latents.z0, source.rows, strict=True):
@@ -115,15 +115,17 @@ def test_z0_is_the_scaled_posterior(cache: Cache) -> None:
 def test_labels_are_dropped_at_the_set_rate_and_unknown_ones_are_null(cache: Cache) -> None:
     picks = [(i % 10, i) for i in range(400)]
     for dropout, low, high in ((0.0, 0, 0), (0.3, 80, 160), (1.0, 400, 400)):
-        label = make_batch(training_source(cache, CLASSES, dropout, 0), picks, "train", 0).latents.label
+        source = Source(cache, cache.select("train"), CLASSES, dropout, 0)
+        label = make_batch(source, picks, "train", 0).latents.label
         assert low <= int((label == len(CLASSES)).sum()) <= high
-    label = make_batch(training_source(cache, ["bounce"], 0.0, 0), picks, "train", 0).latents.label
+    source = Source(cache, cache.select("train"), ["bounce"], 0.0, 0)
+    label = make_batch(source, picks, "train", 0).latents.label
     assert set(label.tolist()) == {0, 1} and int((label == 1).sum()) == 200  # "slide" is not known
 
 
 @pytest.mark.parametrize(("workers", "micro"), [(1, 1), (2, 1), (2, 2), (4, 3)])
 def test_validation_is_fixed_and_counts_every_clip_once(cache: Cache, workers: int, micro: int) -> None:
-    source = validation_source(cache, CLASSES, 100, 0)
+    source = Source(cache, cache.select("test"), CLASSES, 0.0, 0)
     micro_batches = [
         micro_batch for rank in range(workers) for micro_batch in validation_batches(source, micro, rank, workers)
     ]
@@ -138,16 +140,15 @@ def test_validation_is_fixed_and_counts_every_clip_once(cache: Cache, workers: i
 
 def test_no_held_out_clips_is_no_validation(tmp_path: Path) -> None:
     cache = write_cache(tiny_settings(tmp_path), clips=2, held_out=0)
-    assert validation_batches(validation_source(cache, CLASSES, 5, 0), 1, 0, 2) == []
+    assert validation_batches(Source(cache, cache.select("test"), CLASSES, 0.0, 0), 1, 0, 2) == []
 
 
 def test_large_caches_are_not_kept_in_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = cache.rows
-    read = reader.reader(cache, rows)
-    assert read(rows[0]) is read(rows[0])
+    small = Source(cache, cache.rows, CLASSES, 0.0, 0)
+    assert small.posterior(0) is small.posterior(0)
     monkeypatch.setattr(reader, "IN_MEMORY", 100)
-    read = reader.reader(cache, rows)
-    assert read(rows[0]) is not read(rows[0]) and np.array_equal(read(rows[0]), read(rows[0]))
+    large = Source(cache, cache.rows, CLASSES, 0.0, 0)
+    assert large.posterior(0) is not large.posterior(0) and np.array_equal(large.posterior(0), large.posterior(0))
 
 
 def test_a_damaged_clip_has_no_weight_and_says_why(tmp_path: Path) -> None:
@@ -157,9 +158,9 @@ def test_a_damaged_clip_has_no_weight_and_says_why(tmp_path: Path) -> None:
     content = bytearray(shard.read_bytes())
     content[row["offset"] + 200] ^= 1
     shard.write_bytes(content)
-    source = training_source(cache, CLASSES, 0.0, 0)
+    source = Source(cache, cache.select("train"), CLASSES, 0.0, 0)
     with pytest.raises(CorruptShard, match=row["key"]):
-        source.read(row)
+        source.posterior(0)
     batch = make_batch(source, [(i, i) for i in range(10)], "train", 0, counted=9)
     where = batch.latents.keys.index(row["key"])
     assert batch.weight.tolist() == [float(i not in (where, 9)) for i in range(10)]

@@ -12,7 +12,7 @@ from pipeline.data.cache.manifest import Cache
 from pipeline.data.load.batches import training_batches
 from pipeline.data.load.mix import Mix, open_training_cache
 from pipeline.data.load.order import global_batch, mix_counts, mixed_order
-from pipeline.data.load.reader import training_source, validation_source
+from pipeline.data.load.reader import Source
 from pipeline.errors import UserError
 from pipeline.settings import Settings
 from pipeline.train.plan import plan_training, prepare, run_fingerprint
@@ -21,7 +21,7 @@ SHARES = ((10, 12), (6, 4))  # clips and draws of 10 : 6 clips at weights 3 : 1
 
 
 def open_wanted(settings: Settings) -> Cache:
-    return open_training_cache(settings, resolve_spec(settings))
+    return open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
 
 
 def mixed(folder: Path, *more: str) -> Settings:
@@ -74,7 +74,7 @@ def test_order_depends_on_seed_and_epoch_and_places_are_shuffled() -> None:
 
 @pytest.mark.parametrize("workers", [2, 3, 4])
 def test_global_batches_do_not_depend_on_workers_or_restarts(mix: Mix, workers: int) -> None:
-    source = training_source(mix, mix.spec.classes, 0.3, 0)
+    source = Source(mix, mix.select("train"), mix.spec.classes, 0.3, 0)
 
     def clips(rank: int, of: int, start: int) -> list[list[tuple[str, float]]]:
         return [
@@ -86,7 +86,7 @@ def test_global_batches_do_not_depend_on_workers_or_restarts(mix: Mix, workers: 
                 )
                 if weight
             ]
-            for micro_batches in training_batches(source, 4, 2, rank, of, start, 9)
+            for micro_batches in training_batches(source, 4, 2, rank, of, range(start, 9))
         ]
 
     whole = clips(0, 1, 0)
@@ -95,12 +95,11 @@ def test_global_batches_do_not_depend_on_workers_or_restarts(mix: Mix, workers: 
 
 
 def test_clips_are_read_from_their_own_cache_and_held_out_ones_come_from_all(mix: Mix) -> None:
-    source = training_source(mix, mix.spec.classes, 0.0, 0)
+    source = Source(mix, mix.select("train"), mix.spec.classes, 0.0, 0)
     strides = Counter(row["stride"] for row in (source.rows[i] for i in global_batch(0, 0, 16, source.shares)))
     assert sum(strides.values()) == 16 and len(source.rows) == 16
-    for row in source.rows:
-        assert source.read(row).shape == (2, 4, 4, 4, 4)
-    assert len(validation_source(mix, mix.spec.classes, 99, 0).rows) == 5
+    assert all(source.posterior(position).shape == (2, 4, 4, 4, 4) for position in range(16))
+    assert len(mix.select("test")) == 5
 
 
 def test_a_mix_is_recorded_and_planned(folder: Path) -> None:

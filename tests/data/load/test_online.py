@@ -1,6 +1,7 @@
 """Training without a cache: the cache's own latents, in an order of seed, epoch and plan alone, while training runs."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from helpers.video_files import write_video
 
 from pipeline.data.cache.encode import EncodeClips
 from pipeline.data.cache.info import resolve_spec
+from pipeline.data.cache.pipeline import encoded
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.load.batches import TrainingBatch, training_batches
-from pipeline.data.load.online import open_training_data, training_clips
-from pipeline.data.load.reader import training_source
+from pipeline.data.load.online import made_while_training, planned_cache
+from pipeline.data.load.reader import Source
 from pipeline.data.plan.clips import plan_clips
 from pipeline.errors import UserError
 from pipeline.settings import Settings, load
@@ -55,9 +57,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[list[TrainingBatch]]:
-    source = training_source(open_training_data(settings, resolve_spec(settings)), [], 0.0, 0)
-    clips = training_clips(source, settings, SIZE, rank, workers, start, STEPS)
-    return training_batches(source, SIZE, SIZE, rank, workers, start, STEPS, clips)
+    cache, steps = planned_cache(settings.data, resolve_spec(settings)), range(start, STEPS)
+    source = Source(cache, cache.select("train"), [], 0.0, 0)
+    stages = partial(encoded, settings=settings, actors=1)
+    source = made_while_training(source, stages, SIZE, rank, workers, steps)
+    return training_batches(source, SIZE, SIZE, rank, workers, steps)
 
 
 @pytest.mark.long
@@ -65,7 +69,7 @@ def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluste
     settings = settings_of(folder)
     whole = [micro_batches[0] for micro_batches in stream(settings, 0, 1, 0)]
     encoder = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
-    spec = open_training_data(settings, resolve_spec(settings)).spec
+    spec = resolve_spec(settings)
     cached = {}  # as the stages of the cache make it, by hand
     for planned in plan_clips(settings.data):
         frames, span = decode_clip(planned, settings.data)
