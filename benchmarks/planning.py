@@ -3,11 +3,11 @@
     python benchmarks/planning.py                        # about two minutes, most of it making the fake cache
     python benchmarks/planning.py --videos 100000
 
-Makes a manifest (URI, caption, size) and a cache's manifest parts and rejects as jobs/cache_latents.py leaves them, 512
-clips a part, and no shards: planning opens none. Then, each in a process of its own, `resume` plans and finds what is
-left and what the summary says of the rest, and `fresh` does it against an empty cache, where everything is left. Time,
-of the wall and of the processor (other work on the machine stretches the former), and peak memory (VmHWM, of a process
-that starts with Python and Arrow) go to benchmarks/results/planning.json.
+Makes a manifest (URI, caption, size) and a cache's manifest parts and rejected clips as jobs/cache_latents.py leaves
+them, 512 clips a part, and no shards: planning opens none. Then, each in a process of its own, `resume` plans and finds
+what is left and what the summary says of the rest, and `fresh` does it against an empty cache, where everything is
+left. Time, of the wall and of the processor (other work on the machine stretches the former), and peak memory (VmHWM,
+of a process that starts with Python and Arrow) go to benchmarks/results/planning.json.
 """
 
 import argparse
@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.cache.progress import counts_of, standing_of
+from pipeline.data.cache.progress import cache_progress, counts_of
 from pipeline.data.plan.clips import plan_table
-from pipeline.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, REJECT_SCHEMA
+from pipeline.schema import MANIFEST_SCHEMA, PLAN_SCHEMA, REJECTED_SCHEMA
 from pipeline.settings import ROOT, load
 
 RESULT = Path(__file__).parent / "results" / "planning.json"
@@ -111,7 +111,9 @@ def make(folder: Path, videos: int) -> None:
         part = plan.slice(start, min(PART, made - start))
         pq.write_table(manifest_part(part, start), folder / f"resume/manifest/{start:024x}.parquet", compression="zstd")
     for start in range(made, rejected, PART):
-        part = filled(plan.slice(start, min(PART, rejected - start)), REJECT_SCHEMA, stage="decode", reason="too_short")
+        part = filled(
+            plan.slice(start, min(PART, rejected - start)), REJECTED_SCHEMA, stage="decode", reason="too_short"
+        )
         pq.write_table(part, folder / f"resume/rejects/r0001-{start:024x}.parquet", compression="zstd")
 
 
@@ -160,12 +162,12 @@ def measure(cache: str) -> dict[str, Any]:
     marks, processor = [time.monotonic()], time.process_time()
     plan = plan_table(settings(str(Path(cache).parent)).data)
     marks.append(time.monotonic())
-    standing = standing_of(plan, cache)
+    progress = cache_progress(plan, cache)
     marks.append(time.monotonic())
-    counts = counts_of(cache, standing)
+    counts = counts_of(cache, progress)
     marks.append(time.monotonic())
     assert plan.schema == PLAN_SCHEMA and counts["planned"] == plan.num_rows
-    assert counts["cached"] + counts["rejected"] + standing.pending.num_rows == counts["planned"]
+    assert counts["cached"] + counts["rejected"] + progress.pending.num_rows == counts["planned"]
     names = ("plan_s", "standing_s", "counts_s")
     return {
         **{name: round(end - start, 2) for name, start, end in zip(names, marks, marks[1:], strict=False)},
@@ -174,7 +176,7 @@ def measure(cache: str) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "peak_gb": round(peak_gb(), 3),
         "peak_gb_at_start": round(before, 3),
-        "pending": standing.pending.num_rows,
+        "pending": progress.pending.num_rows,
         "cached": counts["cached"],
         "rejected": counts["rejected"],
     }

@@ -1,4 +1,4 @@
-"""Show what a cache holds: counts by split and class, rejects by reason, statistics of the latents, a picture.
+"""Show what a cache holds: counts by split and class, rejected clips by reason, statistics of the latents, a picture.
 
     python jobs/inspect_cache.py --recipe demo --run.storage STORAGE
     ray job submit --working-dir . -- python jobs/inspect_cache.py --recipe demo --run.storage /SHARED
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from pipeline.data.cache.inspect import counts, statistics
 from pipeline.data.cache.manifest import Cache, open_cache
-from pipeline.data.cache.run import print_rejects
+from pipeline.data.cache.run import print_rejected
 from pipeline.data.cache.shards import read_latent
 from pipeline.models.files.vae import vae_identity
 from pipeline.models.vae import load_vae
@@ -35,17 +35,17 @@ CLASSES = 200  # on the screen
 def job(settings: Settings, json: bool) -> None:
     """Print the tables, or JSON, and draw the contact sheet where the VAE is the cache's."""
     cache = open_cache(settings.cache_path)
-    facts = {**counts(cache), "channels": statistics(cache, STATISTICS_CLIPS), "contact_sheet": None}
+    found = {**counts(cache), "channels": statistics(cache, STATISTICS_CLIPS), "contact_sheet": None}
     console = Console(stderr=json)
     if vae_identity(settings.vae.path)[0] == cache.spec.vae_weights_hash:
-        facts["contact_sheet"] = f"{cache.path}/contact_sheet.png"
-        write_bytes(facts["contact_sheet"], draw_sheet(cache, settings))
+        found["contact_sheet"] = f"{cache.path}/contact_sheet.png"
+        write_bytes(found["contact_sheet"], draw_sheet(cache, settings))
     else:
         console.print(f"no contact sheet: vae.path = {settings.vae.path} is not the VAE that this cache was made with")
     if json:
-        print(dumps(facts, indent=1))
+        print(dumps(found, indent=1))
     else:
-        show(facts, console)
+        show(found, console)
 
 
 def plan(settings: Settings) -> str:
@@ -53,29 +53,29 @@ def plan(settings: Settings) -> str:
     return f"Plan: read {settings.cache_path} and write contact_sheet.png there"
 
 
-def show(facts: dict[str, Any], console: Console) -> None:
+def show(found: dict[str, Any], console: Console) -> None:
     """Print the numbers as tables."""
-    size = f"{facts['clips']} clips in {facts['shards']} shards, {facts['bytes'] / 2**20:.1f} MiB of latents"
-    console.print(f"{facts['cache']}: {size}", soft_wrap=True)
-    splits = sorted({split for its in facts["classes"].values() for split in its}, reverse=True)
+    size = f"{found['clips']} clips in {found['shards']} shards, {found['bytes'] / 2**20:.1f} MiB of latents"
+    console.print(f"{found['cache']}: {size}", soft_wrap=True)
+    splits = sorted({split for its in found["classes"].values() for split in its}, reverse=True)
     table = Table("class", *splits)
-    for label, its in list(facts["classes"].items())[:CLASSES]:
+    for label, its in list(found["classes"].items())[:CLASSES]:
         table.add_row(label or "(none)", *(str(its.get(split, 0)) for split in splits))
-    if len(facts["classes"]) > CLASSES:
-        table.add_row(f"{len(facts['classes']) - CLASSES} more")
+    if len(found["classes"]) > CLASSES:
+        table.add_row(f"{len(found['classes']) - CLASSES} more")
     table.add_section()
-    table.add_row("all", *(str(sum(its.get(split, 0) for its in facts["classes"].values())) for split in splits))
+    table.add_row("all", *(str(sum(its.get(split, 0) for its in found["classes"].values())) for split in splits))
     console.print(table)
-    if facts["rejects"]:
-        print_rejects(facts["rejects"], f"{facts['rejected']} rejects")
-    channels = facts["channels"]
+    if found["rejects"]:
+        print_rejected(found["rejects"], f"{found['rejected']} clips rejected")
+    channels = found["channels"]
     table = Table("channel", "mean", "std", "std of the posterior")
     for channel, values in enumerate(zip(channels["mean"], channels["std"], channels["posterior_std"], strict=True)):
         table.add_row(str(channel), f"{values[0]:.3f}", f"{values[1]:.3f}", f"{values[2]:.4f}")
     console.print(f"scaled latents of {channels['clips']} clips")
     console.print(table)
-    if facts["contact_sheet"]:
-        console.print(f"contact sheet: {facts['contact_sheet']}", soft_wrap=True)
+    if found["contact_sheet"]:
+        console.print(f"contact sheet: {found['contact_sheet']}", soft_wrap=True)
 
 
 def draw_sheet(cache: Cache, settings: Settings) -> bytes:

@@ -1,7 +1,7 @@
 """Every row and batch that crosses a module boundary: names, types, shapes and units.
 
     PlannedClip -> DecodedClip -> EncodedClip -> ManifestRow (a shard's tar and manifest part) -> LatentBatch
-                \\-> Reject (anything that could not be used, with stage and reason)
+                \\-> RejectedClip (anything that could not be used, with stage and reason)
 
 Rows are typed dictionaries, because Ray Data moves dictionaries: mypy knows their keys, and the Arrow schemas below
 fix how they lie in Parquet. Legend of shapes: B clips, F frames, C latent channels, h w latent, H W pixels.
@@ -47,7 +47,7 @@ class ClipSpan(TypedDict):
     decoder: str  # decord | pyav | torchcodec
 
 
-class Reject(TypedDict):
+class RejectedClip(TypedDict):
     """A clip that could not be used."""
 
     uri: str
@@ -127,20 +127,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("text_checksum", pa.string()),
     ]
 )
-REJECT_SCHEMA = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("video", pa.string()),
-        ("size", pa.int64()),
-        ("split", pa.string()),
-        ("ordinal", pa.int32()),
-        ("flip", pa.bool_()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("attempts", pa.int32()),
-    ]
-)
+_REJECTED_NAMES = ("uri", "video", "size", "split", "ordinal", "flip")
+REJECTED_SCHEMA = pa.schema([*map(PLAN_SCHEMA.field, _REJECTED_NAMES), *_FAILURE_FIELDS])
 
 # Members of one sample in a shard: KEY.latent.npy, KEY.text.npy where captions are embedded, and KEY.json
 LATENT_MEMBER = "latent.npy"  # float16 (2, F, C, h, w): posterior mean and log-variance, unscaled

@@ -120,7 +120,7 @@ def test_caching_brings_decode_and_encode_nodes_up_from_zero_and_lets_them_go(
         assert f"node(s) of type {name}" in said
     assert "trainer" not in said
     cache = open_cache(load(line)[0].cache_path)
-    assert len(cache.rows) == 16 and not cache.rejects.num_rows
+    assert len(cache.rows) == 16 and not cache.rejected.num_rows
     wait_for(lambda: stages(environment) == {"head"}, 120)
 
 

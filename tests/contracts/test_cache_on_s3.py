@@ -104,7 +104,7 @@ def test_nothing_is_lost_and_every_checksum_is_right(cached: OnS3) -> None:
     settings = load(cached.arguments)[0]
     cache = open_cache(settings.cache_path)
     assert sorted(row["video"] for row in cache.rows) == [f"{index}.mp4" for index in range(VIDEOS)]
-    assert [row["reason"] for row in cache.rejects.to_pylist()] == ["unreadable"]
+    assert [row["reason"] for row in cache.rejected.to_pylist()] == ["unreadable"]
     for row in cache.rows:
         assert row["uri"] == f"s3://bucket/videos/{row['video']}"
         read_latent(cache.path, row)

@@ -176,7 +176,7 @@ def check_exactly_once(settings: Settings, committed: Tars, videos: int) -> None
     assert len({(row["video"], row["ordinal"]) for row in cache.rows}) == len(cache.rows) == clips
     parts = [pq.read_table(part) for part in (Path(cache.path) / "manifest").glob("*.parquet")]
     assert sum(part.num_rows for part in parts) == clips, "a clip was committed twice"
-    assert sorted(cache.rejects["ordinal"].to_pylist()) == list(range(CLIPS))
+    assert sorted(cache.rejected["ordinal"].to_pylist()) == list(range(CLIPS))
     now = {path.name: path.stat().st_mtime_ns for path in (Path(cache.path) / "shards").glob("*.tar")}
     assert len(committed) > 2 and committed.items() <= now.items(), "a finished shard was written again"
     undisturbed = checksums(settings)

@@ -1,4 +1,4 @@
-"""Files of every odd kind at once: each becomes a clip or a reject of the right kind, and no child process is left.
+"""Files of every odd kind at once: each becomes a clip or is rejected for the right reason.
 
 The files that the test makes itself, and where ../shared/clips lies beside the repository, the real ones there.
 """
@@ -103,7 +103,7 @@ def surprises(files: dict[Path, set[str | None]], max_pixels: int) -> list[str]:
     ]
 
 
-def test_every_odd_file_becomes_a_clip_or_a_reject_of_its_kind(tmp_path: Path) -> None:
+def test_every_odd_file_becomes_a_clip_or_is_rejected_with_its_reason(tmp_path: Path) -> None:
     before = psutil.Process().children(recursive=True)
     assert surprises(made(tmp_path), max_pixels=35_000) == []
     assert surprises(real(), max_pixels=35_389_440) == []

@@ -8,36 +8,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ...schema import IDENTITY, MANIFEST_SCHEMA, REJECT_SCHEMA
+from ...schema import IDENTITY, MANIFEST_SCHEMA, REJECTED_SCHEMA
 from ...storage.files import exists, write_bytes
 from .manifest import BY_IDENTITY, MANIFEST, REJECTS
 from .shards import SHARDS, build_shard, set_name, shard_name
 
-REJECTS_SAID = 5  # of a commit, in the log
+REJECTED_LINES = 5  # of a commit, in the log
 
 
 def commit_clips(batch: pa.Table, path: str, round_number: int) -> pa.Table:
-    """map_batches over tasks, a shard of ENCODED_SCHEMA rows in, one row out: clips, reasons of rejects, bytes."""
+    """map_batches over tasks, a shard of ENCODED_SCHEMA rows in, one row out: clips, reasons of the rejected, bytes."""
     clips, reasons, size = commit(path, batch, round_number)
-    for row in batch.filter(batch["reason"].is_valid()).select(REJECT_SCHEMA.names).slice(0, REJECTS_SAID).to_pylist():
+    rejected = batch.filter(batch["reason"].is_valid()).select(REJECTED_SCHEMA.names)
+    for row in rejected.slice(0, REJECTED_LINES).to_pylist():
         log = logging.getLogger(row["stage"])
         log.warning("%s, window %d: %s, %s", row["video"], row["ordinal"], row["reason"], row["detail"])
     return pa.table({"clips": [clips], "reasons": pa.array([reasons], pa.list_(pa.string())), "bytes": [size]})
 
 
 def commit(path: str, rows: pa.Table, round_number: int = 1) -> tuple[int, list[str], int]:
-    """Write a shard of the ENCODED_SCHEMA rows that have a latent, then its manifest part; rejects of the
-    others.
+    """Write a shard of the ENCODED_SCHEMA rows that have a latent, then its manifest part; list the others in rejects/.
 
-    Done again with the same clips, as Ray may, it changes nothing. Returns (clips, reasons of the rejects,
-    bytes of the latents).
+    Done again with the same clips, as Ray may, it changes nothing. Returns (clips, reasons of the rejected ones, bytes
+    of the latents).
     """
     good = rows.filter(rows["reason"].is_null()).sort_by("key")
     bad = rows.filter(rows["reason"].is_valid())
     if bad.num_rows:
-        rejects = bad.select(REJECT_SCHEMA.names).sort_by(BY_IDENTITY)
-        named = [json.dumps([row[name] for name in IDENTITY]) for row in rejects.select(IDENTITY).to_pylist()]
-        write_bytes(f"{path}/{REJECTS}/r{round_number:04d}-{set_name(named)}.parquet", _parquet(rejects))
+        rejected = bad.select(REJECTED_SCHEMA.names).sort_by(BY_IDENTITY)
+        named = [json.dumps([row[name] for name in IDENTITY]) for row in rejected.select(IDENTITY).to_pylist()]
+        write_bytes(f"{path}/{REJECTS}/r{round_number:04d}-{set_name(named)}.parquet", _parquet(rejected))
     size = pc.sum(pc.binary_length(good["latent"])).as_py() or 0
     keys = good["key"].to_pylist()
     part = f"{path}/{MANIFEST}/{set_name(keys)}.parquet"

@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
 
     clips: int
     sample: int
-    rejects: dict[str, int]  # reason -> clips of the sample
+    rejected: dict[str, int]  # reason -> clips of the sample
     decode_s: float  # a clip, in one decoding task
     encode_s: float  # a clip, in one actor
     measured: bool  # whether encoding was measured, on the kind of device that the settings name
@@ -50,18 +50,18 @@ def estimate(pending: pa.Table, settings: Settings, spec: CacheSpec) -> Estimate
     decode_s = (time.perf_counter() - started) / chosen.num_rows
     good = decoded.filter(decoded["reason"].is_null())
     encode_s, measured = _encoding(good, settings)
-    rejects = dict(Counter(decoded.filter(decoded["reason"].is_valid())["reason"].to_pylist()).most_common())
+    rejected = dict(Counter(decoded.filter(decoded["reason"].is_valid())["reason"].to_pylist()).most_common())
     usable = pending.num_rows * good.num_rows / decoded.num_rows
     seconds, assumed = _seconds(pending.num_rows * decode_s, usable * encode_s, settings)
     gpus = settings.cluster.encode.num_gpus
     if not measured:
         assumed.append(f"a GPU does {ASSUMED_TFLOPS:g} TFLOP/s in the VAE's encoder; none is here to measure")
-    if rejects:
+    if rejected:
         assumed.append("the share of clips that cannot be used is that of the sample")
     return Estimate(
         clips=pending.num_rows,
         sample=decoded.num_rows,
-        rejects=rejects,
+        rejected=rejected,
         decode_s=decode_s,
         encode_s=encode_s,
         measured=measured,
@@ -152,10 +152,10 @@ def _seconds(decode: float, encode: float, settings: Settings) -> tuple[float, l
     return max(decode / needed, encode / actors), [there]
 
 
-def in_words(found: Estimate) -> str:
+def describe_estimate(found: Estimate) -> str:
     """The estimate, and plainly what it rests on."""
-    bad = sum(found.rejects.values())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in found.rejects.items())
+    bad = sum(found.rejected.values())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found.rejected.items())
     good = found.clips * (found.sample - bad) / found.sample
     how = "measured" if found.measured else "reckoned"
     lines = [
@@ -170,11 +170,11 @@ def in_words(found: Estimate) -> str:
     return "\n".join(lines)
 
 
-def online_in_words(found: Estimate, epochs: float) -> str:
+def describe_online(found: Estimate, epochs: float) -> str:
     """What training `epochs` epochs without a cache (data.online) would take instead: the work of caching again each epoch,
     for the storage of the shards. Reading a cached clip is small beside both.
     """
-    good = found.clips * (found.sample - sum(found.rejects.values())) / found.sample
+    good = found.clips * (found.sample - sum(found.rejected.values())) / found.sample
     hours = (found.clips * found.decode_s + good * found.encode_s) / 3600
     more = (epochs - 1) * hours
     verdict = f"{more:.3g} hours more of decoding and encoding" if more > 0 else "the same work, with nothing kept"

@@ -13,7 +13,7 @@ from .shards import read_latent
 
 
 def counts(cache: Cache) -> dict[str, Any]:
-    """Clips by class and split, rejects by reason, bytes."""
+    """Clips by class and split, rejected clips by reason, bytes."""
     classes: dict[str, dict[str, int]] = {}
     for entry in cache.table.group_by(["label", "split"]).aggregate([("key", "count")]).to_pylist():
         classes.setdefault(entry["label"], {})[entry["split"]] = entry["key_count"]
@@ -23,8 +23,8 @@ def counts(cache: Cache) -> dict[str, Any]:
         "bytes": pc.sum(cache.table["length"]).as_py(),
         "shards": pc.count_distinct(cache.table["shard"]).as_py(),
         "classes": dict(sorted(classes.items())),
-        "rejected": cache.rejects.num_rows,
-        "rejects": tally(cache.rejects["reason"]),
+        "rejected": cache.rejected.num_rows,
+        "rejects": tally(cache.rejected["reason"]),
     }
 
 

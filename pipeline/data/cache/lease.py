@@ -31,7 +31,7 @@ EXPIRY_S = 30.0  # a lease that nobody renews for so long is nobody's
 SETTLE_S = 1.0  # after which the later of two jobs that took the lease at once has written it
 
 
-class Lease(TypedDict):
+class LeaseRecord(TypedDict):
     owner: str  # a random name of one job
     host: str
     pid: int
@@ -40,12 +40,12 @@ class Lease(TypedDict):
     renewed: int  # times
 
 
-class Held:
+class Lease:
     """The lease of this job on the cache at `path`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._lease = Lease(
+        self._lease = LeaseRecord(
             owner=uuid.uuid4().hex,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -54,7 +54,7 @@ class Held:
             renewed=0,
         )
         self._ended = threading.Event()
-        self._taken: Lease | None = None
+        self._taken: LeaseRecord | None = None
 
     def check(self) -> None:
         """Raise JobFailed if another job took the cache over, because this one was not heard of."""
@@ -97,9 +97,9 @@ class Held:
 
 
 @contextlib.contextmanager
-def only_writer(path: str) -> Iterator[Held]:
+def only_writer(path: str) -> Iterator[Lease]:
     """Hold the cache at `path` for the while. Raises UserError if another job holds it."""
-    held = Held(path)
+    held = Lease(path)
     held.take()
     keeper = threading.Thread(target=held.keep, name="cache lock", daemon=True)
     keeper.start()
@@ -109,7 +109,7 @@ def only_writer(path: str) -> Iterator[Held]:
         held.release(keeper)
 
 
-def _watch(path: str, found: Lease) -> None:
+def _watch(path: str, found: LeaseRecord) -> None:
     """Return when the lease `found` turns out to be nobody's. Raises UserError when its owner renews it."""
     log.info("%s: %s may be writing there; watching its lock for up to %.0f s", path, _who(found), EXPIRY_S)
     deadline = time.monotonic() + EXPIRY_S
@@ -122,24 +122,24 @@ def _watch(path: str, found: Lease) -> None:
             raise _refusal(path, now)
 
 
-def _refusal(path: str, lease: Lease) -> UserError:
+def _refusal(path: str, lease: LeaseRecord) -> UserError:
     return UserError(
         f"{path}: {_who(lease)} is writing to this cache; wait until that job ends, or give another --cache.path"
     )
 
 
-def _who(lease: Lease) -> str:
+def _who(lease: LeaseRecord) -> str:
     return f"process {lease['pid']} on {lease['host']}, since {lease['since']},"
 
 
-def _read(path: str) -> Lease | None:
+def _read(path: str) -> LeaseRecord | None:
     try:
         return read_json(f"{path}/{LOCK}")
     except (FileNotFoundError, ValueError):  # none, or not a lock
         return None
 
 
-def _gone(lease: Lease) -> bool:
+def _gone(lease: LeaseRecord) -> bool:
     """Whether the owner ran in this process table and runs no more."""
     ours = _process(os.getpid()).split("/")[:2]
     return (

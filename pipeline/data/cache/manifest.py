@@ -1,4 +1,4 @@
-"""What a cache says of itself: cache.json, the manifest parts that commit shards, and the rejects.
+"""What a cache says of itself: cache.json, the manifest parts that commit shards, and the rejected clips.
 
 CACHE/cache.json             settings that decide a latent's value, their hash, classes (info.CacheSpec)
 CACHE/shards/CLIPS-BYTES.tar        latents; CLIPS and BYTES: hashes of the set of clips and of the tar
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import UserError
-from ...schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECT_SCHEMA
+from ...schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECTED_SCHEMA
 from ...storage.files import list_files, read_all, read_bytes
 from .info import CacheSpec, require_spec
 from .rows import Rows
@@ -34,12 +34,12 @@ BY_IDENTITY = [(name, "ascending") for name in IDENTITY]
 
 @dataclass(frozen=True)
 class Cache:
-    """A committed cache: MANIFEST_SCHEMA and REJECT_SCHEMA tables, each sorted, no clip twice."""
+    """A committed cache: MANIFEST_SCHEMA and REJECTED_SCHEMA tables, each sorted, no clip twice."""
 
     path: str
     spec: CacheSpec
     table: pa.Table
-    rejects: pa.Table
+    rejected: pa.Table
 
     @cached_property
     def rows(self) -> Rows:
@@ -55,8 +55,8 @@ def open_cache(path: str) -> Cache:
     """Raises UserError if there is no cache at `path`, or nothing in it."""
     spec = require_spec(path)
     table = read_manifest(path)
-    rejects = read_rejects(path).join(table.select(IDENTITY), IDENTITY, join_type="left anti")  # some came right later
-    cache = Cache(path, spec, table, rejects.sort_by(BY_IDENTITY))
+    left = read_rejected(path).join(table.select(IDENTITY), IDENTITY, join_type="left anti")  # some were cached later
+    cache = Cache(path, spec, table, left.sort_by(BY_IDENTITY))
     if not cache.table.num_rows:
         raise UserError(f"{path}: the cache holds no clips yet; run jobs/cache_latents.py to its end")
     return cache
@@ -87,10 +87,10 @@ def read_columns(path: str, columns: dict[str, pa.DataType]) -> pa.Table:
     return _read_parts(list_files(f"{path}/{MANIFEST}", ".parquet"), pa.schema(list(columns.items())))
 
 
-def read_rejects(path: str) -> pa.Table:
-    """Every reject once, as it was found in the latest round that tried it, sorted by identity."""
+def read_rejected(path: str) -> pa.Table:
+    """Return every rejected clip once, as the latest round that tried it found it, sorted by identity."""
     parts = list_files(f"{path}/{REJECTS}", ".parquet")
-    table = _read_parts(parts, REJECT_SCHEMA, number="part").sort_by([*BY_IDENTITY, ("part", "descending")])
+    table = _read_parts(parts, REJECTED_SCHEMA, number="part").sort_by([*BY_IDENTITY, ("part", "descending")])
     return _first_of_each(table, IDENTITY).drop_columns(["part"])
 
 
@@ -100,7 +100,7 @@ def committed_parts(path: str) -> list[str]:
 
 
 def next_round(path: str) -> int:
-    """The number of the next run that may add rejects, from 1."""
+    """Return the number of the next run that may reject clips, from 1."""
     names = (part.rsplit("/", 1)[-1] for part in list_files(f"{path}/{REJECTS}", ".parquet"))
     return 1 + max((int(found[1]) for name in names if (found := re.match(r"r(\d+)-", name))), default=0)
 

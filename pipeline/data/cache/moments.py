@@ -75,11 +75,11 @@ def load_moments(folder: str, latent_shape: Sequence[int]) -> Moments:
         raise UserError(
             f"sample.analytic_init = {folder}: no {MOMENTS} there; run jobs/latent_moments.py and give RUN/moments"
         )
-    facts = read_json(f"{folder}/{MOMENTS}")
-    if facts["latent_shape"] != list(latent_shape):
+    found = read_json(f"{folder}/{MOMENTS}")
+    if found["latent_shape"] != list(latent_shape):
         raise UserError(
-            f"sample.analytic_init = {folder}: moments of latents {facts['latent_shape']}, but the model's are "
+            f"sample.analytic_init = {folder}: moments of latents {found['latent_shape']}, but the model's are "
             f"{list(latent_shape)}; run jobs/latent_moments.py on the cache that it was trained from"
         )
     mean = np.load(io.BytesIO(read_bytes(f"{folder}/{MEAN}")), allow_pickle=False)
-    return Moments(facts["clips"], mean, facts["variance"] * facts["clips"] * mean.size)
+    return Moments(found["clips"], mean, found["variance"] * found["clips"] * mean.size)

@@ -38,8 +38,8 @@ def folder_of(cache_path: str, weights: str) -> str:
 
 def describe_prior(cache: Cache, weights: str, prior_path: str) -> None:
     """Write prior.json: what the outputs beside it come from."""
-    facts = {"cache_fingerprint": cache.spec.fingerprint, "prior_weights": weights, "prior_path": prior_path}
-    write_json(f"{folder_of(cache.path, weights)}/{PRIOR}", facts | {"latent_shape": cache.spec.latent_shape})
+    found = {"cache_fingerprint": cache.spec.fingerprint, "prior_weights": weights, "prior_path": prior_path}
+    write_json(f"{folder_of(cache.path, weights)}/{PRIOR}", found | {"latent_shape": cache.spec.latent_shape})
 
 
 def rows_of_shard(cache: Cache, shard: str) -> Rows:
@@ -87,12 +87,12 @@ def check_outputs(cache: Cache, weights: str) -> None:
     folder = folder_of(cache.path, weights)
     remedy = "run jobs/cache_prior.py with the same settings, or set bridge.cached_prior false"
     try:
-        facts = read_json(f"{folder}/{PRIOR}")
+        found = read_json(f"{folder}/{PRIOR}")
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no outputs of this neural prior (bridge.cached_prior); {remedy}") from error
-    if facts["cache_fingerprint"] != cache.spec.fingerprint or facts["prior_weights"] != weights:
+    if found["cache_fingerprint"] != cache.spec.fingerprint or found["prior_weights"] != weights:
         raise UserError(
-            f"{folder}: outputs of prior {facts['prior_weights']} on cache {facts['cache_fingerprint']}, not of {weights} on "
+            f"{folder}: outputs of prior {found['prior_weights']} on cache {found['cache_fingerprint']}, not of {weights} on "
             f"{cache.spec.fingerprint}; delete that folder and {remedy}"
         )
     if lacking := missing_shards(cache, weights):

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from ...schema import IDENTITY, MANIFEST_SCHEMA
 from ..plan.clips import first_places
-from .manifest import read_columns, read_rejects
+from .manifest import read_columns, read_rejected
 
 NAME = pa.dictionary(pa.int32(), pa.string())  # what few values of are: a number a row
 COMMITTED = {name: MANIFEST_SCHEMA.field(name).type for name in [*IDENTITY, "length"]} | {
@@ -16,7 +16,7 @@ COMMITTED = {name: MANIFEST_SCHEMA.field(name).type for name in [*IDENTITY, "len
 }
 
 
-class Standing(NamedTuple):
+class CacheProgress(NamedTuple):
     """Where the clips of a plan stand; each is in exactly one of the first three tables, in the plan's order."""
 
     cached: pa.Table  # their "split"
@@ -29,8 +29,8 @@ class Standing(NamedTuple):
         return self.cached.num_rows + self.rejected.num_rows + self.pending.num_rows
 
 
-def standing_of(plan: pa.Table, path: str) -> Standing:
-    """Match the plan with the committed manifest and rejects of the cache at `path`, on IDENTITY."""
+def cache_progress(plan: pa.Table, path: str) -> CacheProgress:
+    """Match the plan with the committed manifest and rejected clips of the cache at `path`, on IDENTITY."""
     wanted = _identity(plan)
     committed = read_columns(path, COMMITTED)
     names = _identity(committed)
@@ -38,13 +38,13 @@ def standing_of(plan: pa.Table, path: str) -> Standing:
     if pc.count_distinct(names).as_py() < len(names):  # a task that Ray ran again committed some twice
         committed = committed.take(first_places(names))
     made = pc.is_in(wanted, value_set=names)
-    rejects = read_rejects(path).select([*IDENTITY, "reason"])
-    place = pc.index_in(wanted, value_set=_identity(rejects))
+    earlier = read_rejected(path).select([*IDENTITY, "reason"])
+    place = pc.index_in(wanted, value_set=_identity(earlier))
     rejected = pc.and_not(pc.is_valid(place), made)
     known = pc.or_(made, rejected)
-    return Standing(
+    return CacheProgress(
         cached=plan.select(["split"]).filter(made),
-        rejected=plan.filter(rejected).append_column("reason", rejects["reason"].take(place.filter(rejected))),
+        rejected=plan.filter(rejected).append_column("reason", earlier["reason"].take(place.filter(rejected))),
         pending=plan.filter(pc.invert(known)) if pc.any(known).as_py() else plan,
         committed=committed,
     )
@@ -57,18 +57,18 @@ def _identity(table: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(table["video"], *(number.cast(pa.string()) for number in numbers), "\0")
 
 
-def counts_of(path: str, standing: Standing) -> dict[str, Any]:
+def counts_of(path: str, progress: CacheProgress) -> dict[str, Any]:
     """What summary.json says of the cache at `path` as it stands."""
     return {
         "cache": path,
-        "planned": standing.planned,
-        "cached": standing.cached.num_rows,
-        "rejected": standing.rejected.num_rows,
-        "rejects": tally(standing.rejected["reason"]),
-        "splits": tally(standing.cached["split"]),
-        "decoders": tally(standing.committed["decoder"]),
-        "shards": len(standing.committed["shard"].unique()),
-        "bytes": pc.sum(standing.committed["length"]).as_py() or 0,
+        "planned": progress.planned,
+        "cached": progress.cached.num_rows,
+        "rejected": progress.rejected.num_rows,
+        "rejects": tally(progress.rejected["reason"]),
+        "splits": tally(progress.cached["split"]),
+        "decoders": tally(progress.committed["decoder"]),
+        "shards": len(progress.committed["shard"].unique()),
+        "bytes": pc.sum(progress.committed["length"]).as_py() or 0,
     }
 
 

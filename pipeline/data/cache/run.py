@@ -1,4 +1,4 @@
-"""Run the caching job: find what is missing, send it through the stages of pipeline.py, say how far it is, judge the rejects."""
+"""Run the caching job: find what is missing, send it through the stages of pipeline.py, say how far it is, judge the rejected clips."""
 
 import logging
 import time
@@ -21,12 +21,12 @@ from ...settings import Settings
 from ...storage.files import exists, read_json, write_json
 from ..decode.decoders import check_decoder
 from ..plan.clips import plan_table
-from .estimate import estimate, in_words, online_in_words
+from .estimate import describe_estimate, describe_online, estimate
 from .info import CacheSpec, check_same, read_spec, resolve_spec, write_spec
-from .lease import Held, only_writer
+from .lease import Lease, only_writer
 from .manifest import Cache, committed_parts, open_cache
 from .pipeline import chain
-from .progress import Standing, counts_of, standing_of, tally
+from .progress import CacheProgress, cache_progress, counts_of, tally
 
 if TYPE_CHECKING:
     import ray.data
@@ -72,7 +72,7 @@ def build_cache(settings: Settings) -> dict[str, Any]:
     return {**summary, "clips_this_run": before.pending.num_rows}
 
 
-def _make(spec: CacheSpec, plan: pa.Table, before: Standing, settings: Settings, lock: Held) -> dict[str, Any]:
+def _make(spec: CacheSpec, plan: pa.Table, before: CacheProgress, settings: Settings, lock: Lease) -> dict[str, Any]:
     """Cache the pending clips; returns the summary, which is also written."""
     started = time.monotonic()
     path, made = settings.cache_path, before.pending.num_rows
@@ -82,7 +82,7 @@ def _make(spec: CacheSpec, plan: pa.Table, before: Standing, settings: Settings,
     check_room("decode", settings.cluster.decode, 1, "the decoding tasks")
     check_room("encode", settings.cluster.encode, 1, "the encoding actors")
     _consume(chain(before.pending, settings, spec), made, settings, lock)
-    after = standing_of(plan, path)
+    after = cache_progress(plan, path)
     assert not after.pending.num_rows, f"{after.pending.num_rows} clips are neither cached nor rejected"
     seconds = time.monotonic() - started
     summary = {
@@ -98,23 +98,23 @@ def _make(spec: CacheSpec, plan: pa.Table, before: Standing, settings: Settings,
     return summary
 
 
-def _with_retries(standing: Standing, wanted: Literal["all"] | list[str]) -> Standing:
+def _with_retries(progress: CacheProgress, wanted: Literal["all"] | list[str]) -> CacheProgress:
     """Clips whose reject cache.retry_rejects asks to try again count as pending."""
-    reasons = standing.rejected["reason"]
+    reasons = progress.rejected["reason"]
     if not wanted:
-        return standing
+        return progress
     if wanted == "all":
         again = pc.is_valid(reasons)
     else:
         again = pc.is_in(reasons, value_set=pa.array(wanted, pa.string()))
         if unknown := set(wanted) - set(reasons.unique().to_pylist()):
             log.warning("cache.retry_rejects: no clip was rejected as %s", " or ".join(sorted(unknown)))
-    rejected, retried = standing.rejected.filter(pc.invert(again)), standing.rejected.filter(again)
-    pending = pa.concat_tables([standing.pending, retried.select(standing.pending.column_names)])
-    return standing._replace(rejected=rejected, pending=pending)
+    rejected, retried = progress.rejected.filter(pc.invert(again)), progress.rejected.filter(again)
+    pending = pa.concat_tables([progress.pending, retried.select(progress.pending.column_names)])
+    return progress._replace(rejected=rejected, pending=pending)
 
 
-def _consume(commits: "ray.data.Dataset", clips: int, settings: Settings, lock: Held) -> None:
+def _consume(commits: "ray.data.Dataset", clips: int, settings: Settings, lock: Lease) -> None:
     """Run the chain, and say every few seconds how far it is."""
     progress, size = Progress(clips, "clips", PROGRESS_S), 0
     reasons: Counter[str] = Counter()
@@ -140,24 +140,24 @@ def plan_cache(settings: Settings) -> str:
 
     Raises UserError.
     """
-    spec, plan, standing = _survey(settings)
+    spec, plan, progress = _survey(settings)
     splits = ", ".join(f"{count} {split}" for split, count in tally(plan["split"]).items())
-    size = spec.clip_bytes * standing.pending.num_rows / MIB
+    size = spec.clip_bytes * progress.pending.num_rows / MIB
     text = (
-        f"Plan: {standing.planned} clips ({splits}) in {len(_classes(plan))} classes "
+        f"Plan: {progress.planned} clips ({splits}) in {len(_classes(plan))} classes "
         f"from {settings.data.path}\n"
-        f"  {_known(standing)}, {standing.pending.num_rows} to do: {size:.1f} MiB of latents {spec.latent_shape} in "
-        f"{-(-standing.pending.num_rows // settings.cache.shard_clips)} shards\n"
+        f"  {_known(progress)}, {progress.pending.num_rows} to do: {size:.1f} MiB of latents {spec.latent_shape} in "
+        f"{-(-progress.pending.num_rows // settings.cache.shard_clips)} shards\n"
         f"  to {settings.cache_path}"
     )
-    if not standing.pending.num_rows:
+    if not progress.pending.num_rows:
         return text
-    found, train = estimate(standing.pending, settings, spec), settings.train
+    found, train = estimate(progress.pending, settings, spec), settings.train
     epochs = train.steps * train.global_batch / max(1, pc.sum(pc.equal(plan["split"], TRAIN)).as_py())
-    return f"{text}\n{in_words(found)}\n{online_in_words(found, epochs)}"
+    return f"{text}\n{describe_estimate(found)}\n{describe_online(found, epochs)}"
 
 
-def _survey(settings: Settings) -> tuple[CacheSpec, pa.Table, Standing]:
+def _survey(settings: Settings) -> tuple[CacheSpec, pa.Table, CacheProgress]:
     """The cache's spec; IDENTITY, split and label of the planned clips; and which are cached, rejected or pending.
 
     Raises UserError.
@@ -169,15 +169,15 @@ def _survey(settings: Settings) -> tuple[CacheSpec, pa.Table, Standing]:
     spec = resolve_spec(settings)
     if found is not None:
         check_same(path, found, spec)
-    standing = standing_of(plan, path)
-    return spec, plan.select([*IDENTITY, "split", "label"]), _with_retries(standing, settings.cache.retry_rejects)
+    progress = cache_progress(plan, path)
+    return spec, plan.select([*IDENTITY, "split", "label"]), _with_retries(progress, settings.cache.retry_rejects)
 
 
 def _judge(summary: dict[str, Any], settings: Settings) -> None:
-    """Show the rejects; raise JobFailed if there are too many."""
+    """Show the rejected clips; raise JobFailed if there are too many."""
     if not summary["rejected"]:
         return
-    print_rejects(summary["rejects"], f"{summary['rejected']} of {summary['planned']} clips rejected")
+    print_rejected(summary["rejects"], f"{summary['rejected']} of {summary['planned']} clips rejected")
     share = summary["rejected"] / summary["planned"]
     if share > settings.cache.max_reject_fraction:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items())
@@ -188,7 +188,7 @@ def _judge(summary: dict[str, Any], settings: Settings) -> None:
         )
 
 
-def print_rejects(reasons: dict[str, int], title: str) -> None:
+def print_rejected(reasons: dict[str, int], title: str) -> None:
     """The table of reasons."""
     table = Table("reason", "clips", title=title, title_justify="left")
     for reason, count in reasons.items():
@@ -196,8 +196,8 @@ def print_rejects(reasons: dict[str, int], title: str) -> None:
     Console().print(table)
 
 
-def _known(standing: Standing) -> str:
-    return f"{standing.cached.num_rows} cached, {standing.rejected.num_rows} rejected before"
+def _known(progress: CacheProgress) -> str:
+    return f"{progress.cached.num_rows} cached, {progress.rejected.num_rows} rejected before"
 
 
 def _classes(plan: pa.Table) -> list[str]:

@@ -17,7 +17,7 @@ CHUNK = 8 << 20
 
 
 class DecodeFailure(ValueError):
-    """A clip that cannot be made: `reason`, a word that rejects are counted by, and `detail`, one line."""
+    """A clip that cannot be made: `reason`, a word that rejected clips are counted by, and `detail`, one line."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)  # both, so that it survives pickling

@@ -79,7 +79,7 @@ def open_training_cache(path: str, mix: Sequence[MixedCache], wanted: CacheSpec)
         classes=sorted({name for one in caches for name in one.spec.classes}),
         fingerprint=hashlib.blake2b("+".join(part.fingerprint for part in parts).encode(), digest_size=16).hexdigest(),
     )
-    return Mix(caches[0].path, spec, pa.concat_tables(tables), caches[0].rejects.slice(0, 0), parts)
+    return Mix(caches[0].path, spec, pa.concat_tables(tables), caches[0].rejected.slice(0, 0), parts)
 
 
 def check_alike(cache: Cache, wanted: CacheSpec) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from ...schema import IDENTITY, PLAN_SCHEMA, REJECT_SCHEMA, ManifestRow
+from ...schema import IDENTITY, PLAN_SCHEMA, REJECTED_SCHEMA, ManifestRow
 from ...settings import DataSettings
 from ..cache.info import CacheSpec
 from ..cache.manifest import Cache
@@ -39,7 +39,7 @@ def planned_cache(data: DataSettings, wanted: CacheSpec) -> Cache:
     keys = pc.binary_join_element_wise(plan["video"], plan["ordinal"].cast(pa.string()), flipped, "#")
     table = plan.append_column("key", keys).sort_by("key")
     classes = sorted(set(plan["label"].unique().to_pylist()) - {""})
-    return Cache(data.path, replace(wanted, classes=classes), table, REJECT_SCHEMA.empty_table())
+    return Cache(data.path, replace(wanted, classes=classes), table, REJECTED_SCHEMA.empty_table())
 
 
 def made_while_training(source: Source, stages: Stages, size: int, rank: int, workers: int, steps: range) -> Source:

@@ -63,7 +63,7 @@ def ucf101(data: DataSettings) -> Iterator[Video]:
     ("CLASS/FILE").
 
     The lists are expected in PATH/ucfTrainTestlist or data.annotations; captions.json beside them or in PATH
-    is {"CLASS/FILE": "a caption"}. A listed file that is not there is planned too, and becomes a reject.
+    is {"CLASS/FILE": "a caption"}. A listed file that is not there is planned too, and rejected later.
     """
     folder = data.annotations or f"{data.path.rstrip('/')}/ucfTrainTestlist"
     listed: dict[str, str] = {}

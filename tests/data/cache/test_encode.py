@@ -1,4 +1,4 @@
-"""Frames to posteriors, whatever the batch; and what the VAE cannot encode is a reject."""
+"""Frames to posteriors, whatever the batch; and what the VAE cannot encode is rejected."""
 
 from io import BytesIO
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(tmp_path: Path, capl
         small.encode(clips)
 
 
-def test_a_clip_that_overflows_is_a_reject_and_costs_itself_only(tmp_path: Path) -> None:
+def test_a_clip_that_overflows_is_rejected_and_costs_itself_only(tmp_path: Path) -> None:
     save_tiny_vae(tmp_path)
     vae = AutoencoderKL.from_pretrained(tmp_path)
     vae.encoder.conv_in.weight.data.fill_(6000.0)  # in float16 a white frame is too much for it, a grey one is not
@@ -117,7 +117,7 @@ def test_a_clip_that_overflows_is_a_reject_and_costs_itself_only(tmp_path: Path)
     assert rejected["stage"] == "encode" and "--vae.dtype float32" in rejected["detail"]
 
 
-def test_means_beyond_float16_are_a_reject_in_every_precision(tmp_path: Path) -> None:
+def test_means_beyond_float16_are_rejected_in_every_precision(tmp_path: Path) -> None:
     save_tiny_vae(tmp_path)
     vae = AutoencoderKL.from_pretrained(tmp_path)
     vae.quant_conv.bias.data[0] = 1e5
@@ -158,7 +158,7 @@ def test_a_video_vae_gets_whole_clips(tmp_path: Path) -> None:
     assert np.array_equal(posterior[1], torch.cat([mean, logvar]).half().numpy())
 
 
-def test_an_embedding_that_overflows_is_a_reject(tmp_path: Path) -> None:
+def test_an_embedding_that_overflows_is_rejected(tmp_path: Path) -> None:
     from transformers import CLIPTextModel
 
     save_tiny_vae(tmp_path / "vae")

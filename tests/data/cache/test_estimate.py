@@ -11,7 +11,15 @@ from helpers.video_files import write_video
 
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import EncodeClips
-from pipeline.data.cache.estimate import Estimate, _seconds, estimate, flops_a_frame, in_words, online_in_words, spread
+from pipeline.data.cache.estimate import (
+    Estimate,
+    _seconds,
+    describe_estimate,
+    describe_online,
+    estimate,
+    flops_a_frame,
+    spread,
+)
 from pipeline.data.cache.info import resolve_spec
 from pipeline.data.cache.run import plan_cache
 from pipeline.data.decode.stage import decode_clips
@@ -41,13 +49,13 @@ def test_the_sample_is_spread_evenly_and_always_the_same() -> None:
 def test_the_estimate_is_of_clips_that_were_really_made(settings: Settings, tmp_path: Path) -> None:
     pending = plan_table(settings.data)
     found = estimate(pending, settings, resolve_spec(settings))
-    assert (found.clips, found.sample, found.rejects) == (10, 8, {"too_short": 1, "unreadable": 1})
+    assert (found.clips, found.sample, found.rejected) == (10, 8, {"too_short": 1, "unreadable": 1})
     assert found.measured and found.decode_s > 0 and found.encode_s > 0 and found.gpu_hours == 0
     actor = EncodeClips(settings.vae, settings.data, 1, 0)
     commit(str(tmp_path), actor(pa.concat_tables(decode_clips(pending, settings.data))))
     (tar,) = (tmp_path / "shards").iterdir()
     assert found.clip_bytes == pytest.approx(tar.stat().st_size / 8, rel=0.1)
-    assert "2 of them cannot be used (1 too_short, 1 unreadable)" in in_words(found)
+    assert "2 of them cannot be used (1 too_short, 1 unreadable)" in describe_estimate(found)
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(settings: Settings) -> None:
@@ -69,16 +77,16 @@ def test_without_the_gpu_that_is_asked_for_the_vaes_arithmetic_is_used(
     assert not found.measured
     assert found.gpu_hours == pytest.approx(10 * 6 / 8 * found.encode_s / 3600)
     assert found.seconds >= found.gpu_hours * 3600 / 8
-    assert "a GPU does 100 TFLOP/s in the VAE's encoder; none is here to measure" in in_words(found)
+    assert "a GPU does 100 TFLOP/s in the VAE's encoder; none is here to measure" in describe_estimate(found)
 
 
 def test_without_a_cache_every_epoch_is_made_again() -> None:
     found = Estimate(3600, 10, {"timeout": 5}, 0.5, 1.0, True, 2**20, 0.0, 0.0, [])
-    assert "50.0 epochs with data.online instead: 49 hours more" in online_in_words(
+    assert "50.0 epochs with data.online instead: 49 hours more" in describe_online(
         found, 50
     )  # 3600 x 0.5 s + 1800 x 1 s
-    assert "1.76 GiB less in storage" in online_in_words(found, 50)
-    assert "the same work, with nothing kept" in online_in_words(found, 1)
+    assert "1.76 GiB less in storage" in describe_online(found, 50)
+    assert "the same work, with nothing kept" in describe_online(found, 1)
 
 
 def test_arithmetic_of_the_stable_diffusion_vae() -> None:

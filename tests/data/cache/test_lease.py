@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.cache import lease
-from pipeline.data.cache.lease import Held, only_writer
+from pipeline.data.cache.lease import Lease, only_writer
 from pipeline.errors import JobFailed, UserError
 from pipeline.settings import ROOT
 
@@ -56,7 +56,7 @@ def test_the_second_of_two_is_refused_and_the_next_is_not(tmp_path: Path) -> Non
         with pytest.raises(
             UserError, match=rf"process {os.getpid()} on .* is writing to this cache; wait .*--cache.path"
         ):
-            Held(str(tmp_path)).take()
+            Lease(str(tmp_path)).take()
         with pytest.raises(UserError, match="is writing to this cache"), only_writer(str(tmp_path)):
             pass
     assert not any(tmp_path.iterdir()), "nothing is left of it"
@@ -68,7 +68,7 @@ def test_another_process_is_refused_while_it_lives_and_replaced_at_once_when_kil
     other: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=f"process {other.pid} on"):
-        Held(str(tmp_path)).take()
+        Lease(str(tmp_path)).take()
     other.kill()
     other.wait()
     started = time.monotonic()
@@ -99,7 +99,7 @@ def test_an_owner_that_was_paused_too_long_stops_when_it_wakes(other: subprocess
 
 
 def test_of_two_that_take_it_at_once_one_remains(tmp_path: Path) -> None:
-    first, second = Held(str(tmp_path)), Held(str(tmp_path))
+    first, second = Lease(str(tmp_path)), Lease(str(tmp_path))
     first.take()
     lease.write_json(f"{tmp_path}/lock.json", second._lease)  # as if both had found none
     with pytest.raises(JobFailed, match="took this cache over"):

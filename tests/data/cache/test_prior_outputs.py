@@ -61,8 +61,8 @@ def test_outputs_of_another_cache_or_prior_are_taken(cached: tuple[Cache, Neural
     check_outputs(cache, WEIGHTS)
     with pytest.raises(UserError, match=r"no outputs of this neural prior .*jobs/cache_prior.py"):
         check_outputs(cache, "another")
-    facts = f"{folder_of(cache.path, WEIGHTS)}/prior.json"
-    write_json(facts, read_json(facts) | {"cache_fingerprint": "another"})
+    description = f"{folder_of(cache.path, WEIGHTS)}/prior.json"
+    write_json(description, read_json(description) | {"cache_fingerprint": "another"})
     with pytest.raises(UserError, match="on cache another"):
         prior_reader(cache, WEIGHTS)
 

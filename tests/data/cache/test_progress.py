@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.data.cache.commit import commit
-from pipeline.data.cache.progress import Standing, counts_of, standing_of, tally
+from pipeline.data.cache.progress import CacheProgress, cache_progress, counts_of, tally
 from pipeline.data.plan.clips import plan_table
 from pipeline.schema import ENCODED_SCHEMA, PLAN_SCHEMA
 from pipeline.settings import DataSettings
@@ -53,13 +53,13 @@ def test_each_clip_is_in_one_table_in_the_plans_order(tmp_path: Path, data: Data
     put(cache, clips.slice(75, 10), "timeout")  # of which five are cached: they came right
     put(cache, clips.slice(85, 5), "timeout")
     put(cache, clips.slice(85, 3), "corrupt", round_number=2)
-    standing = standing_of(clips, str(cache))
-    assert standing.planned == VIDEOS and standing.cached.num_rows == 60
-    assert names(standing.rejected) == [f"{index:03d}/0" for index in range(80, 90)]
-    assert tally(standing.rejected["reason"]) == {"timeout": 7, "corrupt": 3}
-    assert names(standing.pending) == [f"{index:03d}/0" for index in [*range(40, 60), *range(90, 100)]]
-    assert standing.pending.schema == PLAN_SCHEMA
-    counts = counts_of(str(cache), standing)
+    progress = cache_progress(clips, str(cache))
+    assert progress.planned == VIDEOS and progress.cached.num_rows == 60
+    assert names(progress.rejected) == [f"{index:03d}/0" for index in range(80, 90)]
+    assert tally(progress.rejected["reason"]) == {"timeout": 7, "corrupt": 3}
+    assert names(progress.pending) == [f"{index:03d}/0" for index in [*range(40, 60), *range(90, 100)]]
+    assert progress.pending.schema == PLAN_SCHEMA
+    counts = counts_of(str(cache), progress)
     assert (counts["planned"], counts["cached"], counts["rejected"], counts["shards"]) == (100, 60, 10, 3)
     assert sum(counts["splits"].values()) == 60 and counts["decoders"] == {"pyav": 60}
     assert counts["bytes"] == 60 * len(b"latent")
@@ -71,24 +71,24 @@ def test_size_ordinal_and_variant_tell_clips_apart(tmp_path: Path, data: DataSet
     assert clips.num_rows == 4 * VIDEOS and names(clips.slice(0, 4)) == ["000/0", "000/0f", "000/1", "000/1f"]
     put(cache, clips.slice(1, 1))
     put(cache, clips.slice(4, 4))
-    standing = standing_of(clips, str(cache))
-    assert standing.cached.num_rows == 5
-    assert names(standing.pending.slice(0, 4)) == ["000/0", "000/1", "000/1f", "002/0"]
+    progress = cache_progress(clips, str(cache))
+    assert progress.cached.num_rows == 5
+    assert names(progress.pending.slice(0, 4)) == ["000/0", "000/1", "000/1f", "002/0"]
     changed = clips.set_column(2, "size", pa.array([7] * clips.num_rows, pa.int64()))
-    assert standing_of(changed, str(cache)).cached.num_rows == 0
+    assert cache_progress(changed, str(cache)).cached.num_rows == 0
 
 
 def test_a_clip_committed_twice_is_counted_once(tmp_path: Path, data: DataSettings) -> None:
     clips = plan(tmp_path, data)
     put(tmp_path / "cache", clips.slice(0, 10))
     put(tmp_path / "cache", clips.slice(5, 10))
-    standing = standing_of(clips, str(tmp_path / "cache"))
-    counts = counts_of(str(tmp_path / "cache"), standing)
+    progress = cache_progress(clips, str(tmp_path / "cache"))
+    counts = counts_of(str(tmp_path / "cache"), progress)
     assert counts["cached"] == 15 == sum(counts["decoders"].values()) and counts["bytes"] == 15 * len(b"latent")
 
 
 def test_an_empty_cache_leaves_the_plan_as_it_is(tmp_path: Path, data: DataSettings) -> None:
     clips = plan(tmp_path, data)
-    standing = standing_of(clips, str(tmp_path / "none"))
-    assert isinstance(standing, Standing) and standing.pending is clips, "without a copy of its memory"
-    assert counts_of(str(tmp_path / "none"), standing)["bytes"] == 0
+    progress = cache_progress(clips, str(tmp_path / "none"))
+    assert isinstance(progress, CacheProgress) and progress.pending is clips, "without a copy of its memory"
+    assert counts_of(str(tmp_path / "none"), progress)["bytes"] == 0

@@ -56,9 +56,9 @@ def test_tally_counts_the_most_frequent_first() -> None:
 
 
 def test_facts_are_of_all_clips(cache: Cache, tmp_path: Path) -> None:
-    facts = counts(cache)
-    assert (facts["clips"], facts["shards"], facts["rejected"], facts["rejects"]) == (13, 2, 0, {})
-    assert facts["classes"] == {"bounce": {"train": 5, "test": 2}, "slide": {"train": 5, "test": 1}}
+    found = counts(cache)
+    assert (found["clips"], found["shards"], found["rejected"], found["rejects"]) == (13, 2, 0, {})
+    assert found["classes"] == {"bounce": {"train": 5, "test": 2}, "slide": {"train": 5, "test": 1}}
     found = statistics(cache, 5)
     assert found["clips"] == 5 and all(len(found[name]) == 4 for name in ("mean", "std", "posterior_std"))
     scale = cache.spec.scaling_factor

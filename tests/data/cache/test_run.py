@@ -79,13 +79,13 @@ def test_every_planned_clip_is_cached_or_rejected_with_its_reason(built: Setting
     cache = open_cache(built.cache_path)
     assert sorted(row["video"] for row in cache.rows) == [f"{index}.mp4" for index in range(10)]
     assert len({row["key"] for row in cache.rows}) == 10
-    rejects = {row["video"]: row for row in cache.rejects.to_pylist()}
-    assert {name: row["reason"] for name, row in rejects.items()} == {
+    rejected = {row["video"]: row for row in cache.rejected.to_pylist()}
+    assert {name: row["reason"] for name, row in rejected.items()} == {
         "short.mp4": "too_short",
         "empty.mp4": "unreadable",
         "text.mkv": "unreadable",
     }
-    assert all(row["stage"] == "decode" and row["attempts"] == 1 and row["detail"] for row in rejects.values())
+    assert all(row["stage"] == "decode" and row["attempts"] == 1 and row["detail"] for row in rejected.values())
     summary = json.loads(Path(built.cache_path, "summary.json").read_text())
     assert summary["rejects"] == {"unreadable": 2, "too_short": 1}
     assert summary["clips_per_second"] > 0 and summary["bytes"] == sum(row["length"] for row in cache.rows)
@@ -173,7 +173,7 @@ def test_other_settings_are_refused_and_nothing_is_written(built: Settings, vae:
     assert contents(Path(built.cache_path)) == before and not (tmp_path / "new").exists()
 
 
-def test_too_many_rejects_fail_the_job_and_keep_what_is_good(built: Settings, vae: str) -> None:
+def test_too_many_rejected_clips_fail_the_job_and_keep_what_is_good(built: Settings, vae: str) -> None:
     strict = settings(Path(built.data.path), vae, Path(built.run.storage), "--cache.max_reject_fraction", "0.2")
     with pytest.raises(JobFailed, match=r"23.1% of the clips .* 0.2 .2 unreadable, 1 too_short.; the 10 good"):
         build_cache(strict)
@@ -199,7 +199,7 @@ def test_inspect_cache_tells_and_draws_what_is_there(built: Settings, tmp_path: 
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_rejects_are_tried_again_only_when_asked(built: Settings, vae: str, tmp_path: Path) -> None:
+def test_rejected_clips_are_tried_again_only_when_asked(built: Settings, vae: str, tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     shutil.copytree(built.data.path, videos)
     shutil.copytree(built.cache_path, tmp_path / "storage" / "demo" / "cache")

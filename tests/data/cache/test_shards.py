@@ -17,7 +17,7 @@ from helpers.tiny_text import save_tiny_clip
 from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import npy_bytes
 from pipeline.data.cache.info import CacheSpec, check_same, read_spec, resolve_spec, write_spec
-from pipeline.data.cache.manifest import Cache, next_round, open_cache, read_manifest, read_rejects
+from pipeline.data.cache.manifest import Cache, next_round, open_cache, read_manifest, read_rejected
 from pipeline.data.cache.shards import CorruptShard, read_latent, read_text
 from pipeline.errors import UserError
 from pipeline.schema import ENCODED_SCHEMA
@@ -64,7 +64,7 @@ def test_the_same_clips_give_the_same_files_in_any_order(tmp_path: Path) -> None
     commit(str(tmp_path / "b"), encoded(4, 3, 2, 1, bad=(2,)))
     commit(str(tmp_path / "b"), encoded(2, 1, 3, 4, bad=(2,)))
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    assert len(contents(tmp_path / "a")) == 3, "a tar, its manifest part, and rejects"
+    assert len(contents(tmp_path / "a")) == 3, "a tar, its manifest part, and a list of rejected clips"
 
 
 def test_offsets_agree_with_the_tar_and_webdataset_reads_it(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_clip_committed_twice_counts_once(tmp_path: Path) -> None:
     commit(str(tmp_path), encoded(1, 2, 9, bad=(9,)))
     commit(str(tmp_path), encoded(2, 3, 9, bad=(9,)))
     assert [int(key, 16) for key in read_manifest(str(tmp_path))["key"].to_pylist()] == [1, 2, 3]
-    assert read_rejects(str(tmp_path))["video"].to_pylist() == ["9.mp4"]
+    assert read_rejected(str(tmp_path))["video"].to_pylist() == ["9.mp4"]
 
 
 def test_other_latents_of_the_same_clips_never_replace_those_that_a_manifest_names(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_other_latents_of_the_same_clips_never_replace_those_that_a_manifest_nam
     assert np.array_equal(read_latent(cache, rows[0]), latent(1) + np.float16(0.5))
 
 
-def test_a_reject_that_was_tried_again_counts_once_as_what_it_became(tmp_path: Path) -> None:
+def test_a_rejected_clip_that_was_tried_again_counts_once_as_what_it_became(tmp_path: Path) -> None:
     cache = str(tmp_path)
     assert next_round(cache) == 1
     commit(cache, encoded(1, 7, 8, 9, bad=(7, 8, 9), reason="timeout"), next_round(cache))
@@ -192,8 +192,8 @@ def test_a_reject_that_was_tried_again_counts_once_as_what_it_became(tmp_path: P
         commit(cache, encoded(8, bad=(8,), reason=f"round {round_number}"), round_number)
     commit(cache, encoded(9), next_round(cache))
     write_spec(cache, spec())
-    rejects = open_cache(cache).rejects.to_pylist()
-    assert [(row["video"], row["reason"]) for row in rejects] == [
+    rejected = open_cache(cache).rejected.to_pylist()
+    assert [(row["video"], row["reason"]) for row in rejected] == [
         ("6.mp4", "corrupt"),
         ("7.mp4", "timeout"),
         ("8.mp4", "round 11"),
@@ -252,5 +252,5 @@ def test_a_cache_on_s3_is_the_same_cache(s3: str, tmp_path: Path) -> None:
         write_spec(path, spec())
     remote, local = open_cache(s3), open_cache(str(tmp_path))
     assert isinstance(remote, Cache) and remote.rows == local.rows and remote.spec == local.spec
-    assert remote.rejects == local.rejects
+    assert remote.rejected == local.rejected
     assert np.array_equal(read_latent(s3, remote.rows[1]), latent(2))

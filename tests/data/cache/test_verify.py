@@ -102,7 +102,7 @@ def misshapen(cache: Cache, good: dict[Path, bytes]) -> list[str]:
     """The problems of a cache that says its latents were of another shape."""
     for path, content in good.items():
         path.write_bytes(content)
-    return problems(Cache(cache.path, replace(cache.spec, latent_shape=[16, 4, 4, 4]), cache.table, cache.rejects))
+    return problems(Cache(cache.path, replace(cache.spec, latent_shape=[16, 4, 4, 4]), cache.table, cache.rejected))
 
 
 def test_damage_fails_the_job_until_it_is_repaired(

@@ -217,7 +217,7 @@ def test_truncated_file_is_not_taken_for_a_shorter_one(tmp_path: Path) -> None:
     assert reason(path) == "truncated"
 
 
-def test_damaged_frames_are_a_reject(tmp_path: Path) -> None:
+def test_damaged_frames_are_rejected(tmp_path: Path) -> None:
     path = write_video(tmp_path / "noise.avi", 60, codec="mpeg4", options={"g": "30", "qscale": "2"}, tag="XVID")
     content = bytearray(path.read_bytes())
     noise = np.random.default_rng(0).integers(0, 256, 4000, np.uint8).tobytes()
