@@ -1,14 +1,14 @@
 """Every row and batch that crosses a module boundary: names, types, shapes and units.
 
-    PlannedClip -> DecodedClip -> EncodedClip -> ManifestRow (a shard's tar and manifest part) -> LatentBatch
-                \\-> RejectedClip (anything that could not be used, with stage and reason)
+    PlannedClip -> decoded clip -> encoded clip -> ManifestRow (a shard's tar and manifest part) -> LatentBatch
+                \\-> a row of REJECT_SCHEMA (a clip that could not be used, with stage and reason)
 
-Rows are typed dictionaries, because Ray Data moves dictionaries: mypy knows their keys, and the Arrow schemas below
-fix how they lie in Parquet. Legend of shapes: B clips, F frames, C latent channels, h w latent, H W pixels.
+Rows are typed dictionaries, because Ray Data moves dictionaries. mypy knows their keys, and each key's Arrow type says
+how it lies in Parquet. Legend of shapes: B clips, F frames, C latent channels, h w latent, H W pixels.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict, get_type_hints
 
 import pyarrow as pa
 
@@ -16,119 +16,89 @@ if TYPE_CHECKING:
     import torch  # decoding workers read this file and need no torch
 
 TRAIN, TEST = "train", "test"
+IDENTITY = ["video", "size", "ordinal", "flip"]  # identifies a planned clip, before and after it is made
+
+Int32 = Annotated[int, pa.int32()]
+Int64 = Annotated[int, pa.int64()]
+Float32 = Annotated[float, pa.float32()]
+Text = Annotated[str, pa.string()]
+Flag = Annotated[bool, pa.bool_()]
 
 
 class PlannedClip(TypedDict):
-    """One clip to be made, known before its video is opened. IDENTITY says what identifies it on resume."""
+    """One clip to be made, known before its video is opened."""
 
-    uri: str  # absolute path or s3:// address; of a video in a tar: TAR#MEMBER@OFFSET+SIZE
-    video: str  # path relative to the source's root
-    size: int  # bytes of the file; 0: listed, but not there; -1: not known
-    split: str  # train | test
-    label: str  # class name, "" if the source has none
-    caption: str  # "" if the source has none
-    ordinal: int  # which of the video's windows, 0 .. clips - 1
-    clips: int  # windows planned of this video
-    flip: bool  # mirrored left to right
+    uri: Text  # absolute path or s3:// address; of a video in a tar: TAR#MEMBER@OFFSET+SIZE
+    video: Text  # path relative to the source's root
+    size: Int64  # bytes of the file; 0: listed, but not there; -1: not known
+    split: Text  # train | test
+    label: Text  # class name, "" if the source has none
+    caption: Text  # "" if the source has none
+    ordinal: Int32  # which of the video's windows, 0 .. clips - 1
+    clips: Int32  # windows planned of this video
+    flip: Flag  # mirrored left to right
 
 
 class ClipSpan(TypedDict):
     """Where a decoded clip lies in its video."""
 
-    key: str  # from path, content and span; unique in a cache, stable over runs, safe as a file name
-    source_hash: str  # BLAKE2b-128 of the file, hex
-    start: int  # first source frame
-    stride: int  # source frames from one clip frame to the next; rounded down where the window is not uniform
-    span: int  # source frames from the first to the last, both counted
-    source_frames: int  # frames in the video
-    source_fps: float
-    source_height: int  # pixels, after rotation
-    source_width: int
-    decoder: str  # decord | pyav | torchcodec
+    key: Text  # from path, content and span; unique in a cache, stable over runs, safe as a file name
+    source_hash: Text  # BLAKE2b-128 of the file, hex
+    start: Int32  # first source frame
+    stride: Int32  # source frames from one clip frame to the next; rounded down where the window is not uniform
+    span: Int32  # source frames from the first to the last, both counted
+    source_frames: Int32  # frames in the video
+    source_fps: Float32
+    source_height: Int32  # pixels, after rotation
+    source_width: Int32
+    decoder: Text  # decord | pyav | torchcodec
 
 
-class RejectedClip(TypedDict):
-    """A clip that could not be used."""
+class Failure(TypedDict):
+    """Why a clip could not be used."""
 
-    uri: str
-    video: str
-    size: int
-    split: str
-    ordinal: int
-    flip: bool
-    stage: str  # decode | encode
-    reason: str  # short and typed: too_short, unreadable, timeout, crashed, too_large, truncated, ...
-    detail: str  # one line of the underlying error
-    attempts: int
+    stage: Text  # decode | encode
+    reason: Text  # short and typed: too_short, unreadable, timeout, crashed, too_large, truncated, ...
+    detail: Text  # one line of the underlying error
+    attempts: Int32
 
 
 class ManifestRow(PlannedClip, ClipSpan):
     """A clip in a committed shard."""
 
-    shard: str  # file name in shards/
-    offset: int  # first byte of the latent's .npy in the tar
-    length: int  # bytes of the .npy
-    checksum: str  # CRC-32 of those bytes, hex
-    text_offset: int | None  # the same of the caption's embedding; null without one
-    text_length: int | None
-    text_checksum: str | None
+    shard: Text  # file name in shards/
+    offset: Int64  # first byte of the latent's .npy in the tar
+    length: Int64  # bytes of the .npy
+    checksum: Text  # CRC-32 of those bytes, hex
+    text_offset: Annotated[int | None, pa.int64()]  # the same for the caption's embedding; null without one
+    text_length: Annotated[int | None, pa.int64()]
+    text_checksum: Annotated[str | None, pa.string()]
 
 
-_PLANNED_FIELDS = [
-    ("uri", pa.string()),
-    ("video", pa.string()),
-    ("size", pa.int64()),
-    ("split", pa.string()),
-    ("label", pa.string()),
-    ("caption", pa.string()),
-    ("ordinal", pa.int32()),
-    ("clips", pa.int32()),
-    ("flip", pa.bool_()),
-]
-PLAN_SCHEMA = pa.schema(_PLANNED_FIELDS)
-IDENTITY = ["video", "size", "ordinal", "flip"]  # of a planned clip, before and after it is made
-_SPAN_FIELDS = [
-    ("key", pa.string()),
-    ("source_hash", pa.string()),
-    ("start", pa.int32()),
-    ("stride", pa.int32()),
-    ("span", pa.int32()),
-    ("source_frames", pa.int32()),
-    ("source_fps", pa.float32()),
-    ("source_height", pa.int32()),
-    ("source_width", pa.int32()),
-    ("decoder", pa.string()),
-]
-_FAILURE_FIELDS = [("stage", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("attempts", pa.int32())]
-# Between the stages of the cache, where a clip that failed travels on as a row: its payload, and its span if it has
-# none, are null; of a good clip `reason` is null.
+def _fields(row: type) -> list[pa.Field]:
+    """The Arrow fields of a typed dictionary."""
+    return [pa.field(name, hint.__metadata__[0]) for name, hint in get_type_hints(row, include_extras=True).items()]
+
+
+PLAN_SCHEMA = pa.schema(_fields(PlannedClip))
+MANIFEST_SCHEMA = pa.schema(_fields(ManifestRow))
+REJECT_SCHEMA = pa.schema(
+    [*(PLAN_SCHEMA.field(name) for name in ("uri", "video", "size", "split", "ordinal", "flip")), *_fields(Failure)]
+)
+# A clip that failed travels on through the stages of the cache: its payload is null, and so is its span if it has none.
+# `reason` is null for a good clip.
 DECODED_SCHEMA = pa.schema(
-    [*_PLANNED_FIELDS, *_SPAN_FIELDS, ("frames", pa.large_binary()), *_FAILURE_FIELDS]  # uint8 (F, H, W, 3)
+    [*_fields(PlannedClip), *_fields(ClipSpan), ("frames", pa.large_binary()), *_fields(Failure)]  # uint8 (F, H, W, 3)
 )
 ENCODED_SCHEMA = pa.schema(
     [
-        *_PLANNED_FIELDS,
-        *_SPAN_FIELDS,
+        *_fields(PlannedClip),
+        *_fields(ClipSpan),
         ("latent", pa.large_binary()),  # a .npy file, see LATENT_MEMBER
         ("text", pa.large_binary()),  # a .npy file, see TEXT_MEMBER; null without a text encoder
-        *_FAILURE_FIELDS,
+        *_fields(Failure),
     ]
 )
-MANIFEST_SCHEMA = pa.schema(
-    [
-        *_PLANNED_FIELDS,
-        *_SPAN_FIELDS,
-        ("shard", pa.string()),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("checksum", pa.string()),
-        ("text_offset", pa.int64()),
-        ("text_length", pa.int64()),
-        ("text_checksum", pa.string()),
-    ]
-)
-_REJECTED_NAMES = ("uri", "video", "size", "split", "ordinal", "flip")
-REJECTED_SCHEMA = pa.schema([*map(PLAN_SCHEMA.field, _REJECTED_NAMES), *_FAILURE_FIELDS])
 
 # Members of one sample in a shard: KEY.latent.npy, KEY.text.npy where captions are embedded, and KEY.json
 LATENT_MEMBER = "latent.npy"  # float16 (2, F, C, h, w): posterior mean and log-variance, unscaled
