@@ -12,11 +12,11 @@ from pipeline.data.load.batches import make_batch
 from pipeline.data.load.reader import Source
 from pipeline.errors import JobFailed, UserError
 from pipeline.models.build import load_model, load_prior
+from pipeline.runtime.metrics import PARTS
 from pipeline.storage.files import read_json
 from pipeline.train.losses import replicated_error
 from pipeline.train.plan import CHECKPOINTS, Run, prepare
 from pipeline.train.report.history import CURVE, HISTORY
-from pipeline.train.report.learning_curve import PARTS
 from pipeline.train.report.rows import read_history
 from pipeline.train.run import run_training
 

@@ -6,11 +6,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ...runtime.metrics import PARTS
 from .rows import Row, Series, column
 
 TRAIN, VALIDATION = "#7a8ca3", "#e07b39"  # readable on white and on black
 WINDOWS = 20  # the line over the raw training loss is a mean over about so large a part of it
-PARTS = ("data", "forward", "backward", "optimizer", "checkpoint")
 
 
 def learning_curve_png(rows: list[Row], title: str) -> bytes:
