@@ -4,11 +4,13 @@ boto3 finds the credentials (AWS_* variables, a profile, the instance's role). N
 address and S3's error code, never a header or S3's own text. AWS_ENDPOINT_URL names a service other than Amazon's,
 AWS_MAX_ATTEMPTS the number of attempts, FRAMEBRIDGE_S3_TIMEOUT_S the seconds without a byte that end an attempt.
 
-Every request goes through `_retried` and ends with the last byte of its answer. boto3's own retries do not suffice:
-they end where the body of an answer begins, and do not recognise an upload whose answer was lost. An object appears
-whole, or not at all: a PUT carries its length and MD5, and a multipart upload exists once it is completed.
+Every request goes through `_retried` and ends with the last byte of its answer. boto3's own means do not suffice.
+Its retries end where the body of an answer begins, and its paginators and transfers have no others. A transfer asks for
+the size of every object first, and does not recognise a finished upload whose answer was lost. An object appears whole,
+or not at all: a PUT carries its length and MD5, and a multipart upload exists once it is completed.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -21,7 +23,6 @@ import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -44,32 +45,18 @@ PART = 16 << 20  # bytes of one part of an upload or download; larger objects ha
 UPLOADS = 4  # parts sent at the same time
 
 # Variables that a job forwards to Ray workers on other machines; those that name files of one machine stay.
-FORWARDED = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_MAX_ATTEMPTS",
-    "FRAMEBRIDGE_S3_TIMEOUT_S",
-)
-TRANSIENT = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted", "BadDigest"}
-TRANSIENT |= {
-    "Throttling",
-    "ThrottlingException",
-    "RequestLimitExceeded",
-    "IncompleteBody",
-    "ConditionalRequestConflict",
-}
+FORWARDED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_MAX_ATTEMPTS")
+FORWARDED += ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FRAMEBRIDGE_S3_TIMEOUT_S")
+# Error codes and exceptions after which another attempt may succeed
+TRANSIENT = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "ConditionalRequestConflict"}
+TRANSIENT |= {"Throttling", "ThrottlingException", "RequestLimitExceeded", "IncompleteBody", "OperationAborted"}
+TRANSIENT |= {"BadDigest"}
 NETWORK: tuple[type[Exception], ...] = (errors.HTTPClientError, errors.ConnectionError, errors.IncompleteReadError)
-NETWORK += (errors.ResponseStreamingError, ResponseParserError)
-NETWORK += (errors.MetadataRetrievalError, errors.CredentialRetrievalError)
+NETWORK += (ResponseParserError, errors.MetadataRetrievalError, errors.CredentialRetrievalError)
 # Jitter must differ between workers that were seeded alike, so it has a generator of its own.
 _jitter = random.Random()
 
+Place = dict[str, str]  # {"Bucket": ..., "Key": ...}
 Result = TypeVar("Result")
 
 
@@ -121,13 +108,11 @@ def download(address: str, stream: IO[bytes]) -> None:
 
 def _piece(address: str, offset: int, length: int, etag: str | None = None) -> tuple[bytes, int, str | None]:
     """(bytes, size of the object, its etag). With an etag, the object must still have it."""
-    bucket, key = split(address)
-    same = {"IfMatch": etag} if etag else {}
+    wanted = {"Range": f"bytes={offset}-{offset + length - 1}", **({"IfMatch": etag} if etag else {})}
 
-    def request(client: Any) -> tuple[bytes, int, str | None]:
-        span = f"bytes={offset}-{offset + length - 1}"
+    def request(client: Any, at: Place) -> tuple[bytes, int, str | None]:
         try:
-            answer = client.get_object(Bucket=bucket, Key=key, Range=span, **same)
+            answer = client.get_object(**at, **wanted)
         except errors.ClientError as error:
             if _status(error)[1] in ("InvalidRange", "416"):  # beyond the end; an empty object has no range at all
                 return b"", 0, etag
@@ -140,35 +125,28 @@ def _piece(address: str, offset: int, length: int, etag: str | None = None) -> t
 
 def write(address: str, content: bytes) -> None:
     """Write an object: it appears whole, or the old one stays."""
-    bucket, key = split(address)
     if len(content) > PART:
         _write_parts(address, content)
-        return
-    _retried(address, lambda client: client.put_object(Bucket=bucket, Key=key, Body=content, **_digest(content)))
+    else:
+        _retried(address, lambda client, at: client.put_object(**at, Body=content, **_digest(content)))
 
 
 def _write_parts(address: str, content: bytes) -> None:
-    bucket, key = split(address)
     mark = uuid.uuid4().hex  # recognises this upload if the answer to its completion is lost
-    upload = _retried(
-        address, lambda client: client.create_multipart_upload(Bucket=bucket, Key=key, Metadata={"upload": mark})
-    )
-    name = {"Bucket": bucket, "Key": key, "UploadId": upload["UploadId"]}
+    begun = _retried(address, lambda client, at: client.create_multipart_upload(**at, Metadata={"upload": mark}))
+    upload = begun["UploadId"]
 
     def send(number: int) -> dict[str, Any]:
-        part = content[(number - 1) * PART : number * PART]
-        sent = _retried(
-            address, lambda client: client.upload_part(**name, PartNumber=number, Body=part, **_digest(part))
-        )
+        part = {"PartNumber": number, "UploadId": upload}
+        body = content[(number - 1) * PART : number * PART]
+        sent = _retried(address, lambda client, at: client.upload_part(**at, **part, Body=body, **_digest(body)))
         return {"PartNumber": number, "ETag": sent["ETag"]}
 
-    def complete(client: Any) -> None:
+    def complete(client: Any, at: Place) -> None:
         try:
-            client.complete_multipart_upload(**name, MultipartUpload={"Parts": parts})
+            client.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": parts})
         except errors.ClientError as error:
-            if _status(error)[1] != "NoSuchUpload":
-                raise
-            if client.head_object(Bucket=bucket, Key=key)["Metadata"].get("upload") != mark:
+            if _status(error)[1] != "NoSuchUpload" or client.head_object(**at)["Metadata"].get("upload") != mark:
                 raise
 
     try:
@@ -177,7 +155,7 @@ def _write_parts(address: str, content: bytes) -> None:
         _retried(address, complete)
     except BaseException:
         try:
-            _retried(address, lambda client: client.abort_multipart_upload(**name), attempts=PROBE_ATTEMPTS)
+            abort_upload(address, upload, attempts=PROBE_ATTEMPTS)
         except (OSError, UserError):
             log.warning("%s: parts of an unfinished upload remain; jobs/gc_cache.py removes them", address)
         raise
@@ -190,68 +168,57 @@ def _digest(content: bytes) -> dict[str, str]:
 
 def remove(address: str) -> None:
     """Delete an object; one that is not there is no error."""
-    bucket, key = split(address)
-    _retried(address, lambda client: client.delete_object(Bucket=bucket, Key=key))
+    _retried(address, lambda client, at: client.delete_object(**at))
 
 
 def exists(address: str) -> bool:
     """Whether there is such an object, or any below it."""
-    bucket, key = split(address)
-
-    def request(client: Any) -> bool:
-        if key:
-            try:
-                client.head_object(Bucket=bucket, Key=key)
-                return True
-            except errors.ClientError as error:
-                if _status(error)[0] != 404:
-                    raise
-        found = client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/" if key else "", MaxKeys=1)
-        return not key or found["KeyCount"] > 0
-
-    return _retried(address, request)
+    key = split(address)[1]
+    if key:
+        with contextlib.suppress(FileNotFoundError):
+            _retried(address, lambda client, at: client.head_object(**at))
+            return True
+    found = _retried(address, lambda client, at: client.list_objects_v2(**_below(at), MaxKeys=1))
+    return not key or found["KeyCount"] > 0
 
 
 def entries(folder: str, recursive: bool) -> Iterator[Entry]:
     """The objects in (or below) `folder`, sorted by key, as they are listed: a page of 1000 at a time."""
     bucket, key = split(folder)
-    prefix = f"{key}/" if key else ""
-    page: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, **({} if recursive else {"Delimiter": "/"})}
+    page = {} if recursive else {"Delimiter": "/"}
     while True:
-        answer = _retried(folder, lambda client, page=page: client.list_objects_v2(**page))  # type: ignore[misc]
+        answer = _retried(folder, lambda client, at: client.list_objects_v2(**_below(at), **page))
         for found in answer.get("Contents", ()):
             if not found["Key"].endswith("/"):
-                modified: datetime = found["LastModified"]
-                relative = found["Key"][len(prefix) :]
-                yield Entry(f"s3://{bucket}/{found['Key']}", relative, found["Size"], modified.timestamp())
+                relative = found["Key"].removeprefix(key and f"{key}/")
+                address = f"s3://{bucket}/{found['Key']}"
+                yield Entry(address, relative, found["Size"], found["LastModified"].timestamp())
         if not answer.get("IsTruncated"):
             return
-        page = {**page, "ContinuationToken": answer["NextContinuationToken"]}
+        page["ContinuationToken"] = answer["NextContinuationToken"]
 
 
 def unfinished_uploads(folder: str) -> list[tuple[str, str, float]]:
     """(address, upload id, seconds since the epoch) of unfinished multipart uploads below `folder`."""
-    bucket, key = split(folder)
-    answer = _retried(folder, lambda client: client.list_multipart_uploads(Bucket=bucket, Prefix=f"{key}/"))
-    found = answer.get("Uploads", ())
+    bucket, _ = split(folder)
+    found = _retried(folder, lambda client, at: client.list_multipart_uploads(**_below(at))).get("Uploads", ())
     return [(f"s3://{bucket}/{one['Key']}", one["UploadId"], one["Initiated"].timestamp()) for one in found]
 
 
-def abort_upload(address: str, upload: str) -> None:
+def abort_upload(address: str, upload: str, attempts: int | None = None) -> None:
     """Delete the parts of an unfinished multipart upload."""
-    bucket, key = split(address)
-    _retried(address, lambda client: client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload))
+    _retried(address, lambda client, at: client.abort_multipart_upload(**at, UploadId=upload), attempts)
 
 
 def check(address: str) -> None:
     """Raise StorageRefused, soon, if nothing can be listed at `address`."""
-    bucket, key = split(address)
-
-    def request(client: Any) -> None:
-        client.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-
     try:
-        _retried(address, request, attempts=PROBE_ATTEMPTS, longest=CONNECT_TIMEOUT_S)
+        _retried(
+            address,
+            lambda client, at: client.list_objects_v2(**_below(at), MaxKeys=1),
+            attempts=PROBE_ATTEMPTS,
+            longest=CONNECT_TIMEOUT_S,
+        )
     except StorageUnavailable as error:
         raise StorageRefused(str(error)) from None
 
@@ -328,18 +295,19 @@ def _client_of(process: int, variables: tuple[tuple[str, str], ...], read_timeou
 
 
 def _retried(
-    address: str, request: Callable[[Any], Result], attempts: int | None = None, longest: float | None = None
+    address: str, request: Callable[[Any, Place], Result], attempts: int | None = None, longest: float | None = None
 ) -> Result:
-    """Return request(client); try again after growing random waits where the failure may pass.
+    """Return request(client, {"Bucket": ..., "Key": ...}); try again after growing random waits.
 
     Raises FileNotFoundError, StorageRefused where another attempt cannot help, StorageUnavailable after the last
     attempt.
     """
     attempts = min(attempts or sys.maxsize, attempts_allowed())
+    bucket, key = split(address)
     client = _client(min(timeout_s(), longest or timeout_s()))
     for attempt in range(1, attempts + 1):
         try:
-            return request(client)
+            return request(client, {"Bucket": bucket, "Key": key})
         except errors.ClientError as error:
             status, code = _status(error)
             if status < 500 and status != 429 and code not in TRANSIENT:
@@ -361,6 +329,11 @@ def _retried(
         f"{address}: S3{f' at {_shown(endpoint())}' if endpoint() else ''} failed {attempts} times, last with "
         f"{trouble}; check AWS_ENDPOINT_URL and the network; what was finished stays, run again for the rest"
     ) from None
+
+
+def _below(at: Place) -> Place:
+    """The arguments that list what lies below a place."""
+    return {"Bucket": at["Bucket"], "Prefix": at["Key"] and f"{at['Key']}/"}
 
 
 def _status(error: errors.ClientError) -> tuple[int, str]:
