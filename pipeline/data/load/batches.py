@@ -1,9 +1,7 @@
-"""LATENT CACHE -> TRAINING BATCHES, in an order that is a function of (seed, epoch, cache) alone.
+"""CLIPS -> TRAINING BATCHES: the k-th global batch is the same on any number of workers, before and after a restart.
 
-The clips of every epoch, shuffled, follow one another in one long stream; global batch k is entries k*G to
-(k+1)*G - 1 of it, so every clip comes once an epoch and nothing is dropped. A worker takes its contiguous share of a
-batch. (Of several caches, mix.py says what an epoch is.) All that is random in a sample comes from a generator seeded by (seed, stream, step, index in the global batch).
-Hence the k-th global batch is the same on any number of workers, and before and after a restart.
+order.py says which clips a global batch holds. Each worker takes a contiguous slice of it, and everything random in a
+sample comes from a generator that is seeded by (seed, stream, step, index in the global batch).
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,22 +26,17 @@ class TrainingBatch:
 
     latents: LatentBatch
     noise: Tensor  # (B, F, C, h, w) float32
-    image_noise: Tensor  # (B, C, h, w) float32, and
-    image_level: Tensor  # (B,) float32, both standard normal: what TimeNoise disturbs the image condition with
-    seeds: Tensor  # (B,) int64 on the CPU, of what is drawn later: noise on image tokens; the first, of dropout
-    index: Tensor  # (B,) int64 time index in 0..999, always on the CPU, where the schedules are
-    weight: Tensor  # (B,) float32: 1, or 0 for what does not count: a repeat that fills a share up, a damaged clip
+    image_noise: Tensor  # (B, C, h, w) float32 standard normal: TimeNoise adds it to the image condition
+    image_level: Tensor  # (B,) float32 standard normal: TimeNoise draws its level from it
+    seeds: Tensor  # (B,) int64 on the CPU: for noise on image tokens; the first also for dropout
+    index: Tensor  # (B,) int64 on the CPU, where the schedules are: time index in 0..999
+    weight: Tensor  # (B,) float32: 1, or 0 for a repeat that fills the batch and for a damaged clip
     damaged: tuple[str, ...] = ()  # what is wrong with the clips of this batch that could not be read
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        return replace(
-            self,
-            latents=self.latents.to(device),
-            noise=self.noise.to(device),
-            image_noise=self.image_noise.to(device),
-            image_level=self.image_level.to(device),
-            weight=self.weight.to(device),
-        )
+        """The same batch on another device, but for `seeds` and `index`."""
+        moved = ("latents", "noise", "image_noise", "image_level", "weight")
+        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
 
 
 def make_batch(
@@ -97,9 +90,9 @@ def make_batch(
 def training_batches(
     source: Source, size: int, micro: int, rank: int, workers: int, steps: range
 ) -> Iterator[list[TrainingBatch]]:
-    """For each step this worker's slice of the global batch of `size` clips, in micro-batches of at most `micro`.
+    """Yield for each step this worker's slice of the global batch of `size` clips, in micro-batches of at most `micro`.
 
-    `micro_batching` gives their size and number, the same on all workers; repeats of weight 0 fill the last.
+    Number and size of the micro-batches are the same on all workers (`micro_batching`); repeats of weight 0 fill them.
     """
     mine = rank_slice(size, rank, workers)
     micro_batch, micro_batches = micro_batching(size, micro, workers)
@@ -119,9 +112,9 @@ def training_batches(
 
 
 def validation_batches(source: Source, micro: int, rank: int, workers: int) -> list[TrainingBatch]:
-    """This worker's share of the held-out clips, at fixed noises and at times spread evenly over 0..999.
+    """Make this worker's share of the held-out clips, with fixed noise and times spread evenly over 0..999.
 
-    Every worker gets equally many micro-batches of equal size; repeats that fill them have weight 0.
+    Every worker gets the same number of micro-batches of `micro` clips; repeats of weight 0 fill them.
     """
     count = len(source.rows)
     padded = -(-count // (micro * workers)) * micro * workers

@@ -1,9 +1,9 @@
 """SEVERAL CACHES -> ONE: training draws from each in proportion to its weight (cache.mix).
 
-An epoch of a mix is as many draws as its caches hold training clips together. Cache i is drawn from n_i times an epoch,
-its weight's share of them (to a whole number, by largest remainder), at places that (seed, epoch) shuffle. Its own
-clips come in passes, each in an order of (seed, pass, i): no clip comes again before all of its cache have come, and a pass
-goes on in the next epoch where the epoch ends. So order is a function of (seed, epoch, caches and weights) alone.
+An epoch of a mix has as many draws as its caches hold training clips together. Cache i gets n_i of them, in proportion
+to its weight (rounded by largest remainder), at places that (seed, epoch) shuffles. Its own clips come in passes, each
+shuffled by (seed, pass, i): no clip comes again before all clips of its cache have come, and a pass that is cut off by
+the end of an epoch continues in the next. So the order depends on seed, epoch, caches and weights alone.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from ..cache.manifest import Cache, open_cache
 from ..cache.rows import Rows
 from .order import mix_counts
 
-CACHE_COLUMN = "cache"  # of a mix's table: the path of the cache that a clip is of
+CACHE_COLUMN = "cache"  # of a mix's table: the path of the cache that holds a clip
 
 
 class Part(NamedTuple):
@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Mix(Cache):
-    """Caches as one: the clips of the first, then those of the second, ..., with CACHE_COLUMN; all of their classes."""
+    """Several caches as one: their clips one cache after another, with CACHE_COLUMN, and the classes of all."""
 
     parts: tuple[Part, ...]
 
@@ -69,7 +69,8 @@ def open_training_cache(path: str, mix: Sequence[MixedCache], wanted: CacheSpec)
         raise UserError(f"{empty[0]}: holds no training clips; take it out of cache.mix, or cache more videos there")
     if sum(part.clips for part in parts) and 0 in mix_counts([p.clips for p in parts], [p.weight for p in parts]):
         raise UserError(
-            f"cache.mix: the weights {[part.weight for part in parts]} leave a cache without one clip an epoch; raise the least"
+            f"cache.mix: the weights {[part.weight for part in parts]} leave a cache without one clip an epoch; raise "
+            "the least"
         )
     tables = [
         one.table.append_column(CACHE_COLUMN, pa.repeat(pa.scalar(one.path), one.table.num_rows)) for one in caches
@@ -105,7 +106,7 @@ def _space(spec: CacheSpec) -> dict[str, object]:
 
 
 def hash_of_clips(cache: Cache) -> str:
-    """BLAKE2b of keys, splits and labels of all clips."""
+    """BLAKE2b of the keys, splits and labels of all clips."""
     digest = hashlib.blake2b(digest_size=8)
     for row in Rows(cache.table.select(["key", "split", "label"])):
         digest.update(f"{row['key']} {row['split']} {row['label']}\n".encode())
@@ -118,5 +119,5 @@ def cache_of(cache: Cache, row: ManifestRow) -> str:
 
 
 def paths_of(cache: Cache) -> list[str]:
-    """Where the clips of `cache` lie."""
+    """The paths of the caches that hold the clips of `cache`."""
     return [part.path for part in cache.parts] if isinstance(cache, Mix) else [cache.path]

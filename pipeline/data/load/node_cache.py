@@ -1,20 +1,20 @@
-"""Clips of a cache on s3:// kept on the node's own disk, so that only the first epoch is read over the network.
+"""NodeCache: clips of a cache on s3:// on the node's own disk, so that only the first epoch crosses the network.
 
-    FOLDER/CACHE/HH/HASH    the bytes of one latent or text, CACHE and HASH being hashes of addresses
+    FOLDER/CACHE/HH/HASH    the bytes of one latent or text; CACHE and HASH are hashes of addresses
 
-Every worker of a node finds what any of them has fetched. The room is bounded by cache.local_gb, and by half of what is
-free on the disk: caches of other runs give way, the longest unused first. What is there of this one then stays: every
-clip comes once an epoch in an order that is new each time, so that room for half of the clips saves half of the
-reads, where making room for the latest (LRU) would save 15 %.
+All workers of a node share what any of them has fetched. cache.local_gb bounds the room, and so does half of the free
+disk. Folders of other runs are evicted, the longest unused first. Bytes of this run's cache then stay: every clip comes
+once an epoch in an order that is new each time, so room for half of the clips saves half of the reads, while keeping
+the latest (LRU) would save 15 %.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
 import threading
 import uuid
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow.compute as pc
 
@@ -26,36 +26,26 @@ from .mix import paths_of
 GB = 10**9
 
 
-class Folder(NamedTuple):
-    """What one cache keeps."""
-
-    path: Path
-    used: float  # when it was last taken into use, seconds since 1970
-    size: int  # bytes
-
-
 class NodeCache:
-    """Byte ranges of remote files, read through a local folder. Safe for several threads, and for several processes
-    that share `limit` in equal parts, `sharers` of them.
-    """
+    """Byte ranges of remote files, read through a local folder. Safe for several threads and processes."""
 
     def __init__(self, folder: str | Path, cache: str, limit: int, needed: int, sharers: int = 1) -> None:
-        """`cache`: its address; `needed`: bytes that all of its ranges take together."""
+        """Keep at most `limit` bytes in `folder`, of which each of `sharers` processes may add an equal part.
+
+        `cache`: the cache's address; `needed`: bytes that all of its ranges take together.
+        """
         self.folder = Path(folder).expanduser() / _hash(cache)
         self.folder.mkdir(parents=True, exist_ok=True)
         os.utime(self.folder)
-        room = make_room(self.folder, limit, needed)
-        self.left = room // sharers
+        self.left = make_room(self.folder, limit, needed) // sharers
         self._lock = threading.Lock()
 
     def read_range(self, address: str, offset: int, length: int) -> bytes:
-        """At most `length` bytes from `offset`, as storage.read_range. Raises FileNotFoundError."""
+        """At most `length` bytes from `offset`, as storage.files.read_range. Raises FileNotFoundError."""
         name = _hash(f"{address}@{offset}+{length}")
         path = self.folder / name[:2] / name
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return path.read_bytes()
-        except FileNotFoundError:
-            pass
         content = read_range(address, offset, length)
         if len(content) == length and self._reserve(length):
             self._write(path, content)
@@ -74,13 +64,13 @@ class NodeCache:
             path.parent.mkdir(exist_ok=True)
             beside.write_bytes(content)
             os.replace(beside, path)
-        except OSError:  # the disk is full, or another run took the folder away: the clip is read from afar again
+        except OSError:  # the disk is full, or another run evicted the folder: the next epoch reads the clip remotely
             self.left = 0
             beside.unlink(missing_ok=True)
 
 
 def keep_locally(cache: Cache, settings: CacheSettings, sharers: int) -> NodeCache | None:
-    """What keeps the clips of a cache on s3:// on this node, for `sharers` workers; None where there is no need."""
+    """The NodeCache of a cache on s3:// for `sharers` workers of this node; None for a local cache or if not wanted."""
     paths = paths_of(cache)
     if settings.local_path is None or not any(map(is_remote, paths)):
         return None
@@ -89,29 +79,21 @@ def keep_locally(cache: Cache, settings: CacheSettings, sharers: int) -> NodeCac
 
 
 def make_room(folder: Path, limit: int, needed: int) -> int:
-    """Bytes that may be added to `folder`, after folders beside it gave way as far as that helps."""
+    """Evict other runs' folders if needed; return the bytes left for `folder`."""
     own = _size(folder)
     limit = min(limit, own + shutil.disk_usage(folder).free // 2)
     if own > limit:  # the limit was lowered
         shutil.rmtree(folder)
         folder.mkdir()
         own = 0
-    others = sorted(
-        (
-            Folder(one, one.stat().st_mtime, _size(one))
-            for one in folder.parent.iterdir()
-            if one != folder and one.is_dir()
-        ),
-        key=lambda other: other.used,
-    )
-    taken = sum(other.size for other in others)
+    others = {other: _size(other) for other in folder.parent.iterdir() if other != folder and other.is_dir()}
     wanted = min(max(needed, own), limit)
-    for other in others:
-        if taken + wanted <= limit:
+    for other in sorted(others, key=lambda path: path.stat().st_mtime):  # NodeCache touches its folder
+        if sum(others.values()) + wanted <= limit:
             break
-        shutil.rmtree(other.path, ignore_errors=True)
-        taken -= other.size
-    return max(0, limit - own - taken)
+        shutil.rmtree(other, ignore_errors=True)
+        del others[other]
+    return max(0, limit - own - sum(others.values()))
 
 
 def _size(folder: Path) -> int:
@@ -119,7 +101,7 @@ def _size(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # another run is making room
+        except FileNotFoundError:  # another run evicts it
             continue
     return total
 

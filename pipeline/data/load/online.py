@@ -1,10 +1,10 @@
-"""VIDEOS -> TRAINING BATCHES without a cache (data.online): Ray Data decodes and encodes on other workers while training runs.
+"""VIDEOS -> TRAINING BATCHES without a cache (data.online): Ray Data decodes and encodes while training runs.
 
-The stages are the cache's own, and the order follows the same rule: it is a function of (seed, epoch, planned clips),
-whatever the number of workers and restarts. Each rank runs its own stream of exactly its clips, in order, from the step
-at which it starts. Against a cache three things are given up. Every epoch decodes and encodes again. A video that cannot
-be used is found in training, where it counts as a damaged clip (train.damaged_clips). And the plan names videos, not
-their contents, so nobody notices when a file is replaced by another of its size.
+The stages are the cache's own, and the order follows the same rule: it depends on seed, epoch and planned clips, not
+on the number of workers or restarts. Each rank runs a stream of exactly its own clips, in order, from the step at which
+it starts. A cache has three advantages. Here every epoch decodes and encodes again. A video that cannot be used is
+found in training, where it counts as a damaged clip (train.damaged_clips). And the plan names videos, not their
+contents, so nobody notices when a file is replaced by another of its size.
 """
 
 import io

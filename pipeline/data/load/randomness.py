@@ -1,4 +1,4 @@
-"""All that is random in a training sample, from a generator seeded by (seed, stream, step, index in the global batch)."""
+"""Draw everything that is random in a training sample, from a generator of its own."""
 
 import hashlib
 from typing import NamedTuple
@@ -10,25 +10,25 @@ TIMESTEPS = 1000
 
 
 def generator(seed: int, stream: str, step: int, index: int) -> torch.Generator:
-    """The randomness of one sample, whatever the worker that it falls to."""
+    """The generator of one sample: seeded by its place in the global batch, whichever worker makes it."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{step}/{index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 class SampleNoise(NamedTuple):
-    """All that is random in a sample, in the order in which it is drawn; of a batch, all with a first dimension more."""
+    """Random draws of one sample, in drawing order; batched, every field gets a leading dimension."""
 
     posterior_noise: Tensor  # (F, C, h, w)
     noise: Tensor  # (F, C, h, w)
-    time: Tensor  # () int64, its index
-    left_out: Tensor  # () uniform in 0..1, what `dropped` goes by
+    time: Tensor  # () int64 time index
+    left_out: Tensor  # () uniform in 0..1, from which `dropped` chooses
     image_noise: Tensor  # (C, h, w)
     image_level: Tensor  # () standard normal
     seed: Tensor  # () int64
 
 
 def draw(shape: tuple[int, ...], random: torch.Generator) -> SampleNoise:
-    """What is random in a sample of latents (F, C, h, w)."""
+    """Draw the randomness of a sample of latents (F, C, h, w)."""
     posterior_noise, noise = torch.randn((2, *shape), generator=random)
     return SampleNoise(
         posterior_noise,

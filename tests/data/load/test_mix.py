@@ -1,4 +1,4 @@
-"""Several caches as one: shares by weight, an order of (seed, epoch, caches) alone, and nothing mixed that does not fit."""
+"""Several caches as one: shares by weight, an order of (seed, epoch, caches) alone, and only caches that fit."""
 
 from collections import Counter
 from pathlib import Path
