@@ -1,7 +1,7 @@
 """Every row and batch that crosses a module boundary: names, types, shapes and units.
 
     PlannedClip -> decoded clip -> encoded clip -> ManifestRow (a shard's tar and manifest part) -> LatentBatch
-                \\-> a row of REJECT_SCHEMA (a clip that could not be used, with stage and reason)
+                \\-> a row of REJECTED_SCHEMA (a clip that could not be used, with stage and reason)
 
 Rows are typed dictionaries, because Ray Data moves dictionaries. mypy knows their keys, and each key's Arrow type says
 how it lies in Parquet. Legend of shapes: B clips, F frames, C latent channels, h w latent, H W pixels.
@@ -82,7 +82,7 @@ def _fields(row: type) -> list[pa.Field]:
 
 PLAN_SCHEMA = pa.schema(_fields(PlannedClip))
 MANIFEST_SCHEMA = pa.schema(_fields(ManifestRow))
-REJECT_SCHEMA = pa.schema(
+REJECTED_SCHEMA = pa.schema(
     [*(PLAN_SCHEMA.field(name) for name in ("uri", "video", "size", "split", "ordinal", "flip")), *_fields(Failure)]
 )
 # A clip that failed travels on through the stages of the cache: its payload is null, and so is its span if it has none.

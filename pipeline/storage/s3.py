@@ -45,6 +45,7 @@ PART = 16 << 20  # bytes of one part of an upload or download; larger objects ha
 UPLOADS = 4  # parts sent at the same time
 
 # Variables that a job forwards to Ray workers on other machines; those that name files of one machine stay.
+FORWARDED: tuple[str, ...]
 FORWARDED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_MAX_ATTEMPTS")
 FORWARDED += ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FRAMEBRIDGE_S3_TIMEOUT_S")
 # Error codes and exceptions after which another attempt may succeed
