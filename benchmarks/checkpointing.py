@@ -43,8 +43,8 @@ def main() -> None:
         write_cache(settings)
         run = prepare("finetune", settings)
         summary = run_training(run)
-        rows = {int(row["step"] or 0): row for row in read_history(f"{run.folder}/{HISTORY}")}
-        size = next((Path(run.folder) / "checkpoints").glob("checkpoint_*/state-*.safetensors")).stat().st_size
+        rows = {int(row["step"] or 0): row for row in read_history(f"{run.spec.folder}/{HISTORY}")}
+        size = next((Path(run.spec.folder) / "checkpoints").glob("checkpoint_*/state-*.safetensors")).stat().st_size
 
     def seconds(step: int) -> float:
         """Of the stretch that ends there."""

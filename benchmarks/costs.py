@@ -19,9 +19,10 @@ from torch import nn
 from pipeline.data.cache.estimate import flops_a_frame
 from pipeline.data.cache.info import CacheSpec
 from pipeline.settings import Settings, load
-from pipeline.train.initial import Job, sections, untrained, uses_prior
+from pipeline.train.initial import untrained
 from pipeline.train.plan import training_flops
 from pipeline.train.report.utilisation import peak_of
+from pipeline.train.spec import Job, sections, train_spec
 
 GPU = "H100"
 UTILISATION = 0.35  # of the dense peak
@@ -99,7 +100,7 @@ def cost(job: Job, settings: Settings, counted: dict[str, tuple[int, float]]) ->
     _, train = sections(job, settings)
     parameters, flops = count(job, settings, counted)
     done = flops * (4 / 3 if train.activation_checkpointing else 1)  # the forward pass is computed twice
-    if uses_prior(job, settings) and not settings.bridge.cached_prior:
+    if job == "finetune" and settings.uses_neural_prior and not settings.bridge.cached_prior:
         done += count("prior", settings, counted)[1] / 3  # the frozen prior's forward pass
     workers = settings.cluster.train.workers_range[1]
     peak = peak_of(GPU, train.precision)
@@ -116,7 +117,7 @@ def count(job: Job, settings: Settings, counted: dict[str, tuple[int, float]]) -
         classes = [str(index) for index in range(UCF101_CLASSES)] if TEXTS[backbone] is None else []
         spec = CacheSpec("", {}, 1.0, LATENTS[backbone], TEXTS[backbone], classes)  # a network's shape needs no more
         with torch.device("meta"):
-            model: nn.Module = untrained(job, settings, spec)
+            model: nn.Module = untrained(train_spec(job, settings, spec))
         counted[key] = sum(parameter.numel() for parameter in model.parameters()), training_flops(model, spec)
     return counted[key]
 

@@ -50,16 +50,18 @@ from pipeline.data.load.reader import Source
 from pipeline.data.plan.clips import plan_clips
 from pipeline.media import encode_mp4
 from pipeline.models.build import build_image_to_video
+from pipeline.models.image_to_video import ImageToVideo
 from pipeline.schema import ENCODED_SCHEMA
 from pipeline.settings import Settings, load
 from pipeline.storage.files import write_bytes
 from pipeline.train.initial import untrained
-from pipeline.train.losses import finetune_task
+from pipeline.train.losses import finetune_loss
 from pipeline.train.optimisation import make_optimizer
 from pipeline.train.plan import prepare, training_flops
 from pipeline.train.report.history import HISTORY
 from pipeline.train.report.rows import read_history
 from pipeline.train.run import run_training
+from pipeline.train.spec import train_spec
 
 RESULT = Path(__file__).parent / "results" / "training.json"
 ROW = 5  # steps
@@ -134,7 +136,7 @@ def trained(settings: Settings) -> dict[str, Any]:
     """Medians of a run's rows, the first left out."""
     run = prepare("finetune", settings)
     run_training(run)
-    rows = [row for row in read_history(f"{run.folder}/{HISTORY}") if row["samples_per_s"]][1:]
+    rows = [row for row in read_history(f"{run.spec.folder}/{HISTORY}") if row["samples_per_s"]][1:]
     names = ("samples_per_s", "tflops", "mfu", "memory_gb", "data")
     return {name: statistics.median(row[name] for row in rows) for name in names if rows[0].get(name) is not None}  # type: ignore[type-var]
 
@@ -144,14 +146,15 @@ def bare_rate(settings: Settings) -> float:
     cache, train = open_cache(settings.cache_path), settings.train
     source = Source(cache, cache.select("train"), cache.spec.classes, train.label_dropout, 0)
     made = [micro_batches[0] for micro_batches in training_batches(source, 8, 8, 0, 1, range(4))]
-    model = untrained("finetune", settings, cache.spec)
-    model.initialise(0)  # type: ignore[operator]
-    task, optimizer = finetune_task(model, settings.bridge), make_optimizer(model, train)  # type: ignore[arg-type]
+    model = untrained(train_spec("finetune", settings, cache.spec))
+    assert isinstance(model, ImageToVideo)
+    model.initialise(0)
+    loss, optimizer = finetune_loss(model.conditions, settings.bridge), make_optimizer(model, train)
     rates = []
     for _ in range(train.steps // ROW):
         started = time.perf_counter()
         for batch in (made * 2)[:ROW]:
-            task.loss(model, batch).mean().backward()
+            loss(model, batch).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm or float("inf"))
             optimizer.step()
             optimizer.zero_grad()
@@ -204,10 +207,10 @@ def stepper(settings: Settings) -> Any:
     spec = resolve_spec(settings, CLASSES)
     model = build_image_to_video(settings.model, spec.latent_shape, len(CLASSES))
     model.initialise(0)
-    task, optimizer = finetune_task(model, settings.bridge), make_optimizer(model, settings.train)
+    loss, optimizer = finetune_loss(model.conditions, settings.bridge), make_optimizer(model, settings.train)
 
     def step(batch: Any) -> None:
-        task.loss(model, batch).mean().backward()
+        loss(model, batch).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -33,7 +33,7 @@ class PriorOfShards:
 
     def __init__(self, settings: Settings, weights: str) -> None:
         self._device = stage_device(settings.cluster.encode)
-        prior, self._classes = load_frozen_prior(settings)
+        prior, self._classes = load_frozen_prior(settings.prior_export)
         self._prior = prior.to(self._device)
         self._cache, self._weights = open_cache(settings.cache_path), weights
 
@@ -64,7 +64,8 @@ def job(settings: Settings) -> None:
 def find_missing(settings: Settings) -> tuple[Cache, str, list[str]]:
     """The cache, the hash of the prior's weights, and the shards without outputs. Raises UserError."""
     cache = open_cache(settings.cache_path)
-    weights = weights_hash(shipped_path(check_prior(settings, cache.spec)))
+    check_prior(settings.prior_export, cache.spec)
+    weights = weights_hash(shipped_path(settings.prior_export))
     return cache, weights, missing_shards(cache, weights)
 
 

@@ -7,20 +7,25 @@ Makes STORAGE/NAME/finetune/export-step-N from the latest checkpoint or the name
 leaves at its end; give it to any job as --sample.model_path. Needs the run's settings and cache, no cluster and no GPU.
 """
 
+from pipeline.data.cache.info import resolve_spec
+from pipeline.data.load.mix import open_training_cache
 from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint
+from pipeline.train.spec import train_spec
 
 
 def job(settings: Settings) -> None:
     """Write the export and print its folder."""
-    target = export_of_checkpoint(settings, choose_checkpoint(settings))
+    found = choose_checkpoint(f"{settings.run.folder}/finetune", settings.sample.checkpoint)
+    cache = open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
+    target = export_of_checkpoint(train_spec("finetune", settings, cache.spec), found)
     print(f"{target}; sample from it with --sample.model_path {target}")
 
 
 def plan(settings: Settings) -> str:
     """Name the checkpoint."""
-    found = choose_checkpoint(settings)
+    found = choose_checkpoint(f"{settings.run.folder}/finetune", settings.sample.checkpoint)
     return f"Plan: the model after {found.step} steps, from {found.address}"
 
 

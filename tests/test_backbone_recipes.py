@@ -25,14 +25,11 @@ from pipeline.sampling.generate import decode_clips, encode_images, generate
 from pipeline.sampling.run import plan_sampling
 from pipeline.settings import Settings, load
 from pipeline.train.export.write import export_config
-from pipeline.train.initial import untrained
-from pipeline.train.losses import Task
+from pipeline.train.initial import build_loss, initial_model, untrained
 from pipeline.train.plan import plan_training, prepare
-from pipeline.train.ranks import RankInfo
-from pipeline.train.worker import build_task
+from pipeline.train.spec import TrainSpec, train_spec
 
 RECIPES = ("videocrafter", "videocrafter-100k", "dynamicrafter", "dynamicrafter-cil", "cogvideox")  # webvid-NAME
-HERE = RankInfo(0, 1, torch.device("cpu"))
 
 
 def shrunken(name: str, folder: Path, *more: str) -> Settings:
@@ -82,8 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return published(tmp_path_factory.mktemp("backbones"), clips=6, held_out=0)
 
 
-def task_of(settings: Settings) -> Task:
-    return build_task("finetune", settings, open_cache(settings.cache_path).spec, HERE)[0]
+def spec_of(settings: Settings) -> TrainSpec:
+    return train_spec("finetune", settings, open_cache(settings.cache_path).spec)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -91,19 +88,19 @@ def test_recipe_plans_and_trains_two_steps(name: str, folder: Path) -> None:
     settings = shrunken(name, folder)
     plan = plan_training(prepare("finetune", settings))
     assert "steps         2 of 4 clips" in plan and "tokens a clip" not in plan
-    task = task_of(settings)
-    task.model.train()
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
-    before = {key: value.clone() for key, value in task.model.named_parameters()}
+    model = initial_model(spec_of(settings))[0].train()
+    loss_of = build_loss(spec_of(settings), model, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = {key: value.clone() for key, value in model.named_parameters()}
     cache = open_cache(settings.cache_path)
     source = Source(cache, cache.select("train"), [], settings.train.label_dropout, 0, text=True)
     for micro_batches in training_batches(source, 4, 4, 0, 1, range(2)):
-        loss = task.loss(task.model, micro_batches[0])
+        loss = loss_of(model, micro_batches[0])
         assert loss.shape == (4,) and bool(loss.isfinite().all())
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
-    still = {key for key, value in task.model.named_parameters() if torch.equal(value, before[key])}
+    still = {key for key, value in model.named_parameters() if torch.equal(value, before[key])}
     # what stands before a zero projection learns from the second step on; what is after it, from the first
     assert len(still) < 0.1 * len(before), sorted(still)[:5]
 
@@ -111,10 +108,10 @@ def test_recipe_plans_and_trains_two_steps(name: str, folder: Path) -> None:
 def trained(name: str, folder: Path) -> tuple[VideoNetwork, Settings]:
     """A model of the recipe with random weights everywhere, and the settings that sample from its export."""
     settings = shrunken(name, folder)
-    model = task_of(settings).model.eval()
+    model = initial_model(spec_of(settings))[0].eval()
     assert isinstance(model, VideoNetwork)
     randomise(model, seed=5)
-    config = export_config("finetune", settings, open_cache(settings.cache_path).spec)
+    config = export_config(spec_of(settings))
     path = save_export(folder / f"export-{name}", model.backbone.state_dict(), config)
     return model, shrunken(name, folder, f"--sample.model_path={path}", "--sample.guidance=2.0")
 
@@ -172,7 +169,7 @@ def test_checkpoint_in_the_authors_layout_starts_the_same_model(folder: Path, tm
     file.write_bytes(save_checkpoint(settings.model_export))
     state = load_published(file)
     assert "model.diffusion_model.input_blocks.0.0.weight" in state and "image_proj_model.latents" in state
-    again = task_of(shrunken("videocrafter", folder, f"--train.init={file}")).model
+    again, _ = initial_model(spec_of(shrunken("videocrafter", folder, f"--train.init={file}")))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -193,7 +190,7 @@ def test_latents_that_do_not_halve_are_refused(folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"latents of 5 x 4, which the U-Net's 2 levels halve 1 times; .* multiples of 16"
     ):
-        untrained("finetune", shrunken("videocrafter", folder), replace(spec, latent_shape=[4, 4, 5, 4]))
+        untrained(train_spec("finetune", shrunken("videocrafter", folder), replace(spec, latent_shape=[4, 4, 5, 4])))
 
 
 def test_cache_without_the_empty_caption_is_refused_where_dropout_needs_it(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.settings import ROOT, Settings, to_yaml
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import load_frozen_prior
 from pipeline.train.plan import prepare
+from pipeline.train.spec import train_spec
 
 pytestmark = pytest.mark.ray
 ARGUMENTS = ("--bridge.prior=neural", "--bridge.cached_prior=true", "--cluster.encode.num_cpus=0.5")
@@ -34,7 +35,8 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = write_cache(settings, clips=150)  # of moments, three tasks' worth
     prior = build_prior(settings.prior.model, cache.spec.latent_shape, len(cache.spec.classes))
     prior.backbone.initialise(0)
-    save_export(settings.prior_export, prior.backbone.state_dict(), export_config("prior", settings, cache.spec))
+    config = export_config(train_spec("prior", settings, cache.spec))
+    save_export(settings.prior_export, prior.backbone.state_dict(), config)
     return folder
 
 
@@ -67,7 +69,7 @@ def test_outputs_of_the_cluster_equal_the_priors(ray_cluster: None, storage: Pat
     settings, cache = run_job("cache_prior", storage)
     prepare("finetune", settings)  # takes them for this cache and this prior
     read = prior_reader(cache, weights_hash(shipped_path(settings.prior_export)))
-    prior, classes = load_frozen_prior(settings)
+    prior, classes = load_frozen_prior(settings.prior_export)
     expected = outputs_of(prior, classes, cache, cache.rows[:5], "cpu")
     for row, output in zip(cache.rows[:5], expected, strict=True):
         np.testing.assert_allclose(read(row), output, atol=1e-3)

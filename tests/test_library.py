@@ -13,6 +13,7 @@ from pipeline.models.build import build_image_to_video
 from pipeline.models.checkpoints.exports import save_export
 from pipeline.settings import ROOT
 from pipeline.train.export.write import export_config
+from pipeline.train.spec import train_spec
 
 
 def test_snippet_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +21,9 @@ def test_snippet_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     spec = write_cache(settings).spec
     network = build_image_to_video(settings.model, spec.latent_shape, len(spec.classes), spec.text_shape)
     network.backbone.initialise(0)
-    save_export(settings.model_export, network.backbone.state_dict(), export_config("finetune", settings, spec))
+    save_export(
+        settings.model_export, network.backbone.state_dict(), export_config(train_spec("finetune", settings, spec))
+    )
     (snippet,) = re.findall(r"```python\n(from pipeline import .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(snippet.strip().splitlines()) <= 6
     monkeypatch.chdir(tmp_path)

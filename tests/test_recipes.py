@@ -14,10 +14,9 @@ from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.latte import Latte
 from pipeline.settings import Settings, load, recipes
 from pipeline.train.export.write import export_config
-from pipeline.train.initial import Job, sections
+from pipeline.train.initial import build_loss, initial_model
 from pipeline.train.plan import plan_training, prepare
-from pipeline.train.ranks import RankInfo
-from pipeline.train.worker import build_task
+from pipeline.train.spec import Job, train_spec
 
 NAMES = [name for name in recipes() if name.startswith(("ucf101-", "latte-"))]
 # Table 5: the process, where it starts, and whether the network is conditioned on F_eta
@@ -55,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = shrunken("ucf101-bridge", folder)
     cache = write_cache(settings, clips=8, held_out=0)
     prior = build_prior(settings.prior.model, cache.spec.latent_shape, len(cache.spec.classes))
-    save_export(folder / "prior", prior.backbone.state_dict(), export_config("prior", settings, cache.spec))
+    save_export(folder / "prior", prior.backbone.state_dict(), export_config(train_spec("prior", settings, cache.spec)))
     diffusion = Latte(
         input_size=4,
         patch_size=2,
@@ -88,16 +87,17 @@ def test_recipe_plans_and_trains_two_steps(name: str, job: Job, folder: Path) ->
     plan = plan_training(prepare(job, settings))
     assert "steps         2 of 4 clips" in plan
     cache = open_cache(settings.cache_path)
-    task, initialised_from = build_task(job, settings, cache.spec, RankInfo(0, 1, torch.device("cpu")))
+    spec = train_spec(job, settings, cache.spec)
+    model, initialised_from = initial_model(spec)
+    loss_of = build_loss(spec, model, torch.device("cpu"))
     assert initialised_from.startswith("from scratch") == (not name.startswith("latte-"))
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
-    before = [parameter.clone() for parameter in task.model.parameters()]
-    label_dropout = sections(job, settings)[1].label_dropout
-    source = Source(cache, cache.select("train"), cache.spec.classes, label_dropout, settings.run.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = [parameter.clone() for parameter in model.parameters()]
+    source = Source(cache, cache.select("train"), cache.spec.classes, spec.train.label_dropout, spec.seed)
     for micro_batches in training_batches(source, 4, 4, 0, 1, range(2)):
-        loss = task.loss(task.model, micro_batches[0]).mean()
+        loss = loss_of(model, micro_batches[0]).mean()
         assert bool(loss.isfinite())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert any(not torch.equal(now, then) for now, then in zip(task.model.parameters(), before, strict=True))
+    assert any(not torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))

@@ -6,7 +6,7 @@ A model is one job of jobs/finetune.py or jobs/train_prior.py with other setting
 from typing import Any, NamedTuple
 
 from pipeline.settings import Settings, build
-from pipeline.train.initial import Job
+from pipeline.train.spec import Job
 
 Overlay = dict[str, dict[str, Any]]
 Key = tuple[str, int, str, int, int]  # what one measurement of every seed has in common: see Measurement

@@ -29,13 +29,14 @@ from pipeline.sampling.measures import frame_difference, latent_error, motion_ra
 from pipeline.schema import TRAIN
 from pipeline.settings import SampleSettings, Settings
 from pipeline.storage.files import read_bytes, write_bytes, write_json
-from pipeline.train.deepspeed.engine import start_engine
-from pipeline.train.deepspeed.state import full_state
+from pipeline.train.engine import TrainingEngine
 from pipeline.train.export.write import export, export_config
-from pipeline.train.initial import sections
-from pipeline.train.loop import train_steps
+from pipeline.train.initial import build_loss, initial_model
+from pipeline.train.loop import RunControl, train_steps
 from pipeline.train.ranks import RankInfo
-from pipeline.train.worker import build_task, quieten
+from pipeline.train.report.meter import Meter, Row
+from pipeline.train.spec import TrainSpec, train_spec
+from pipeline.train.worker import quieten
 
 from .protocol import STILL, Measurement, Model, folder_of
 
@@ -54,32 +55,35 @@ def alone() -> RankInfo:
     return RankInfo(0, 1, torch.device("cpu"))
 
 
+class Exports(RunControl):
+    """Exports the model after the steps that are measured, and keeps the losses."""
+
+    def __init__(self, spec: TrainSpec, folder: str, steps: tuple[int, ...]) -> None:
+        self.config, self.folder, self.steps = export_config(spec), folder, steps
+        self.losses: dict[int, float | None] = {}
+
+    def save(self, engine: TrainingEngine, row: Row) -> None:
+        self.losses[engine.steps] = row["loss"]
+        if engine.steps in self.steps:
+            state = {name.removeprefix("backbone."): value for name, value in engine.export_state().items()}
+            export(f"{self.folder}/step{engine.steps}", state, self.config | {"steps": engine.steps})
+
+
 def train_model(model: Model) -> dict[str, Any]:
-    """Train as jobs/finetune.py does, in this process: its loss, its loop, its engine. Gives what it writes to summary.json."""
+    """Train as jobs/finetune.py does, in this process: its loss, its loop, its engine. Returns summary.json."""
     quieten()
-    started, settings = time.monotonic(), model.settings
-    _, train = sections(model.job, settings)
+    started, settings, rank = time.monotonic(), model.settings, alone()
     cache = open_cache(settings.cache_path)
-    config = export_config(model.job, settings, cache.spec)
-    losses: dict[int, float | None] = {}
-    place = alone()
-    task, _ = build_task(model.job, settings, cache.spec, place)
-    buffers = {name: value.clone() for name, value in task.model.named_buffers()}
-    buffers = {name: buffers[name] for name in buffers.keys() & task.model.state_dict().keys()}
-    engine = start_engine(task.model, train, 1, place.device)
-    source = Source(cache, cache.select(TRAIN), cache.spec.classes, train.label_dropout, settings.run.seed)
+    spec = train_spec(model.job, settings, cache.spec)
+    train, folder = spec.train, settings.run.folder
+    network, _ = initial_model(spec)
+    engine = TrainingEngine(network, train, rank)
+    source = Source(cache, cache.select(TRAIN), cache.spec.classes, train.label_dropout, spec.seed)
     batches = training_batches(source, train.global_batch, train.micro_batch, 0, 1, range(train.steps))
-
-    def save(step: int, row: dict[str, float | None]) -> None:
-        losses[step] = row["loss"]
-        if step in model.keep:
-            state = full_state(engine, buffers)
-            exported = {name.removeprefix("backbone."): value for name, value in state.items()}
-            export(f"{settings.run.folder}/step{step}", exported, config | {"steps": step})
-
-    train_steps(engine, task, train, batches, [], None, save, place, 0)
-    summary = {"losses": losses, "seconds": time.monotonic() - started, "clips": len(source.rows)}
-    write_json(f"{settings.run.folder}/summary.json", summary)
+    exports = Exports(spec, folder, model.keep)
+    train_steps(engine, build_loss(spec, network, rank.device), batches, [], Meter(train, rank), exports)
+    summary = {"losses": exports.losses, "seconds": time.monotonic() - started, "clips": len(source.rows)}
+    write_json(f"{folder}/summary.json", summary)
     return summary
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import ray
 import torch
 
-from ..data.cache.info import resolve_spec
 from ..data.cache.shards import read_latent
 from ..data.load.mix import cache_of, open_training_cache
 from ..media import encode_mp4, encode_png, tile
@@ -28,6 +27,7 @@ from ..storage.files import write_bytes
 from ..train.checkpoint import CheckpointDamaged
 from ..train.export.from_checkpoint import Found, export_checkpoint, find_checkpoints
 from ..train.plan import Run
+from ..train.spec import TrainSpec
 from .exports import find_exports
 from .generate import decode_clips, generate, load_for_sampling
 
@@ -68,9 +68,9 @@ def watch(run: Run, ended: threading.Event) -> None:
                 log.info("step %d: %s", step, ray.get(task))
                 task, done = None, step
             if task is None and not ended.is_set() and ray.is_initialized():
-                latest = find_checkpoints(run.folder)[-1:]
+                latest = find_checkpoints(run.spec.folder)[-1:]
                 if latest and latest[0].step // every > done // every:
-                    task, step = start_task(run.settings, latest[0]), latest[0].step
+                    task, step = start_task(run, latest[0]), latest[0].step
         except CheckpointDamaged:
             task = None  # still being written, or pruned: the next look tells
         except Exception as error:  # noqa: BLE001 (whatever it is, training is not to end for a picture)
@@ -86,27 +86,29 @@ def watch(run: Run, ended: threading.Event) -> None:
             return
 
 
-def start_task(settings: Settings, found: Found) -> "ray.ObjectRef":
+def start_task(run: Run, found: Found) -> "ray.ObjectRef":
+    """Start sample_checkpoint where the cluster has room for an actor of cluster.sample."""
+    settings = run.settings
     resources = needs(settings.cluster.sample)
     options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
     if labels := selector(settings.cluster.sample):
         options["label_selector"] = labels
     # one that does not end is not waited for, and one that fails is not tried again: the next checkpoint comes
-    return ray.remote(sample_checkpoint).options(max_retries=0, **options).remote(settings, found)
+    return ray.remote(sample_checkpoint).options(max_retries=0, **options).remote(run.spec, settings, found)
 
 
-def sample_checkpoint(settings: Settings, found: Found) -> str:
+def sample_checkpoint(spec: TrainSpec, settings: Settings, found: Found) -> str:
     """Write clips of a checkpoint as RUN/finetune/samples/step-N.mp4 and .png; what was done, in words.
 
     Raises CheckpointDamaged where its files are not whole (yet).
     """
     device = stage_device(settings.cluster.sample)
-    cache = open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
+    cache = open_training_cache(spec.cache_path, spec.caches.mix, spec.cache)
     rows = list(cache.select(TEST).spread(settings.sample.while_training_count))
     if not rows:
         return "no clips are held out, so none are sampled (data.holdout_fraction)"
     with tempfile.TemporaryDirectory(prefix="samples-") as local:
-        export_checkpoint(settings, cache.spec, found, local)
+        export_checkpoint(spec, found, local)
         exports = find_exports(local, settings.bridge, settings.run.folder)
         sampler = load_for_sampling(exports, settings.sample, settings.vae, settings.text, device)
     scale = cache.spec.scaling_factor
@@ -121,7 +123,7 @@ def sample_checkpoint(settings: Settings, found: Found) -> str:
         [float(row["stride"]) for row in rows],
     )
     frames = decode_clips(sampler, clips).cpu().numpy()
-    address = f"{settings.run.folder}/finetune/samples/step-{found.step:07d}"
+    address = f"{spec.folder}/samples/step-{found.step:07d}"
     write_bytes(f"{address}.mp4", encode_mp4(tile(list(frames)), settings.sample.fps))
     shown = np.linspace(0, frames.shape[1] - 1, SHOWN).round().astype(int)
     write_bytes(f"{address}.png", encode_png(np.concatenate([np.concatenate(clip[shown], axis=1) for clip in frames])))

@@ -3,9 +3,9 @@
     CHECKPOINT/state-00000-of-00002.safetensors   a rank's share of weights and optimizer state (deepspeed/state.py)
     CHECKPOINT/state-00000-of-00002.json          its checksum, and the number of steps made
 
-A rank's share is copied to its memory while training waits, and written while it goes on. Ray Train counts a checkpoint
-when the files of all ranks have arrived, so none is half-written. One that was damaged since is told from its checksums,
-and the one before is taken.
+A rank's share is copied to memory while training waits, and written while training goes on. Ray Train counts a
+checkpoint when the files of all ranks have arrived, so none is half-written. Checksums tell a checkpoint that was damaged
+later, and the run goes on from the one before.
 """
 
 import contextlib
@@ -15,11 +15,10 @@ import logging
 import re
 import shutil
 import tempfile
-import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow.fs as pafs
 import ray.train
@@ -31,40 +30,38 @@ from torch import Tensor
 from ..errors import JobFailed
 from ..runtime.ray_internals import run_storage
 from ..storage.files import is_remote, write_bytes
-from .deepspeed.state import Ema, count_updates, gather, optimizer_keys
+from .deepspeed.state import optimizer_keys
+from .ranks import RankInfo
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 SPARE = 16 << 20  # bytes that stay free beside a checkpoint: Ray Train's list of them is not written atomically
-
 
 log = logging.getLogger("checkpoint")
 
 
 class Saved(NamedTuple):
-    """A checkpoint, read."""
+    """A checkpoint, or one rank's share of it."""
 
     step: int  # steps of training made
     updates: int  # by the optimizer's own count
-    tensors: dict[str, Tensor]  # "PARAMETER/weight", "PARAMETER/exp_avg", ...: of all ranks
+    tensors: dict[str, Tensor]  # "PARAMETER/weight", "PARAMETER/exp_avg", ...
 
     def made_by(self, optimizer: str) -> bool:
-        """Whether the optimizer state is that of train.optimizer: a run that is still ending may save after the next began."""
+        """Whether the state is of this train.optimizer: a run that is still ending may save after the next began."""
         kept = {name.rpartition("/")[2] for name in self.tensors}
         return not self.updates or not kept.isdisjoint(optimizer_keys(optimizer))
 
 
 class CheckpointDamaged(ValueError):
-    """A checkpoint whose files are not those that were written."""
+    """The files of a checkpoint are not those that were written."""
 
 
 class NoRoom(JobFailed):
-    """The storage is full: starting again would end as this did. The message says what to do."""
+    """The storage is full, so that another start would fail the same way. The message says what to do."""
 
 
 def no_room(folder: str, error: BaseException) -> NoRoom | None:
-    """What to say of the error, if it is that of a full disk."""
+    """Return the error to raise if `error` says that a disk is full; otherwise None."""
     number = re.search(r"os error (\d+)", str(error)) if isinstance(error, SafetensorError) else None
     if (int(number[1]) if number else getattr(error, "errno", None)) not in NO_ROOM:
         return None
@@ -75,7 +72,7 @@ def no_room(folder: str, error: BaseException) -> NoRoom | None:
 
 @contextlib.contextmanager
 def room_needed(folder: str) -> Iterator[None]:
-    """Raises NoRoom where what is done within ends because there is no room to write."""
+    """Raise NoRoom where a write within it finds the disk full."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -85,26 +82,11 @@ def room_needed(folder: str) -> Iterator[None]:
         raise full from error
 
 
-def save(
-    engine: Any,
-    ema: Ema | None,
-    optimizer: str,
-    rank: int,
-    workers: int,
-    turn: threading.Semaphore,
-    step: int,
-    metrics: Mapping[str, float | None],
-) -> None:
-    """Save weights, optimizer state and position after `step` steps. Every rank calls it, at the same steps.
+def save(share: Saved, rank: RankInfo, metrics: Mapping[str, float | None], written: Callable[[], None]) -> None:
+    """Report a checkpoint to Ray Train. Every rank calls it with its share, at the same steps.
 
-    Returns when this rank's share is copied; Ray Train has it written in the background, and fails the worker if that
-    fails. `turn` is one for all saves: where the storage is slower than training, the next save waits for this one.
+    Ray Train has the share written in the background, then `written` called; it fails the worker if writing fails.
     """
-    turn.acquire()
-    share = gather(engine, optimizer_keys(optimizer), rank, workers)
-    if ema:
-        share |= ema.gather(engine, rank, workers)
-    updates = count_updates(engine)
     storage = run_storage()
 
     def write(_: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
@@ -112,15 +94,15 @@ def save(
         address = path if isinstance(filesystem, pafs.LocalFileSystem) else f"s3://{path}"
         try:
             with room_needed(address):
-                put_share(address, share, rank, workers, step, updates)
+                put_share(address, share, rank.rank, rank.workers)
         finally:
-            turn.release()
+            written()
         return ray.train.Checkpoint(path, filesystem)
 
     known = {name: value for name, value in metrics.items() if value is not None}
     ray.train.report(
-        # a score for train.keep_by, the worst one where nothing was validated
-        {"step": step, "validation_loss": float("inf"), **known},
+        # the score of train.keep_by; the worst one where nothing was validated
+        {"step": share.step, "validation_loss": float("inf"), **known},
         checkpoint=ray.train.Checkpoint(storage.folder, storage.filesystem),  # not used by `write`
         checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
         checkpoint_upload_fn=write,
@@ -128,15 +110,15 @@ def save(
     )
 
 
-def restore(rank: int, device: torch.device) -> Saved | None:
-    """The latest checkpoint of this run that is whole on every rank; None if there is none. Every rank calls it.
+def restore(rank: RankInfo) -> Saved | None:
+    """Read the latest checkpoint of this run that is whole on every rank; None if there is none. Every rank calls it.
 
     Raises CheckpointDamaged if there are checkpoints and none is whole.
     """
     if ray.train.get_checkpoint() is None:
         return None
     reported = sorted(ray.train.get_all_reported_checkpoints(), key=lambda one: one.metrics["step"], reverse=True)
-    if rank == 0:
+    if rank.rank == 0:
         sweep({one.checkpoint.path for one in reported})
     for one in reported:
         saved, problem = None, ""
@@ -145,7 +127,7 @@ def restore(rank: int, device: torch.device) -> Saved | None:
                 saved = read_shares(Path(folder))
         except (CheckpointDamaged, OSError) as error:
             problem = str(error)
-        if all_agree(saved is not None, device):
+        if all_agree(saved is not None, rank.device):
             return saved
         print(f"checkpoint {one.checkpoint.path} cannot be used ({problem or 'another worker says so'})", flush=True)
     raise CheckpointDamaged(
@@ -164,37 +146,42 @@ def sweep(counted: set[str]) -> None:
 
 
 def all_agree(fine: bool, device: torch.device) -> bool:
-    """Whether `fine` on every rank."""
+    """Return whether `fine` holds on every rank."""
     votes = torch.tensor(int(fine), device=device)
     torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MIN)
     return bool(votes)
 
 
-def put_share(address: str, tensors: dict[str, Tensor], rank: int, workers: int, step: int, updates: int) -> None:
-    """One rank's files, to a folder that may be on s3://. Raises OSError, and SafetensorError where the disk is full."""
+def put_share(address: str, share: Saved, rank: int, workers: int) -> None:
+    """Write one rank's files to a folder, local or s3://. Raises OSError, and SafetensorError where the disk is full."""
     if is_remote(address):
         with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
-            write_share(Path(folder), tensors, rank, workers, step, updates)
+            write_share(Path(folder), share, rank, workers)
             for file in sorted(Path(folder).iterdir()):
                 write_bytes(f"{address}/{file.name}", file.read_bytes())
         return
     target = Path(address)
     target.mkdir(parents=True, exist_ok=True)
-    write_share(target, tensors, rank, workers, step, updates)
+    write_share(target, share, rank, workers)
     if shutil.disk_usage(target).free < SPARE:
         raise OSError(errno.ENOSPC, f"less than {SPARE >> 20} MiB free")
 
 
-def write_share(folder: Path, tensors: dict[str, Tensor], rank: int, workers: int, step: int, updates: int) -> None:
-    """One rank's files."""
+def write_share(folder: Path, share: Saved, rank: int, workers: int) -> None:
+    """Write one rank's files to a local folder."""
     path = folder / f"state-{rank:05d}-of-{workers:05d}.safetensors"
-    save_file(tensors, path)
-    mark = {"step": step, "updates": updates, "crc32": f"{checksum(path):08x}", "bytes": path.stat().st_size}
+    save_file(share.tensors, path)
+    mark = {
+        "step": share.step,
+        "updates": share.updates,
+        "crc32": f"{checksum(path):08x}",
+        "bytes": path.stat().st_size,
+    }
     path.with_suffix(".json").write_text(json.dumps(mark))
 
 
 def read_shares(folder: Path) -> Saved:
-    """All ranks' files. Raises CheckpointDamaged."""
+    """Read the files of all ranks. Raises CheckpointDamaged."""
     marks = sorted(folder.glob("state-*-of-*.json"))
     workers = int(marks[0].stem.rsplit("-", 1)[1]) if marks else 0
     if not marks or len(marks) != workers:

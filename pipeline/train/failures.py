@@ -69,16 +69,16 @@ def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
         if isinstance(cause, ValueError):
             return JobFailed(str(cause))
         if is_startup_timeout(cause):
-            wanted = run.settings.cluster.train
+            wanted = run.spec.resources
             return JobFailed(
                 f"no room for cluster.train.workers = {wanted.workers} in {wanted.max_failures + 1} x "
                 f"cluster.train.start_timeout_s = {wanted.start_timeout_s:g} s; `ray status` says what is asked for and what "
-                f"there is; lower it, or wait longer; the same command goes on from the last checkpoint in {run.folder}"
+                f"there is; lower it, or wait longer; the same command goes on from the last checkpoint in {run.spec.folder}"
             )
-        if full := no_room(run.folder, cause):
+        if full := no_room(run.spec.folder, cause):
             return full
     return JobFailed(
-        f"training failed ({in_short(causes[0])}); the same command goes on from the last checkpoint in {run.folder}"
+        f"training failed ({in_short(causes[0])}); the same command goes on from the last checkpoint in {run.spec.folder}"
     )
 
 

@@ -103,5 +103,6 @@ def learning_rate(step: int, train: TrainSettings) -> float:
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
+    """Set the rate of an optimizer's groups."""
     for group in groups:
         group["lr"] = rate

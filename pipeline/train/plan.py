@@ -4,7 +4,8 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,19 +27,15 @@ from ..models.videocrafter import VideoCrafter
 from ..schema import TEST, TRAIN
 from ..settings import Settings, load, to_yaml, without_removed
 from ..storage.files import exists, read_json, write_bytes, write_json
-from .initial import Job, check_prior, freeze, load_initial, sections, untrained, uses_prior
+from .initial import check_prior, freeze, load_initial, untrained
 from .report.trackers import check_trackers
+from .spec import Job, TrainSpec, train_spec
 
 FINGERPRINT_FILE = "made_with.json"
-
-
 CHECKPOINTS = "checkpoints"
+CHECKPOINT_BYTES = 4 + 8  # a parameter in a checkpoint: the float32 weight and AdamW's two moments
 
-
-CHECKPOINT_BYTES = 4 + 8  # of one parameter in a checkpoint: the float32 weight, AdamW's two moments
-
-
-# of `train`: what may change between two starts of one run without changing what is trained
+# settings of `train` that may change between two starts of one run: the result stays the same
 FREE = {
     "micro_batch",
     "activation_checkpointing",
@@ -55,73 +52,66 @@ FREE = {
 }
 
 
+class RunStatus(Enum):
+    """How far a run is, in the words of its plan."""
+
+    NEW = "new"
+    INTERRUPTED = "goes on from its last checkpoint"
+    DONE = "done already: nothing to do"
+
+
 @dataclass(frozen=True)
 class Run:
-    """A job with everything that was found out about it; its folder is STORAGE/NAME/JOB."""
+    """A training, checked before Ray starts."""
 
-    job: Job
+    spec: TrainSpec
     settings: Settings
     cache: Cache
     model: nn.Module  # on the meta device: a shape, no weights
-    initialised_from: str  # what the weights start from, in words
-    fingerprint: dict[str, Any]  # what decides the result
-
-    @property
-    def folder(self) -> str:
-        return run_folder(self.job, self.settings)
-
-    @property
-    def export(self) -> str:
-        return f"{self.folder}/export"
-
-
-def run_folder(job: Job, settings: Settings) -> str:
-    return f"{settings.run.folder}/{job}"
+    initialised_from: str  # where the weights come from, in words
+    fingerprint: dict[str, Any]  # all that decides the result
 
 
 def prepare(job: Job, settings: Settings) -> Run:
     """Find and check cache, initial weights and prior. Reads only. Raises UserError or WeightsMismatch."""
-    check_trackers(settings)
+    check_trackers(settings.run.track)
     wanted = resolve_spec(settings)
-    cache = (
-        planned_cache(settings.data, wanted)
-        if settings.data.online
-        else open_training_cache(settings.cache_path, settings.cache.mix, wanted)
-    )
+    if settings.data.online:
+        cache = planned_cache(settings.data, wanted)
+    else:
+        cache = open_training_cache(settings.cache_path, settings.cache.mix, wanted)
     if not cache.select(TRAIN):
         raise UserError(
             f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
         )
-    model, initialised_from = meta_model(job, settings, cache.spec)
+    spec = train_spec(job, settings, cache.spec)
+    model, initialised_from = meta_model(spec)
     if job == "finetune" and settings.model.backbone != "latte" and settings.train.label_dropout:
         read_null_text(cache.path)
-    if uses_prior(job, settings):
-        path = check_prior(settings, cache.spec)
-        if settings.bridge.cached_prior and isinstance(cache, Mix):
-            raise UserError("bridge.cached_prior = true is of one cache; with cache.mix set it false")
-        if settings.bridge.cached_prior:
-            check_outputs(cache, weights_hash(shipped_path(path)))
-    return Run(job, settings, cache, model, initialised_from, run_fingerprint(job, settings, cache))
+    if spec.prior_export:
+        check_prior(spec.prior_export, cache.spec)
+        if spec.bridge.cached_prior and isinstance(cache, Mix):
+            raise UserError("bridge.cached_prior = true takes one cache; with cache.mix set it false")
+        if spec.bridge.cached_prior:
+            check_outputs(cache, weights_hash(shipped_path(spec.prior_export)))
+    return Run(spec, settings, cache, model, initialised_from, run_fingerprint(spec, cache))
 
 
-def meta_model(job: Job, settings: Settings, spec: CacheSpec) -> tuple[nn.Module, str]:
-    """The job's model without weights, train.init having been tried on it."""
+def meta_model(spec: TrainSpec) -> tuple[nn.Module, str]:
+    """The job's model without weights, after train.init was tried on it; and where the weights come from."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
-        model = untrained(job, settings, spec)
+        model = untrained(spec)
         with torch.device("cpu"):
-            backbone = model.backbone
-            assert isinstance(backbone, nn.Module)
-            initialised_from = load_initial(job, settings, spec, backbone)
-        freeze(job, settings, backbone)
+            initialised_from = load_initial(spec, model.backbone)
+        freeze(spec, model.backbone)
         return model, initialised_from
 
 
-def run_fingerprint(job: Job, settings: Settings, cache: Cache) -> dict[str, Any]:
-    """What decides the result of a run. Workers and ZeRO stage do not: a run may go on with others."""
-    model, train = sections(job, settings)
+def run_fingerprint(spec: TrainSpec, cache: Cache) -> dict[str, Any]:
+    """All that decides the result of a run. Workers and ZeRO stage do not: a run may go on with others."""
     result: dict[str, Any] = {
-        "run.seed": settings.run.seed,
+        "run.seed": spec.seed,
         "cache.fingerprint": cache.spec.fingerprint,
         "cache.clips": f"{len(cache.rows)} ({hash_of_clips(cache)})",
     }
@@ -129,42 +119,40 @@ def run_fingerprint(job: Job, settings: Settings, cache: Cache) -> dict[str, Any
         result["cache.mix"] = [
             f"{p.clips} clips ({p.keys}) of {p.fingerprint}, weight {p.weight:g}" for p in cache.parts
         ]
-    prefix = "" if job == "finetune" else "prior."
-    result |= {f"{prefix}model.{name}": value for name, value in model.model_dump(mode="json").items()}
-    trained = train.model_dump(mode="json")
-    result |= {f"{prefix}train.{name}": value for name, value in trained.items() if name not in FREE}
-    if train.init is not None:
-        result[f"{prefix}train.init (its weights)"] = weights_hash(shipped_path(train.init))
-    if job == "finetune":
-        bridge = settings.bridge.model_dump(mode="json")
-        result |= {f"bridge.{name}": value for name, value in bridge.items() if name != "prior_path"}
-        if uses_prior(job, settings):
-            result["bridge.prior_path (its weights)"] = weights_hash(shipped_path(settings.prior_export))
+    decisive = {"model": spec.model.model_dump(mode="json"), "train": spec.train.model_dump(mode="json", exclude=FREE)}
+    if spec.job == "finetune":
+        decisive["bridge"] = spec.bridge.model_dump(mode="json", exclude={"prior_path"})
+    prefix = spec.key.removesuffix("train")
+    result |= {f"{prefix}{name}.{key}": value for name, section in decisive.items() for key, value in section.items()}
+    if spec.train.init is not None:
+        result[f"{spec.key}.init (its weights)"] = weights_hash(shipped_path(spec.train.init))
+    if spec.prior_export:
+        result["bridge.prior_path (its weights)"] = weights_hash(shipped_path(spec.prior_export))
     return result
 
 
-def run_status(run: Run) -> Literal["new", "interrupted", "done"]:
+def run_status(run: Run) -> RunStatus:
     """How far the run is. Raises UserError if its folder holds a run of other settings."""
-    state: Literal["interrupted", "done"]
-    state = "done" if is_export(run.export) else "interrupted"
-    address = f"{run.folder}/{FINGERPRINT_FILE}"
-    if not exists(address):
-        if state == "done":
-            raise UserError(f"{run.export}: an export that was not made here; choose another --run.name, or delete it")
-        return "new"
+    folder, state = run.spec.folder, RunStatus.DONE if is_export(run.spec.export) else RunStatus.INTERRUPTED
+    if not exists(f"{folder}/{FINGERPRINT_FILE}"):
+        if state == RunStatus.DONE:
+            raise UserError(
+                f"{run.spec.export}: an export that was not made here; choose another --run.name, or delete it"
+            )
+        return RunStatus.NEW
     # a setting that an earlier version did not have was at its default
-    before = without_removed(defaults(run.fingerprint) | read_json(address))
+    before = without_removed(defaults(run.fingerprint) | read_json(f"{folder}/{FINGERPRINT_FILE}"))
     differences = [
         f"{key}: was {before.get(key)!r}, now {run.fingerprint.get(key)!r}"
         for key in sorted(before.keys() | run.fingerprint.keys())
         if before.get(key) != run.fingerprint.get(key)
     ]
-    if differences and state == "interrupted" and not exists(f"{run.folder}/{CHECKPOINTS}"):
-        return "new"  # nothing had been trained yet
+    if differences and state == RunStatus.INTERRUPTED and not exists(f"{folder}/{CHECKPOINTS}"):
+        return RunStatus.NEW  # nothing had been trained yet
     if differences:
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
         raise UserError(
-            f"{run.folder}: holds a {'finished' if state == 'done' else 'half-finished'} run of other settings "
+            f"{folder}: holds a {'finished' if state == RunStatus.DONE else 'half-finished'} run of other settings "
             f"({'; '.join(differences[:4])}{more}); set them alike, choose another --run.name, or delete that folder"
         )
     return state
@@ -185,59 +173,48 @@ def defaults(keys: Iterable[str]) -> dict[str, Any]:
 
 
 def record(run: Run) -> None:
-    """Write what the run is made with beside its results."""
-    write_bytes(f"{run.folder}/settings.yaml", to_yaml(run.settings).encode())
-    write_json(f"{run.folder}/{FINGERPRINT_FILE}", run.fingerprint)
+    """Write settings and fingerprint beside the run's results."""
+    write_bytes(f"{run.spec.folder}/settings.yaml", to_yaml(run.settings).encode())
+    write_json(f"{run.spec.folder}/{FINGERPRINT_FILE}", run.fingerprint)
 
 
 def plan_training(run: Run) -> str:
-    """What the run would do, in words and figures."""
-    _, train = sections(run.job, run.settings)
+    """Say in words and figures what the run would do."""
+    spec, train = run.spec, run.spec.train
     clips, held_out = len(run.cache.select(TRAIN)), len(run.cache.select(TEST))
     parameters = sum(p.numel() for p in run.model.parameters())
-    learned = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    least, workers = run.settings.cluster.train.workers_range
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    part = f", {trained / 1e6:.2f} M trained" if trained < parameters else ""
+    least, workers = spec.resources.workers_range
     micro_batch, micro_batches = micro_batching(train.global_batch, train.micro_batch, workers)
     flops = training_flops(run.model, run.cache.spec)
     epochs = train.steps * train.global_batch / clips
-    size = learned * CHECKPOINT_BYTES
     kept = f"the {'last' if train.keep_by == 'time' else 'best'} {train.keep_checkpoints}"
     return (
-        f"Plan: {run.job} {run.initialised_from}, {_describe_status(run)}\n"
-        f"  model         {parameters / 1e6:.2f} M parameters{_describe_trained(run.model)}, {tokens(run.model)}"
+        f"Plan: {spec.job} {run.initialised_from}, {run_status(run).value}\n"
+        f"  model         {parameters / 1e6:.2f} M parameters{part}, {tokens(run.model)}"
         f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
-        f"  data          {clips} training and {held_out} held-out clips in {_describe_caches(run.cache, run.settings)}\n"
+        f"  data          {clips} training and {held_out} held-out clips in {_describe_caches(run)}\n"
         f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
         f"{'' if least == workers else f'{least} to '}{workers} workers x {micro_batches} micro-batches of {micro_batch}, "
         f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
         f"  checkpoints   every {train.checkpoint_every} steps, {kept} kept, "
-        f"{_size(size)} each; export {_size(parameters * 4)}\n"
-        f"  to            {run.folder}"
+        f"{_size(trained * CHECKPOINT_BYTES)} each; export {_size(parameters * 4)}\n"
+        f"  to            {spec.folder}"
     )
 
 
-def _describe_status(run: Run) -> str:
-    return {"new": "new", "interrupted": "goes on from its last checkpoint", "done": "done already: nothing to do"}[
-        run_status(run)
-    ]
-
-
-def _describe_trained(model: nn.Module) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = any(not p.requires_grad for p in model.parameters())
-    return f", {trained / 1e6:.2f} M trained" if frozen else ""
-
-
-def _describe_caches(cache: Cache, settings: Settings) -> str:
+def _describe_caches(run: Run) -> str:
+    cache = run.cache
     if not isinstance(cache, Mix):
-        return f"{cache.path}{', made while training runs' if settings.data.online else ''}"
+        return f"{cache.path}{', made while training runs' if run.spec.data.online else ''}"
     total = sum(drawn for _, drawn in cache.shares)
     shares = zip(cache.parts, cache.shares, strict=True)
     return ", ".join(f"{part.path} ({drawn / total:.0%} of the draws)" for part, (_, drawn) in shares)
 
 
 def tokens(model: nn.Module) -> str:
-    """Tokens that a Latte sees of one clip, the image's frame included, in words; "" of another backbone."""
+    """Say how many tokens a Latte sees of one clip, the image's frame included; "" for another backbone."""
     backbone = model.backbone
     if not isinstance(backbone, Latte):
         return ""
@@ -245,10 +222,10 @@ def tokens(model: nn.Module) -> str:
 
 
 def training_flops(model: nn.Module, spec: CacheSpec) -> float:
-    """FLOP of one clip, forward and backward; counted on the meta device, nothing is computed.
+    """Count the FLOP of one clip, forward and backward, on the meta device; nothing is computed.
 
     The backward pass is one forward for the gradients of activations, and another for those of weights, less the share of
-    weights that are frozen.
+    frozen weights.
     """
     shape = (1, *spec.latent_shape)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -18,32 +18,30 @@ from ..runtime.progress import duration
 from ..storage.files import read_json, resolve, write_json
 from . import checkpoint
 from .failures import FailurePolicy, explained, stop_through
-from .initial import sections
-from .plan import CHECKPOINTS, Run, record, run_status, training_flops
+from .plan import CHECKPOINTS, Run, RunStatus, record, run_status, training_flops
 from .worker import train_worker
 
 log = logging.getLogger("train")
-
 
 # With a range of workers Ray Train asks for as many as there is room for; where a node was just lost, it does not know yet.
 RANGE_START_S = 30
 
 
 def run_training(run: Run) -> dict[str, Any]:
-    """Train, or go on where the run stopped, and give its summary.json. Raises UserError or JobFailed."""
-    summary = f"{run.folder}/summary.json"
-    if run_status(run) == "done":
-        log.info("nothing to do: %s has been trained already, with these settings", run.export)
+    """Train, or go on where the run stopped; return its summary.json. Raises UserError or JobFailed."""
+    summary = f"{run.spec.folder}/summary.json"
+    if run_status(run) == RunStatus.DONE:
+        log.info("nothing to do: %s has been trained already, with these settings", run.spec.export)
         found: dict[str, Any] = read_json(summary)
         return found
     start_ray(run.settings.cluster)
-    resources = run.settings.cluster.train
+    resources = run.spec.resources
     check_room("train", resources, resources.workers_range[0], f"cluster.train.workers = {resources.workers}")
-    if run.settings.data.online:
+    if run.spec.data.online:
         check_room_online(run.settings.cluster)
     stop_key = f"framebridge-stop-{uuid.uuid4().hex}"
     try:
-        with checkpoint.room_needed(run.folder), stop_through(stop_key):
+        with checkpoint.room_needed(run.spec.folder), stop_through(stop_key):
             record(run)
             result = make_trainer(run, stop_key).fit()
             while "moved" in result.return_value:
@@ -52,20 +50,21 @@ def run_training(run: Run) -> dict[str, Any]:
     except ray.train.TrainingFailedError as error:
         raise explained(run, error) from error
     if "asked" in result.return_value:
-        log.info("%s, with a checkpoint in %s", result.return_value["asked"], run.folder)
+        log.info("%s, with a checkpoint in %s", result.return_value["asked"], run.spec.folder)
         sys.exit(signal.SIGTERM)
     if "stopped" in result.return_value:
-        raise JobFailed(f"{result.return_value['stopped']}; the last checkpoint is in {run.folder}")
+        raise JobFailed(f"{result.return_value['stopped']}; the last checkpoint is in {run.spec.folder}")
     write_json(summary, result.return_value)
-    log.info("%s: %d steps in %s", run.export, result.return_value["steps"], duration(result.return_value["seconds"]))
+    log.info(
+        "%s: %d steps in %s", run.spec.export, result.return_value["steps"], duration(result.return_value["seconds"])
+    )
     return dict(result.return_value)
 
 
 def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
-    """What starts the workers, and starts them again."""
-    resources = run.settings.cluster.train
-    filesystem, inner = resolve(run.folder)
-    _, train = sections(run.job, run.settings)
+    """The trainer that starts the workers, and starts them again after a failure."""
+    resources, train = run.spec.resources, run.spec.train
+    filesystem, inner = resolve(run.spec.folder)
     by_score = train.keep_by == "validation_loss"
     least, most = resources.workers_range
     wait_s = resources.start_timeout_s if least == most else min(RANGE_START_S, resources.start_timeout_s)
@@ -77,17 +76,16 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
-            "job": run.job,
-            "settings": run.settings.model_dump(mode="json"),
-            "cache": run.cache if run.settings.data.online else run.cache.spec,
-            "stop": stop_key,
-            "flops": training_flops(run.model, run.cache.spec),
+            "spec": run.spec,
+            "online": (run.cache, run.settings) if run.spec.data.online else None,
+            "stop_key": stop_key,
+            "flops": training_flops(run.model, run.spec.cache),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             use_gpu=resources.num_gpus > 0,
-            resources_per_worker={"CPU": 0} | needs(run.settings.cluster.train),
-            label_selector=selector(run.settings.cluster.train),
+            resources_per_worker={"CPU": 0} | needs(resources),
+            label_selector=selector(resources),
         ),
         torch_config=ray.train.torch.TorchConfig(
             backend="nccl" if resources.num_gpus > 0 else "gloo", timeout_s=resources.hang_timeout_s
@@ -109,7 +107,7 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
                 checkpoint_score_order="min",
             ),
             # counts the workers' failures, and tells of them without tracebacks
-            callbacks=[FailurePolicy(run.folder, resources.max_failures)],
+            callbacks=[FailurePolicy(run.spec.folder, resources.max_failures)],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )

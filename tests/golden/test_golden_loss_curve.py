@@ -21,13 +21,15 @@ PROGRAM = """
     from helpers.process_group import join
     from helpers.tiny_cache import tiny_settings, write_cache
 
+    from pipeline.train.spec import train_spec
     from pipeline.data.load.batches import training_batches, validation_batches
     from pipeline.data.load.reader import Source
-    from pipeline.train.deepspeed.engine import start_engine
+    from pipeline.train.engine import TrainingEngine
+    from pipeline.train.report.meter import Meter
     from pipeline.train.report.history import History
     from pipeline.train.ranks import RankInfo
-    from pipeline.train.loop import train_steps
-    from pipeline.train.losses import finetune_task
+    from pipeline.train.loop import RunControl, train_steps
+    from pipeline.train.losses import finetune_loss
     from pipeline.train.initial import untrained
 
     storage = Path(sys.argv[1])
@@ -36,16 +38,17 @@ PROGRAM = """
     train = settings.train
     cache = write_cache(settings)
     join()
-    model = untrained("finetune", settings, cache.spec)
+    model = untrained(train_spec("finetune", settings, cache.spec))
     model.backbone.initialise(0)
     classes = cache.spec.classes
-    engine = start_engine(model, train, 1, torch.device("cpu"))
+    rank = RankInfo(0, 1, torch.device("cpu"))
+    engine = TrainingEngine(model, train, rank)
     source = Source(cache, cache.select("train"), classes, 0.1, 0)
     batches = training_batches(source, train.global_batch, 1, 0, 1, range(train.steps))
     held_out = validation_batches(Source(cache, cache.select("test").spread(3), classes, 0.0, 0), 1, 0, 1)
     history = History(str(storage), 0, train.steps)
-    place = RankInfo(0, 1, torch.device("cpu"))
-    train_steps(engine, finetune_task(model, settings.bridge), train, batches, held_out, history, lambda *_: None, place, 0)
+    loss = finetune_loss(model.conditions, settings.bridge)
+    train_steps(engine, loss, batches, held_out, Meter(train, rank, history), RunControl())
     curve = [{name: row.get(name) for name in ("step", "loss", "validation_loss", "gradient_norm")} for row in history.rows]
     (storage / "curve.json").write_text(json.dumps(curve))
 """

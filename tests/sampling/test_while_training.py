@@ -8,6 +8,7 @@ import torch
 from helpers.tiny_cache import tiny_settings, write_cache
 from safetensors.torch import load_file
 
+from pipeline.data.cache.info import require_spec
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.while_training import sampled_while_training
@@ -18,6 +19,7 @@ from pipeline.train.plan import prepare
 from pipeline.train.report.history import HISTORY
 from pipeline.train.report.rows import read_history
 from pipeline.train.run import run_training
+from pipeline.train.spec import train_spec
 
 pytestmark = pytest.mark.ray
 SAMPLED = ("--sample.while_training=2", "--sample.while_training_count=2", "--sample.steps=2", "--train.steps=4")
@@ -27,8 +29,8 @@ def train(settings: Settings) -> str:
     run = prepare("finetune", settings)
     with sampled_while_training(run):
         run_training(run)
-    assert [row["step"] for row in read_history(f"{run.folder}/{HISTORY}")] == list(range(5))
-    return run.folder
+    assert [row["step"] for row in read_history(f"{run.spec.folder}/{HISTORY}")] == list(range(5))
+    return run.spec.folder
 
 
 @pytest.mark.long
@@ -40,7 +42,8 @@ def test_checkpoints_are_sampled_beside_the_training(ray_cluster: None, tmp_path
     assert {path.suffix for path in samples} == {".mp4", ".png"} and samples[0].stem in ("step-0000002", "step-0000004")
     frames = decode_mp4(samples[0].read_bytes())
     assert frames.shape[0] == 4 and frames.std() > 1
-    again = export_of_checkpoint(settings, choose_checkpoint(settings))
+    spec = train_spec("finetune", settings, require_spec(settings.cache_path))
+    again = export_of_checkpoint(spec, choose_checkpoint(folder, None))
     assert again.endswith("finetune/export-step-0000004")
     state, exported = (load_file(f"{place}/model.safetensors") for place in (again, f"{folder}/export"))
     assert state.keys() == exported.keys()
@@ -48,7 +51,7 @@ def test_checkpoints_are_sampled_beside_the_training(ray_cluster: None, tmp_path
     configs = [read_json(f"{place}/config.json") for place in (again, f"{folder}/export")]
     assert configs[0] == configs[1]
     with pytest.raises(UserError, match=r"sample.checkpoint = 3: .* steps 2, 4; choose one"):
-        choose_checkpoint(tiny_settings(tmp_path, *SAMPLED, "--sample.checkpoint=3"))
+        choose_checkpoint(folder, 3)
 
 
 @pytest.mark.long

@@ -19,6 +19,7 @@ from pipeline.train.adapters import merged
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import untrained
 from pipeline.train.plan import plan_training, prepare, run_fingerprint
+from pipeline.train.spec import train_spec
 
 LORA = ("--train.lora.rank=2", "--train.lora.alpha=4")
 
@@ -35,10 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = published(tmp_path_factory.mktemp("adapters"), clips=4, held_out=1)
     scratch = tiny_settings(folder)
     cache = write_cache(scratch)
-    module = untrained("finetune", scratch, cache.spec)
+    module = untrained(train_spec("finetune", scratch, cache.spec))
     randomise(module)
     backbone: Any = module.backbone
-    save_export(folder / "latte", backbone.state_dict(), export_config("finetune", scratch, cache.spec))
+    save_export(folder / "latte", backbone.state_dict(), export_config(train_spec("finetune", scratch, cache.spec)))
     return folder
 
 
@@ -51,50 +52,49 @@ PROGRAM = """
     import yaml
     from helpers.process_group import join
 
+    from pipeline.train.spec import train_spec
     from pipeline.data.cache.info import resolve_spec
     from pipeline.settings import build
     from pipeline.data.load.batches import training_batches
     from pipeline.data.load.reader import Source
     from pipeline.data.load.mix import open_training_cache
-    from pipeline.train.deepspeed.engine import start_engine
+    from pipeline.train.engine import TrainingEngine
+    from pipeline.train.initial import build_loss, initial_model
     from pipeline.train.ranks import RankInfo
-    from pipeline.train.deepspeed.state import count_updates, full_state, gather, optimizer_keys, put_back, weights
-    from pipeline.train.worker import build_task
     from pipeline.train.export.write import whole_state
 
     join()
-    place = RankInfo(0, 1, torch.device("cpu"))
+    rank = RankInfo(0, 1, torch.device("cpu"))
     for path in sys.argv[1:]:
         settings = build([yaml.safe_load(Path(path).read_text())])
         cache = open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
         source = Source(cache, cache.select("train"), cache.spec.classes, 0.0, 0, bool(cache.spec.text_shape))
 
-        def go(start, stop, saved):
-            task, _ = build_task("finetune", settings, cache.spec, place)
-            before = {name: value.clone() for name, value in task.model.state_dict().items()}
-            if saved:
-                task.model.load_state_dict(dict(weights(saved[0])), strict=False)
-            engine = start_engine(task.model, settings.train, 1, place.device)
-            keys = optimizer_keys("adamw")
-            if saved:
-                put_back(engine, saved[0], keys, saved[1])
-            engine.eval()  # no dropout
-            for micro_batches in training_batches(source, 2, 2, 0, 1, range(start, stop)):
-                engine.backward(task.loss(engine, micro_batches[0]).mean())
-                engine.step()
-            return (gather(engine, keys, 0, 1), count_updates(engine)), engine, task, before
+        spec = train_spec("finetune", settings, cache.spec)
 
-        whole, engine, task, before = go(0, 2, None)
+        def go(stop, saved=None):
+            model, _ = initial_model(spec)
+            loss, before = build_loss(spec, model, rank.device), {k: v.clone() for k, v in model.state_dict().items()}
+            engine = TrainingEngine(model, settings.train, rank, saved)
+            engine.network.eval()  # no dropout
+            for micro_batches in training_batches(source, 2, 2, 0, 1, range(engine.steps, stop)):
+                engine.network.backward(loss(engine.network, micro_batches[0]).mean())
+                engine.network.step()
+                engine.end_step()
+            return engine, before
+
+        engine, before = go(2)
+        whole = engine.share()
         if settings.train.zero_stage == 2:  # ZeRO-3 takes as long again, and test_state has it resume
-            resumed, *_ = go(1, 2, go(0, 1, None)[0])
-            assert whole[0].keys() == resumed[0].keys() and whole[1] == resumed[1]
-            assert all(torch.equal(value, resumed[0][name]) for name, value in whole[0].items())
-        trained = {name.rsplit("/", 1)[0] for name in whole[0]}
+            resumed = go(2, go(1)[0].share())[0].share()
+            assert whole.tensors.keys() == resumed.tensors.keys() and whole.updates == resumed.updates
+            assert all(torch.equal(value, resumed.tensors[name]) for name, value in whole.tensors.items())
+        trained = {name.rsplit("/", 1)[0] for name in whole.tensors}
         assert any("lora_A" in name for name in trained), trained
-        state = full_state(engine, {})
+        state = {name: value for name, value in engine.export_state().items() if name in trained}
         assert set(state) == trained
         assert all(not torch.equal(state[name], before[name]) for name in trained)
-        merged = whole_state("finetune", settings, cache.spec, state)
+        merged = whole_state(spec, state)
         torch.save((merged, sorted(trained)), path + ".pt")
 """
 
@@ -130,7 +130,7 @@ def test_resumed_is_bit_equal_and_the_export_holds_the_sum(
     spec = open_cache(settings.cache_path).spec
     from pipeline.train.initial import initial_model
 
-    model = initial_model("finetune", settings, spec)[0]
+    model = initial_model(train_spec("finetune", settings, spec))[0]
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     model.backbone.load_state_dict(state)  # strict: the names of a network without adapters
     changed = {name for name, value in state.items() if not torch.equal(value, before[name])}
@@ -146,7 +146,7 @@ def test_an_adapted_network_and_its_merged_state_give_the_same(folder: Path) -> 
     spec = open_cache(settings.cache_path).spec
     from pipeline.train.initial import initial_model
 
-    adapted = initial_model("finetune", settings, spec)[0]
+    adapted = initial_model(train_spec("finetune", settings, spec))[0]
     randomise(adapted, seed=3)
     plain = build_image_to_video(settings.model, spec.latent_shape, len(spec.classes))
     plain.load_state_dict(merged(adapted.state_dict(), settings.train.lora))
@@ -160,7 +160,7 @@ def test_parts_of_the_network_are_trained_by_name(folder: Path) -> None:
     names = {name for name, p in run.model.named_parameters() if p.requires_grad}
     assert names and all(name.startswith(("backbone.blocks.1.", "backbone.final_layer")) for name in names)
     assert " M trained, " in plan_training(run)
-    assert run_fingerprint("finetune", settings, run.cache)["train.trainable"] == [r"^blocks\.1\.", "final_layer"]
+    assert run_fingerprint(run.spec, run.cache)["train.trainable"] == [r"^blocks\.1\.", "final_layer"]
 
 
 def test_patterns_that_match_nothing_and_adapters_on_nothing_are_refused(folder: Path) -> None:

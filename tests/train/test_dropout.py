@@ -12,16 +12,17 @@ PROGRAM = """
     from helpers.tiny_networks import randomise
     from helpers.tiny_published import UNET3D
 
+    from pipeline.train.spec import train_spec
     from pipeline.data.cache.info import CacheSpec
     from pipeline.data.cache.manifest import Cache
     from pipeline.settings import load
     from pipeline.data.load.reader import Clip, Source
     from pipeline.data.load.batches import training_batches
-    from pipeline.train.deepspeed.engine import start_engine
+    from pipeline.train.engine import TrainingEngine
+    from pipeline.train.report.meter import Meter
     from pipeline.train.ranks import RankInfo
-    from pipeline.train.loop import train_steps
-    from pipeline.train.deepspeed.state import count_updates, gather, put_back, weights
-    from pipeline.train.losses import finetune_task
+    from pipeline.train.loop import RunControl, train_steps
+    from pipeline.train.losses import finetune_loss
     from pipeline.train.initial import untrained
 
     rank, workers = join()
@@ -31,7 +32,7 @@ PROGRAM = """
         "train.precision": "float32", "train.learning_rate": 0.001, "cluster.train.workers": workers,
     }
     settings, _ = load(["--recipe", "webvid-videocrafter", *(f"--{name}={value}" for name, value in lines.items())])
-    shape, text, keys = (4, 4, 4, 4), (3, 16), ("exp_avg", "exp_avg_sq")
+    shape, text = (4, 4, 4, 4), (3, 16)
     def of(row, *shape):
         return torch.from_numpy(np.random.default_rng(row["stride"]).standard_normal(shape).astype(np.float16)).float()
     rows = pa.table({"key": list(map(str, range(8))), "label": [""] * 8, "stride": range(8)})
@@ -39,34 +40,33 @@ PROGRAM = """
     clip_of = lambda row: Clip(*of(row, 2, *shape), of(row, *text))
     source = Source(cache, cache.rows, [], 0.0, 0, text=True,
                     made=lambda positions: [(cache.rows[place], clip_of(cache.rows[place])) for place in positions])
-    place = RankInfo(rank, workers, torch.device("cpu"))
+    rank_info = RankInfo(rank, workers, torch.device("cpu"))
 
 
-    def train(start, saved, updates):
-        model = untrained("finetune", settings, cache.spec)
+    class Kept(RunControl):
+        def __init__(self):
+            self.saved = {}
+
+        def save(self, engine, row):
+            self.saved[engine.steps] = engine.share()
+
+
+    def train(saved):
+        model = untrained(train_spec("finetune", settings, cache.spec))
         randomise(model)
-        if saved:
-            model.load_state_dict(dict(weights(saved)), strict=False)
-        engine = start_engine(model, settings.train, workers, place.device)
-        if saved:
-            put_back(engine, saved, keys, updates)
-        found = {}
-
-        def save(step, row):
-            found[step] = gather(engine, keys, rank, workers), count_updates(engine)
-
-        batches = training_batches(source, 4, 2, rank, workers, range(start, 4))
-        train_steps(engine, finetune_task(model, settings.bridge), settings.train, batches, [], None, save, place, start)
-        return found
+        engine = TrainingEngine(model, settings.train, rank_info, saved)
+        batches, control = training_batches(source, 4, 2, rank, workers, range(engine.steps, 4)), Kept()
+        loss = finetune_loss(model.conditions, settings.bridge)
+        train_steps(engine, loss, batches, [], Meter(settings.train, rank_info), control)
+        return control.saved
 
 
-    whole = train(0, None, 0)
-    resumed = train(2, *whole[2])
-    assert all(torch.equal(value, resumed[4][0][name]) for name, value in whole[4][0].items())
+    whole = train(None)
+    resumed = train(whole[2])
+    assert all(torch.equal(value, resumed[4].tensors[name]) for name, value in whole[4].tensors.items())
 """
 
 
 def test_a_restart_drops_the_same() -> None:
-    run_ranks(
-        PROGRAM, [(1, [])]
-    )  # that neither seeds nor batches depend on workers is tests/data/load/test_batches.py's
+    # tests/data/load/test_batches.py holds that neither seeds nor batches depend on workers
+    run_ranks(PROGRAM, [(1, [])])

@@ -17,14 +17,15 @@ from pipeline.settings import Settings
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import check_prior, load_initial, untrained
 from pipeline.train.plan import prepare
+from pipeline.train.spec import Job, train_spec
 
 TEACHER = ("--bridge.process=diffusion", "--model.image_condition=none")
 
 
 def write_model(folder: Path, settings: Settings, spec: CacheSpec, prior: bool = False, **changes: Any) -> Path:
     """An export as jobs/finetune.py (or train_prior.py) leaves it, all weights 0.5."""
-    job = "prior" if prior else "finetune"
-    config = export_config(job, settings, spec) | changes  # type: ignore[arg-type]
+    job: Job = "prior" if prior else "finetune"
+    config = export_config(train_spec(job, settings, spec)) | changes
     shape, classes = config["latent_shape"], len(config["classes"])
     if prior:
         model: torch.nn.Module = build_prior(settings.prior.model, shape, classes)
@@ -48,8 +49,8 @@ def teacher(storage: Path, spec: CacheSpec) -> Path:
 
 
 def start(settings: Settings, spec: CacheSpec) -> tuple[torch.nn.Module, str]:
-    model = untrained("finetune", settings, spec)
-    return model, load_initial("finetune", settings, spec, model.backbone)  # type: ignore[arg-type]
+    model = untrained(train_spec("finetune", settings, spec))
+    return model, load_initial(train_spec("finetune", settings, spec), model.backbone)
 
 
 def test_a_bridge_starts_from_the_teacher(storage: Path, spec: CacheSpec, teacher: Path) -> None:
@@ -122,11 +123,11 @@ def test_a_missing_prior_names_the_job_that_makes_it(storage: Path, spec: CacheS
         prepare("finetune", settings)
     model = write_model(storage / "not_prior", tiny_settings(storage), spec)
     with pytest.raises(UserError, match="expected prior"):
-        check_prior(tiny_settings(storage, f"--bridge.prior_path={model}"), spec)
+        check_prior(str(model), spec)
     longer = tiny_settings(storage)
     path = write_model(storage / "long_prior", longer, spec, prior=True, latent_shape=[8, 4, 4, 4])
     with pytest.raises(UserError, match="8 x 4 x 4 x 4"):
-        check_prior(tiny_settings(storage, f"--bridge.prior_path={path}"), spec)
+        check_prior(str(path), spec)
 
 
 def test_the_cached_classes_decide_the_model(spec: CacheSpec) -> None:

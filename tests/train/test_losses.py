@@ -16,10 +16,11 @@ from pipeline.bridge.schedule import bridge_grid, ddpm_alphas_cumprod, gmax_tabl
 from pipeline.bridge.targets import eps_psi, loss_weight, q_sample, target_of
 from pipeline.data.load.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior
+from pipeline.models.image_to_video import VideoNetwork
 from pipeline.models.prior import replicate
 from pipeline.schema import LatentBatch
 from pipeline.settings import BridgeSettings
-from pipeline.train.losses import Task, class_map, finetune_task, prior_task, replicated_error
+from pipeline.train.losses import Loss, class_map, finetune_loss, prior_loss, replicated_error
 
 SHAPE = [4, 4, 4, 4]
 SETTINGS = tiny_settings(Path("/tmp"))
@@ -43,19 +44,23 @@ class Spy:
         return torch.zeros_like(z)
 
 
-def task(frozen: Any = None, **bridge: Any) -> Task:
+def model_and_loss(frozen: Any = None, **bridge: Any) -> tuple[VideoNetwork, Loss]:
     model_settings = SETTINGS.model.model_copy(
         update={name: bridge.pop(name) for name in ("image_condition", "prior_condition") if name in bridge}
     )
     chosen = BridgeSettings(**{**SETTINGS.bridge.model_dump(), **bridge})
     model = build_image_to_video(model_settings, SHAPE, len(CLASSES))
-    return finetune_task(model, chosen, frozen, class_map(CLASSES, CLASSES[::-1]))
+    return model, finetune_loss(model.conditions, chosen, frozen, class_map(CLASSES, CLASSES[::-1]))
+
+
+def loss_of(frozen: Any = None, **bridge: Any) -> Loss:
+    return model_and_loss(frozen, **bridge)[1]
 
 
 @pytest.mark.parametrize("saf", [False, True])
 def test_bridge_from_the_replicated_image(batch: TrainingBatch, saf: bool) -> None:
     spy, z0 = Spy(), batch.latents.z0
-    losses = task(saf=saf).loss(spy, batch)
+    losses = loss_of(saf=saf)(spy, batch)
     table = gmax_table()
     prior = replicate(z0[:, 0], 4)
     z_t = q_sample(z0, prior, batch.noise, table, batch.index)
@@ -71,12 +76,12 @@ def test_bridge_from_the_neural_prior_which_stays_as_it_is(batch: TrainingBatch)
     prior = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))
     randomise(prior)
     spy = Spy()
-    one = task(prior, prior="neural", prior_condition=True)
-    one.loss(spy, batch)
+    model, loss = model_and_loss(prior, prior="neural", prior_condition=True)
+    loss(spy, batch)
     # the prior knows the classes in the reverse order
     expected = prior(batch.latents.image_latent, torch.tensor([1, 0, 2]))
     torch.testing.assert_close(spy.conditions["prior"], expected)
-    one.loss(one.model, batch).mean().backward()
+    loss(model, batch).mean().backward()
     assert all(parameter.grad is None for parameter in prior.parameters())
 
 
@@ -87,7 +92,7 @@ def test_network_is_shown_f_eta_wherever_the_process_starts(batch: TrainingBatch
     f_eta = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))
     randomise(f_eta)
     spy = Spy()
-    task(f_eta, process=process, prior=prior, prior_condition=True).loss(spy, batch)
+    loss_of(f_eta, process=process, prior=prior, prior_condition=True)(spy, batch)
     shown = f_eta(batch.latents.image_latent, torch.tensor([1, 0, 2])).detach()
     torch.testing.assert_close(spy.conditions["prior"], shown)
     if process == "bridge":
@@ -101,7 +106,7 @@ def test_cached_output_of_f_eta_is_computed_again(batch: TrainingBatch) -> None:
     stored = torch.randn(batch.latents.z0.shape, generator=torch.Generator().manual_seed(2))
     spy = Spy()
     cached = replace(batch, latents=replace(batch.latents, prior=stored))
-    task(prior="neural", prior_condition=True, cached_prior=True).loss(spy, cached)  # without the network itself
+    loss_of(prior="neural", prior_condition=True, cached_prior=True)(spy, cached)  # without the network itself
     assert spy.conditions["prior"] is stored
     expected = q_sample(batch.latents.z0, stored, batch.noise, gmax_table(), batch.index)
     torch.testing.assert_close(spy.z, expected)
@@ -111,7 +116,7 @@ def test_cached_output_of_f_eta_is_computed_again(batch: TrainingBatch) -> None:
 @pytest.mark.parametrize("target", ["v", "z0"])
 def test_other_targets_are_those_of_eps_psi(batch: TrainingBatch, target: str, weight: str) -> None:
     """A network that answers zero is as wrong as the target is large."""
-    losses = task(target=target, loss_weight=weight, schedule="vp", beta1=20.0).loss(Spy(), batch)
+    losses = loss_of(target=target, loss_weight=weight, schedule="vp", beta1=20.0)(Spy(), batch)
     table, z0 = bridge_grid(vp(0.01, 20.0)), batch.latents.z0
     z_t = q_sample(z0, replicate(batch.latents.image_latent, 4), batch.noise, table, batch.index)
     wanted = target_of(target, z_t, z0, batch.noise, table, batch.index)  # type: ignore[arg-type]
@@ -123,7 +128,7 @@ def test_other_targets_are_those_of_eps_psi(batch: TrainingBatch, target: str, w
 def test_time_noise_is_on_the_image_condition_alone(batch: TrainingBatch, process: str) -> None:
     spies = Spy(), Spy()
     clean, noisy = (
-        task(process=process, time_noise=level).loss(spy, batch) for spy, level in zip(spies, (None, 2.0), strict=True)
+        loss_of(process=process, time_noise=level)(spy, batch) for spy, level in zip(spies, (None, 2.0), strict=True)
     )
     torch.testing.assert_close(spies[0].z, spies[1].z)
     torch.testing.assert_close(clean, noisy)  # the spy answers zero whatever it sees: the target is the same
@@ -146,9 +151,7 @@ def test_time_noise_is_not_on_image_tokens(batch: TrainingBatch, process: str) -
 
     def shown_to(spy: Spy, of: TrainingBatch) -> Tensor:
         bridge = BridgeSettings(**{**SETTINGS.bridge.model_dump(), "process": process, "time_noise": 2.0})
-        model = build_image_to_video(SETTINGS.model, SHAPE, len(CLASSES))
-        model.conditions += ("image_features",)
-        finetune_task(model, bridge, image_encoder=encoder).loss(spy, of)  # type: ignore[arg-type]
+        finetune_loss(("image_latent", "image_features"), bridge, image_encoder=encoder)(spy, of)  # type: ignore[arg-type]
         features = spy.conditions["image_features"]
         assert features is not None
         return features
@@ -165,7 +168,7 @@ def test_time_noise_is_not_on_image_tokens(batch: TrainingBatch, process: str) -
 @pytest.mark.parametrize("image_condition", ["frame", "none"])
 def test_diffusion_is_asked_for_the_noise(batch: TrainingBatch, image_condition: str) -> None:
     spy = Spy()
-    losses = task(process="diffusion", image_condition=image_condition).loss(spy, batch)
+    losses = loss_of(process="diffusion", image_condition=image_condition)(spy, batch)
     torch.testing.assert_close(losses, batch.noise.square().flatten(1).mean(1))
     abar = ddpm_alphas_cumprod()[batch.index].float().view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(spy.z, abar.sqrt() * batch.latents.z0 + (1 - abar).sqrt() * batch.noise)
@@ -174,7 +177,7 @@ def test_diffusion_is_asked_for_the_noise(batch: TrainingBatch, image_condition:
 
 def test_prior_regresses_the_clip(batch: TrainingBatch) -> None:
     model = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))  # untrained, it predicts zero
-    losses = prior_task(model).loss(model, batch)
+    losses = prior_loss(model, batch)
     torch.testing.assert_close(losses, batch.latents.z0.square().flatten(1).mean(1))
 
 
@@ -185,8 +188,8 @@ def test_replicated_error_is_zero_for_a_still_clip(batch: TrainingBatch) -> None
 
 
 def test_one_loss_a_sample_and_gradients_for_all_weights(batch: TrainingBatch) -> None:
-    one = task()
-    randomise(one.model)
-    losses = one.loss(one.model, batch)
+    model, loss = model_and_loss()
+    randomise(model)
+    losses = loss(model, batch)
     losses.mean().backward()
-    assert losses.shape == (3,) and all(p.grad is not None for p in one.model.parameters())
+    assert losses.shape == (3,) and all(p.grad is not None for p in model.parameters())

@@ -16,12 +16,14 @@ from pipeline.train.export.write import export_config
 from pipeline.train.plan import (
     CHECKPOINTS,
     FINGERPRINT_FILE,
+    RunStatus,
     plan_training,
     prepare,
     record,
     run_status,
     training_flops,
 )
+from pipeline.train.spec import train_spec
 
 
 @pytest.fixture
@@ -57,12 +59,12 @@ def test_a_cache_of_held_out_clips_only_is_refused(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_done_whatever_the_workers(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
-    assert run_status(run) == "new"
+    assert run_status(run) == RunStatus.NEW
     record(run)
-    finish(run.folder)
-    assert run_status(run) == "done"
+    finish(run.spec.folder)
+    assert run_status(run) == RunStatus.DONE
     free = ("--cluster.train.workers=1", "--train.log_every=9", "--train.zero_stage=1", "--sample.steps=3")
-    assert run_status(prepare("finetune", tiny_settings(storage, *free))) == "done"
+    assert run_status(prepare("finetune", tiny_settings(storage, *free))) == RunStatus.DONE
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_a_finished_run_is_done_whatever_the_workers(storage: Path) -> None:
 def test_a_finished_run_of_other_settings_is_refused(storage: Path, change: str) -> None:
     run = prepare("finetune", tiny_settings(storage))
     record(run)
-    finish(run.folder)
+    finish(run.spec.folder)
     key = change.split("=")[0]
     with pytest.raises(UserError, match=rf"finished run of other settings \({key}: was .*another --run.name"):
         run_status(prepare("finetune", tiny_settings(storage, f"--{change}")))
@@ -80,11 +82,11 @@ def test_a_finished_run_of_other_settings_is_refused(storage: Path, change: str)
 def test_a_run_of_a_version_without_a_setting_had_its_default(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     record(run)
-    finish(run.folder)
-    written = read_json(f"{run.folder}/{FINGERPRINT_FILE}")
+    finish(run.spec.folder)
+    written = read_json(f"{run.spec.folder}/{FINGERPRINT_FILE}")
     del written["bridge.loss_weight"], written["train.ema_decay"]
-    write_json(f"{run.folder}/{FINGERPRINT_FILE}", written)
-    assert run_status(run) == "done"
+    write_json(f"{run.spec.folder}/{FINGERPRINT_FILE}", written)
+    assert run_status(run) == RunStatus.DONE
     with pytest.raises(UserError, match=r"train.ema_decay: was None, now 0.9"):
         run_status(prepare("finetune", tiny_settings(storage, "--train.ema_decay=0.9")))
 
@@ -92,17 +94,17 @@ def test_a_run_of_a_version_without_a_setting_had_its_default(storage: Path) -> 
 def test_a_run_recorded_with_settings_that_are_gone_is_the_same_run(storage: Path) -> None:
     run = prepare("prior", tiny_settings(storage))
     record(run)
-    finish(run.folder)
-    address = f"{run.folder}/{FINGERPRINT_FILE}"
+    finish(run.spec.folder)
+    address = f"{run.spec.folder}/{FINGERPRINT_FILE}"
     gone = {"prior.model.image_condition": "none", "prior.model.prior_condition": False}
     write_json(address, read_json(address) | gone)
-    assert run_status(run) == "done"
+    assert run_status(run) == RunStatus.DONE
 
 
 def test_more_clips_are_another_run(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     record(run)
-    finish(run.folder)
+    finish(run.spec.folder)
     write_cache(tiny_settings(storage), clips=12)
     with pytest.raises(UserError, match=r"cache.clips: was '13 .*now '1"):
         run_status(prepare("finetune", tiny_settings(storage)))
@@ -112,17 +114,17 @@ def test_a_half_finished_run_goes_on_with_other_workers_but_not_with_other_setti
     run = prepare("prior", tiny_settings(storage))
     record(run)
     other = prepare("prior", tiny_settings(storage, "--prior.train.learning_rate=0.5"))
-    assert run_status(other) == "new"  # no checkpoint was made yet
-    (Path(run.folder) / CHECKPOINTS).mkdir()
+    assert run_status(other) == RunStatus.NEW  # no checkpoint was made yet
+    (Path(run.spec.folder) / CHECKPOINTS).mkdir()
     with pytest.raises(UserError, match=r"half-finished .*prior.train.learning_rate: was 0.001, now 0.5"):
         run_status(other)
     moved = ("--cluster.train.workers=1", "--prior.train.zero_stage=1")
-    assert run_status(prepare("prior", tiny_settings(storage, *moved))) == "interrupted"
+    assert run_status(prepare("prior", tiny_settings(storage, *moved))) == RunStatus.INTERRUPTED
 
 
 def test_a_foreign_export_is_not_overwritten(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
-    finish(run.folder)
+    finish(run.spec.folder)
     with pytest.raises(UserError, match="not made here"):
         run_status(run)
 
@@ -155,14 +157,14 @@ def test_the_plan_gives_the_figures(storage: Path) -> None:
 
 def test_the_export_says_what_sampling_needs(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
-    config = export_config("finetune", run.settings, run.cache.spec)
+    config = export_config(train_spec("finetune", run.settings, run.cache.spec))
     wanted = {"kind", "model", "bridge", "latent_shape", "classes", "vae", "cache_fingerprint", "steps", "data"}
     assert wanted | {"prior_export"} <= set(config) and config["prior_export"] is None
 
 
 def test_the_card_says_what_the_weights_are_and_whose_terms_they_are_under(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
-    config = export_config("finetune", run.settings, run.cache.spec)
+    config = export_config(train_spec("finetune", run.settings, run.cache.spec))
     summary = {"parameters": 12345, "steps": 6, "clips": 10, "held_out": 3, "start": "from scratch"}
     summary |= {"final_loss": 0.25, "validation_losses": [[0, 1.5], [6, 0.75]]}
     card = model_card(config, run.fingerprint, "webvid", summary)

@@ -44,16 +44,16 @@ def test_the_prior_learns_and_says_how_well(prior: tuple[Run, dict[str, Any]]) -
     source = Source(run.cache, run.cache.select("train"), [], 0.0, 0)
     one = replicated_error(lambda: torch.empty(0), make_batch(source, [(i, i) for i in range(10)], "train", 0))
     assert errors["replicated"] == pytest.approx(float(one.mean()), rel=0.5)  # of other clips of the same kind
-    module, config = load_prior(run.export)
+    module, config = load_prior(run.spec.export)
     assert config["kind"] == "prior" and module.backbone.null_class == 2
 
 
 def test_a_run_leaves_export_history_and_summary(bridge: tuple[Run, dict[str, Any]]) -> None:
     run, summary = bridge
-    model, config = load_model(run.export)
+    model, config = load_model(run.spec.export)
     assert config["prior_export"] == run.settings.prior_export and config["steps"] == 6
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
-    rows = read_history(f"{run.folder}/{HISTORY}")
+    rows = read_history(f"{run.spec.folder}/{HISTORY}")
     assert [row["step"] for row in rows] == list(range(7))
     assert all(row["loss"] and row["gradient_norm"] and row["samples_per_s"] for row in rows[1:])
     assert [row["step"] for row in rows if row["validation_loss"] is not None] == [0, 3, 6]
@@ -61,8 +61,8 @@ def test_a_run_leaves_export_history_and_summary(bridge: tuple[Run, dict[str, An
     assert sum(row["checkpoint"] is not None for row in rows) == 2, "the row after each save but the last"
     assert (summary["steps"], summary["clips"], summary["held_out"]) == (6, 10, 3)
     assert summary["final_loss"] == pytest.approx(rows[-1]["loss"], rel=1e-4)
-    assert {path.name for path in Path(run.export).iterdir()} == {"model.safetensors", "config.json", "README.md"}
-    left = {path.name for path in Path(run.folder).iterdir()}
+    assert {path.name for path in Path(run.spec.export).iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    left = {path.name for path in Path(run.spec.folder).iterdir()}
     assert left == {
         "checkpoints",
         "export",
@@ -94,11 +94,11 @@ def test_one_worker_learns_what_two_do(bridge: tuple[Run, dict[str, Any]], stora
     )
     other = prepare("finetune", single)
     run_training(other)
-    mine, theirs = (load_file(f"{one.export}/model.safetensors") for one in (run, other))
+    mine, theirs = (load_file(f"{one.spec.export}/model.safetensors") for one in (run, other))
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=2e-4, msg=name)
-    losses = [[row["loss"] for row in read_history(f"{one.folder}/{HISTORY}")[1:]] for one in (run, other)]
+    losses = [[row["loss"] for row in read_history(f"{one.spec.folder}/{HISTORY}")[1:]] for one in (run, other)]
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)
 
 
@@ -126,15 +126,15 @@ def test_a_damaged_clip_ends_the_run_at_once_or_is_left_out_and_counted(ray_clus
     run = prepare("finetune", settings)
     with pytest.raises(JobFailed, match=rf"clip {row['key']}: .*not those that were written.*train.damaged_clips skip"):
         run_training(run)
-    assert not Path(run.export).exists()
+    assert not Path(run.spec.export).exists()
     keeping = ("--train.keep_checkpoints=1", "--train.keep_by=validation_loss")
     skipping = prepare("finetune", tiny_settings(tmp_path, *diverging, "--train.damaged_clips=skip", *keeping))
     summary = run_training(skipping)
-    assert summary["steps"] == 6 and Path(run.export).exists()
-    rows = read_history(f"{run.folder}/{HISTORY}")
+    assert summary["steps"] == 6 and Path(run.spec.export).exists()
+    rows = read_history(f"{run.spec.folder}/{HISTORY}")
     assert (rows[-1]["damaged"] or 0) >= 2  # 6 steps of 4 of 10 clips: it came at least twice
 
-    kept = read_json(f"{run.folder}/{CHECKPOINTS}/checkpoint_manager_snapshot.json")["checkpoint_results"]
+    kept = read_json(f"{run.spec.folder}/{CHECKPOINTS}/checkpoint_manager_snapshot.json")["checkpoint_results"]
     saved = {int(row["step"] or 0): row["validation_loss"] for row in rows if row["step"] in (2, 4, 6)}
     best = min(saved, key=lambda step: saved[step] or 0.0)
     assert best < 6, "the loss does not rise, so this shows nothing"

@@ -7,16 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from ...data.cache.info import CacheSpec, resolve_spec
-from ...data.load.mix import open_training_cache
 from ...errors import UserError
-from ...settings import Settings
 from ...storage.files import entries, read_bytes, read_json
 from ..adapters import merged
 from ..checkpoint import CheckpointDamaged, Saved, read_shares
 from ..deepspeed.state import EMA, WEIGHT
 from ..initial import initial_model
 from ..plan import CHECKPOINTS
+from ..spec import TrainSpec
 from .write import export, export_config
 
 
@@ -45,7 +43,7 @@ def find_checkpoints(folder: str) -> list[Found]:
     return sorted(found)
 
 
-def export_checkpoint(settings: Settings, spec: CacheSpec, found: Found, folder: str) -> None:
+def export_checkpoint(spec: TrainSpec, found: Found, folder: str) -> None:
     """Write the fine-tuned model of a checkpoint as an export folder, as training does at its end.
 
     Raises CheckpointDamaged where its files are not whole (yet).
@@ -54,44 +52,37 @@ def export_checkpoint(settings: Settings, spec: CacheSpec, found: Found, folder:
         for address in found.files:
             with contextlib.suppress(FileNotFoundError):  # pruned: read_shares says so
                 (Path(local) / address.rpartition("/")[2]).write_bytes(read_bytes(address))
-        state = state_of(settings, spec, read_shares(Path(local)))
-    export(folder, state, export_config("finetune", settings, spec) | {"steps": found.step})
+        state = state_of(spec, read_shares(Path(local)))
+    export(folder, state, export_config(spec) | {"steps": found.step})
 
 
-def state_of(settings: Settings, spec: CacheSpec, saved: Saved) -> dict[str, torch.Tensor]:
-    """The backbone's state in a checkpoint, of the averaged weights where train.ema_decay keeps some."""
-    kind = EMA if settings.train.ema_decay else WEIGHT
-    state = initial_model("finetune", settings, spec)[0].state_dict()
-    for name in list(state):
+def state_of(spec: TrainSpec, saved: Saved) -> dict[str, torch.Tensor]:
+    """The backbone's state in a checkpoint: the averaged weights where train.ema_decay keeps some."""
+    kind = EMA if spec.train.ema_decay else WEIGHT
+    state = initial_model(spec)[0].state_dict()
+    for name in state:
         if (learned := saved.tensors.get(f"{name}/{kind}")) is not None:
             state[name] = learned.view_as(state[name])
-    return merged({name.removeprefix("backbone."): value for name, value in state.items()}, settings.train.lora)
+    return merged({name.removeprefix("backbone."): value for name, value in state.items()}, spec.train.lora)
 
 
-def choose_checkpoint(settings: Settings) -> Found:
-    """The checkpoint that sample.checkpoint names, or the latest. Raises UserError if it is not there."""
-    folder = f"{settings.run.folder}/finetune"
+def choose_checkpoint(folder: str, step: int | None) -> Found:
+    """The checkpoint of `step` in a run's folder, or the latest. Raises UserError if it is not there."""
     found = find_checkpoints(folder)
     if not found:
         raise UserError(f"{folder}/{CHECKPOINTS}: no checkpoint there; jobs/finetune.py writes them")
-    asked = settings.sample.checkpoint
-    chosen = [one for one in found if one.step == (asked or found[-1].step)]
+    chosen = [one for one in found if one.step == (step or found[-1].step)]
     if not chosen:
         there = ", ".join(str(one.step) for one in found)
-        raise UserError(f"sample.checkpoint = {asked}: {folder} holds those of steps {there}; choose one of them")
+        raise UserError(f"sample.checkpoint = {step}: {folder} holds those of steps {there}; choose one of them")
     return chosen[-1]
 
 
-def export_of_checkpoint(settings: Settings, found: Found) -> str:
-    """Write STORAGE/NAME/finetune/export-step-N. Raises UserError."""
-    target = f"{settings.run.folder}/finetune/export-step-{found.step:07d}"
+def export_of_checkpoint(spec: TrainSpec, found: Found) -> str:
+    """Write STORAGE/NAME/finetune/export-step-N and return it. Raises UserError."""
+    target = f"{spec.folder}/export-step-{found.step:07d}"
     try:
-        export_checkpoint(
-            settings,
-            open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings)).spec,
-            found,
-            target,
-        )
+        export_checkpoint(spec, found, target)
     except CheckpointDamaged as error:
         raise UserError(f"{found.address}: {error}; set sample.checkpoint to the step of another one") from error
     return target

@@ -1,24 +1,25 @@
 """Weights & Biases and MLflow beside TensorBoard, where run.track asks for them. Rank 0 only.
 
-Where they report to and with which key is for their own environment variables to say (WANDB_*, MLFLOW_*), as always; no
-setting holds one. A run that goes on is the same run there. A tracker that fails later is left out with a line: no
-training ends for want of a chart.
+Their own environment variables (WANDB_*, MLFLOW_*) say where they report to and with which key; no setting holds a key.
+A run that goes on is the same run there. A tracker that fails later is left out with a line, and training goes on.
 """
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import yaml
+
 from ...errors import UserError
-from ...settings import Settings
+from ...storage.files import read_bytes
 
 PROJECT = "framebridge"
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Tracker(Protocol):
-    """Where a run's figures go."""
+    """Takes a run's figures."""
 
     def add(self, step: int, values: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
@@ -67,19 +68,21 @@ class MlflowTracker:
 KINDS: dict[str, Callable[[str, str, Mapping[str, Any]], Tracker]] = {"wandb": WandbTracker, "mlflow": MlflowTracker}
 
 
-def check_trackers(settings: Settings) -> None:
+def check_trackers(kinds: Iterable[str]) -> None:
     """Raise UserError for a tracker of run.track that is not installed here."""
-    for name in settings.run.track:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise UserError(f"run.track = {name}: not installed; pip install {PACKAGES[name]} on every node, or set []")
+    for kind in kinds:
+        if importlib.util.find_spec(PACKAGES[kind]) is None:
+            raise UserError(f"run.track = {kind}: not installed; pip install {PACKAGES[kind]} on every node, or set []")
 
 
-def open_trackers(settings: Settings, folder: str) -> list[Tracker]:
-    """The trackers of run.track, for the run in `folder`."""
+def open_trackers(kinds: Iterable[str], folder: str) -> list[Tracker]:
+    """Open the trackers of run.track for the run in `folder`, whose settings.yaml they show."""
+    if not (kinds := list(kinds)):
+        return []
     identity = hashlib.blake2b(folder.encode(), digest_size=8).hexdigest()
     name = "/".join(folder.rsplit("/", 2)[-2:])
-    config = flat(settings.model_dump(mode="json"))
-    return [KINDS[kind](name, identity, config) for kind in settings.run.track]
+    config = flat(yaml.safe_load(read_bytes(f"{folder}/settings.yaml")))
+    return [KINDS[kind](name, identity, config) for kind in kinds]
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -91,7 +94,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def track(trackers: list[Tracker], step: int, values: Mapping[str, float]) -> list[Tracker]:
-    """Hand the values on; the trackers that took them."""
+    """Hand the values on; return the trackers that took them."""
     good = []
     for tracker in trackers:
         try:

@@ -16,6 +16,7 @@ from pipeline.data.load.reader import Source
 from pipeline.errors import UserError
 from pipeline.settings import Settings
 from pipeline.train.plan import plan_training, prepare, run_fingerprint
+from pipeline.train.spec import train_spec
 
 SHARES = ((10, 12), (6, 4))  # clips and draws of 10 : 6 clips at weights 3 : 1
 
@@ -104,12 +105,17 @@ def test_clips_are_read_from_their_own_cache_and_held_out_ones_come_from_all(mix
 
 def test_a_mix_is_recorded_and_planned(folder: Path) -> None:
     run = prepare("finetune", mixed(folder))
-    record = run_fingerprint("finetune", run.settings, run.cache)
+    record = run_fingerprint(train_spec("finetune", run.settings, run.cache.spec), run.cache)
     assert [line.split(" ")[0] for line in record["cache.mix"]] == ["10", "6"]
     assert record["cache.mix"][0].endswith("weight 3") and record["cache.mix"][0] != record["cache.mix"][1]
     assert f"{folder}/one (75% of the draws), {folder}/two (25% of the draws)" in plan_training(run)
     heavier = mixed(folder, f"--cache.mix=[{{path: {folder}/one, weight: 2}}, {{path: {folder}/two, weight: 1}}]")
-    assert run_fingerprint("finetune", heavier, prepare("finetune", heavier).cache) != record
+    assert (
+        run_fingerprint(
+            train_spec("finetune", heavier, prepare("finetune", heavier).cache.spec), prepare("finetune", heavier).cache
+        )
+        != record
+    )
 
 
 def test_what_does_not_fit_is_refused(folder: Path) -> None:

@@ -99,8 +99,8 @@ def test_a_run_trains_without_a_cache_and_leaves_out_an_unreadable_video(ray_clu
     assert "6 training and 1 held-out clips" in plan_training(run) and "made while training runs" in plan_training(run)
     summary = run_training(run)
     assert (summary["steps"], summary["clips"], summary["held_out"]) == (3, 6, 1)
-    assert Path(run.export).exists() and not Path(settings.cache_path).exists()
-    assert read_history(f"{run.folder}/{HISTORY}")[-1]["damaged"] in (1, 2, 3)
+    assert Path(run.spec.export).exists() and not Path(settings.cache_path).exists()
+    assert read_history(f"{run.spec.folder}/{HISTORY}")[-1]["damaged"] in (1, 2, 3)
 
 
 def test_what_needs_a_cache_or_more_room_is_told(ray_cluster: None, folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.process_group import run_ranks
 
-from pipeline.train.checkpoint import CheckpointDamaged, read_shares, write_share
+from pipeline.train.checkpoint import CheckpointDamaged, Saved, read_shares, write_share
 
 # A group of processes of its own: `workers` ranks take steps from `start` to `stop` and write the state to a folder.
 PROGRAM = """
@@ -21,7 +21,7 @@ PROGRAM = """
     from helpers.tiny_cache import tiny_settings
 
     from pipeline.models.build import build_image_to_video
-    from pipeline.train.checkpoint import read_shares, write_share
+    from pipeline.train.checkpoint import Saved, read_shares, write_share
     from pipeline.train.deepspeed.engine import start_engine
     from pipeline.train.deepspeed.state import Ema, count_updates, full_state, gather, optimizer_keys, put_back, weights
 
@@ -75,7 +75,7 @@ PROGRAM = """
             for name, value in average.items():
                 torch.testing.assert_close(exported[name], value, rtol=1e-4, atol=1e-6)
         Path(target).mkdir(exist_ok=True)
-        write_share(Path(target), share, rank, workers, int(stop), count_updates(engine))
+        write_share(Path(target), Saved(int(stop), count_updates(engine), share), rank, workers)
         state = full_state(engine, {})
         assert all(torch.equal(value, state[name.removesuffix("/weight")])
                    for name, value in share.items() if name.endswith("/weight"))
@@ -131,7 +131,7 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], precisio
 @pytest.fixture
 def shares(tmp_path: Path) -> Path:
     for rank in range(2):
-        write_share(tmp_path, {f"p{rank}/weight": torch.arange(4.0) + rank}, rank, 2, 7, 8)
+        write_share(tmp_path, Saved(7, 8, {f"p{rank}/weight": torch.arange(4.0) + rank}), rank, 2)
     return tmp_path
 
 

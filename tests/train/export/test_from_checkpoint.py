@@ -8,6 +8,7 @@ from helpers.tiny_cache import tiny_settings, write_cache
 
 from pipeline.errors import UserError
 from pipeline.train.export.from_checkpoint import choose_checkpoint, export_of_checkpoint, find_checkpoints
+from pipeline.train.spec import train_spec
 
 
 def test_a_checkpoint_that_is_still_written_is_not_found(tmp_path: Path) -> None:
@@ -24,13 +25,13 @@ def test_a_checkpoint_that_is_still_written_is_not_found(tmp_path: Path) -> None
 
 def test_no_checkpoint_or_a_damaged_one_is_exported(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
-    write_cache(settings)
+    spec = train_spec("finetune", settings, write_cache(settings).spec)
     with pytest.raises(UserError, match="finetune/checkpoints: no checkpoint there"):
-        choose_checkpoint(settings)
-    folder = Path(settings.run.folder, "finetune", "checkpoints", "one")
+        choose_checkpoint(spec.folder, None)
+    folder = Path(spec.folder, "checkpoints", "one")
     folder.mkdir(parents=True)
     (folder / "state-00000-of-00001.safetensors").write_bytes(b"half")
     (folder / "state-00000-of-00001.json").write_text('{"step": 7, "updates": 7, "crc32": "0"}')
     with pytest.raises(UserError, match=r"one: state-00000-of-00001: checksum differs; set sample.checkpoint"):
-        export_of_checkpoint(settings, choose_checkpoint(settings))
-    assert not list(Path(settings.run.folder, "finetune").glob("export*"))
+        export_of_checkpoint(spec, choose_checkpoint(spec.folder, None))
+    assert not list(Path(spec.folder).glob("export*"))

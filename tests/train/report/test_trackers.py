@@ -9,6 +9,7 @@ from helpers.tiny_cache import tiny_settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import UserError
+from pipeline.settings import Settings, to_yaml
 from pipeline.train.report.history import History
 from pipeline.train.report.trackers import PACKAGES, check_trackers, open_trackers
 
@@ -21,10 +22,18 @@ def installed(name: str) -> bool:
 def test_a_tracker_that_is_not_installed_is_told_before_the_run(tmp_path: Path, name: str) -> None:
     settings = tiny_settings(tmp_path, f"--run.track=[{name}]")
     if installed(name):
-        check_trackers(settings)
+        check_trackers(settings.run.track)
     else:
         with pytest.raises(UserError, match=f"run.track = {name}: not installed; pip install {name}"):
-            check_trackers(settings)
+            check_trackers(settings.run.track)
+
+
+def folder_of(settings: Settings) -> str:
+    """A run's folder with its settings.yaml, as the driver leaves it."""
+    folder = Path(settings.run.folder, "finetune")
+    folder.mkdir(parents=True)
+    (folder / "settings.yaml").write_text(to_yaml(settings))
+    return str(folder)
 
 
 class Broken:
@@ -64,8 +73,9 @@ def test_mlflow_keeps_one_run_over_restarts(tmp_path: Path, monkeypatch: pytest.
     from mlflow.tracking import MlflowClient
 
     settings = tiny_settings(tmp_path, "--run.track=[mlflow]")
+    folder = folder_of(settings)
     for start in (0, 2):
-        history = History(str(tmp_path / "finetune"), start, 4, open_trackers(settings, str(tmp_path / "finetune")))
+        history = History(folder, start, 4, open_trackers(settings.run.track, folder))
         for step in (start + 1, start + 2):
             history.add(step, loss=float(step))
         history.close()
@@ -80,7 +90,8 @@ def test_wandb_offline_keeps_what_it_was_given(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     settings = tiny_settings(tmp_path, "--run.track=[wandb]")
-    history = History(str(tmp_path / "finetune"), 0, 1, open_trackers(settings, str(tmp_path / "finetune")))
+    folder = folder_of(settings)
+    history = History(folder, 0, 1, open_trackers(settings.run.track, folder))
     history.add(1, loss=0.5)
     history.close()
     (log,) = Path(tmp_path).rglob("run-*.wandb")
