@@ -3,12 +3,10 @@
 import io
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.scripts import load_script
 from helpers.tiny_models import FRAMES, SIDE, load_run
 from PIL import Image
 
@@ -16,17 +14,13 @@ from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.animate import animate
 from pipeline.sampling.generate import LoadedModel
-from pipeline.settings import ROOT, Settings
+from pipeline.sampling.web_page import build_page, find_models
+from pipeline.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def sampler(tiny_run: Settings) -> LoadedModel:
     return load_run(tiny_run)
-
-
-@pytest.fixture(scope="module")
-def web() -> ModuleType:
-    return load_script(ROOT / "jobs" / "web.py")
 
 
 def picture() -> bytes:
@@ -53,31 +47,28 @@ def test_what_it_cannot_use_is_one_line(sampler: LoadedModel) -> None:
         animate(sampler, picture(), "jump", 0, 10**6)
 
 
-def test_page_offers_the_exports_that_are_there(web: ModuleType, tiny_run: Settings, tmp_path: Path) -> None:
-    assert web.find_models(tiny_run) == [tiny_run.model_export]
-    assert tiny_run.model_export in web.plan(tiny_run)
-    nowhere = tiny_run.model_copy(update={"run": tiny_run.run.model_copy(update={"storage": str(tmp_path)})})
+def test_page_offers_the_exports_that_are_there(tiny_run: Settings, tmp_path: Path) -> None:
+    assert find_models(tiny_run.run.storage, None) == [tiny_run.model_export]
+    assert find_models(str(tmp_path), "/an/export") == ["/an/export"]
     with pytest.raises(UserError, match=r"no RUN/finetune/export there; train one"):
-        web.find_models(nowhere)
+        find_models(str(tmp_path), None)
 
 
-def test_without_gradio_it_says_how_to_install_it(
-    web: ModuleType, tiny_run: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page_says_how_to_install_gradio(sampler: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match="gradio is not installed; run pip install"):
-        web.build_page(tiny_run)
+        build_page(["an export"], lambda _: sampler, 10**6)
 
 
 def test_page_makes_a_clip_on_this_machine_only(
-    web: ModuleType, tiny_run: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sampler: LoadedModel, tiny_run: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("gradio", reason="an extra that is not installed")
     from gradio_client import Client, handle_file
 
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     (tmp_path / "image.jpg").write_bytes(picture())
-    page: Any = web.build_page(tiny_run)
+    page: Any = build_page([tiny_run.model_export], lambda _: sampler, 10**6)
     page.launch(server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True)
     try:
         assert page.local_url.startswith("http://127.0.0.1:")
