@@ -107,7 +107,7 @@ def run_ablation(settings: Settings, only_page: bool = False) -> dict[str, Any]:
     elif plan.pending(plan.trained) or plan.pending(plan.measured):
         share = settings.ablate.clips / settings.ablate.videos
         made = make_dataset(settings.data.path, settings.ablate.videos, SEED, test_share=share)
-        log.info("%d videos, %d made now: %s", made["videos"], made["made"], settings.data.path)
+        log.info("%d videos, %d made now: %s", settings.ablate.videos, made, settings.data.path)
         start_ray(settings.cluster)
         build_cache(settings)
         write_json(f"{folder}/{MADE_WITH}", protocol_of(settings))

@@ -15,6 +15,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,8 @@ from ..errors import UserError
 from ..media import write_h264
 
 FPS = 25
-HEIGHT, WIDTH = (
-    96,
-    128,
-)  # 4:3 as in UCF-101; in world units the frame has height 1, its origin is in the centre, and y points down
+# 4:3 as in UCF-101. In world units the frame has height 1, its origin is in the centre, and y points down.
+HEIGHT, WIDTH = 96, 128
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -85,71 +84,47 @@ class Scene:
     post: float | None = None  # x of a post in front, or None
 
 
-def _slide_right(scene: Scene, random: np.random.Generator) -> Scene:
-    return _slide(scene, random, +1)
-
-
-def _slide_left(scene: Scene, random: np.random.Generator) -> Scene:
-    return _slide(scene, random, -1)
-
-
 def _slide(scene: Scene, random: np.random.Generator, sign: int) -> Scene:
     speed = random.uniform(0.26, 0.36)
-    body = replace(
-        scene.bodies[0],
-        position=(-sign * random.uniform(0.2, 0.36), random.uniform(-0.2, 0.2)),
-        velocity=(sign * speed, 0.0),
-    )
-    return replace(scene, bodies=(body,))
+    start = (-sign * random.uniform(0.2, 0.36), random.uniform(-0.2, 0.2))
+    return _alone(scene, position=start, velocity=(sign * speed, 0.0))
 
 
 def _bounce(scene: Scene, random: np.random.Generator) -> Scene:
-    body = replace(
-        scene.bodies[0],
+    return _alone(
+        scene,
         position=(random.uniform(-0.2, 0.2), 0.26),
         bounce=random.uniform(0.38, 0.5),
         bounce_rate=random.uniform(0.75, 0.95),
         bounce_phase=random.uniform(0, 0.25),
     )
-    return replace(scene, bodies=(body,))
 
 
 def _spin(scene: Scene, random: np.random.Generator) -> Scene:
-    body = scene.bodies[0]
-    shape = body.shape if body.shape not in ("disc", "ring") else ("square", "triangle", "star")[random.integers(3)]
-    body = replace(
-        body,
-        shape=shape,
+    shape = scene.bodies[0].shape
+    return _alone(
+        scene,
+        shape=("square", "triangle", "star")[random.integers(3)] if shape in ("disc", "ring") else shape,
         radius=random.uniform(0.28, 0.36),
         position=(random.uniform(-0.08, 0.08), random.uniform(-0.08, 0.08)),
         angle=random.uniform(0, 2 * np.pi),
         spin=random.uniform(1.3, 1.7),
     )
-    return replace(scene, bodies=(body,))
 
 
 def _grow(scene: Scene, random: np.random.Generator) -> Scene:
-    body = replace(
-        scene.bodies[0],
-        radius=random.uniform(0.14, 0.17),
-        position=(random.uniform(-0.15, 0.15), random.uniform(-0.12, 0.12)),
-        growth=random.uniform(0.4, 0.5),
-    )
-    return replace(scene, bodies=(body,))
+    radius = random.uniform(0.14, 0.17)
+    return _alone(scene, radius=radius, position=_near_centre(random), growth=random.uniform(0.4, 0.5))
 
 
 def _camera_pan(scene: Scene, random: np.random.Generator) -> Scene:
-    body = replace(scene.bodies[0], position=(random.uniform(0.2, 0.36), random.uniform(-0.15, 0.15)))
-    return replace(scene, bodies=(body,), pan=(random.uniform(0.24, 0.32), 0.0))
+    scene = _alone(scene, position=(random.uniform(0.2, 0.36), random.uniform(-0.15, 0.15)))
+    return replace(scene, pan=(random.uniform(0.24, 0.32), 0.0))
 
 
 def _camera_zoom(scene: Scene, random: np.random.Generator) -> Scene:
-    body = replace(
-        scene.bodies[0],
-        radius=random.uniform(0.17, 0.21),
-        position=(random.uniform(-0.15, 0.15), random.uniform(-0.12, 0.12)),
-    )
-    return replace(scene, bodies=(body,), zoom=random.uniform(0.28, 0.36))
+    scene = _alone(scene, radius=random.uniform(0.17, 0.21), position=_near_centre(random))
+    return replace(scene, zoom=random.uniform(0.28, 0.36))
 
 
 def _cross(scene: Scene, random: np.random.Generator) -> Scene:
@@ -161,14 +136,23 @@ def _cross(scene: Scene, random: np.random.Generator) -> Scene:
     return replace(scene, bodies=(behind, front))
 
 
+def _alone(scene: Scene, **changes: Any) -> Scene:
+    """The scene with its first body only, changed."""
+    return replace(scene, bodies=(replace(scene.bodies[0], **changes),))
+
+
+def _near_centre(random: np.random.Generator) -> tuple[float, float]:
+    return random.uniform(-0.15, 0.15), random.uniform(-0.12, 0.12)
+
+
 MOTIONS: dict[str, tuple[Callable[[Scene, np.random.Generator], Scene], str]] = {
     "Bounce": (_bounce, "bounces up and down"),
     "CameraPan": (_camera_pan, "stands still while the camera pans to the right"),
     "CameraZoom": (_camera_zoom, "stands still while the camera zooms in"),
     "Cross": (_cross, "passes in front of another object"),
     "Grow": (_grow, "comes closer"),
-    "SlideLeft": (_slide_left, "slides to the left"),
-    "SlideRight": (_slide_right, "slides to the right"),
+    "SlideLeft": (partial(_slide, sign=-1), "slides to the left"),
+    "SlideRight": (partial(_slide, sign=+1), "slides to the right"),
     "Spin": (_spin, "spins clockwise"),
 }
 CLASSES = tuple(MOTIONS)
@@ -176,25 +160,23 @@ CLASSES = tuple(MOTIONS)
 
 def random_scene(motion: str, random: np.random.Generator) -> Scene:
     """Draw a scene of class `motion` with random looks."""
-    names = list(COLOURS)
 
     def body() -> Body:
-        first, second = random.choice(len(names), 2, replace=False)
+        first, second = random.choice(len(COLOURS), 2, replace=False)
         return Body(
             shape=SHAPES[random.integers(len(SHAPES))],
             texture=TEXTURES[random.integers(len(TEXTURES))],
-            colour=names[first],
-            second=names[second],
+            colour=list(COLOURS)[first],
+            second=list(COLOURS)[second],
             radius=random.uniform(0.21, 0.27),
             position=(0.0, 0.0),
             angle=random.uniform(-0.3, 0.3),
         )
 
     post = random.uniform(-0.45, 0.45) if random.random() < 0.25 else None
-    backgrounds = list(BACKGROUNDS)
     scene = Scene(
         bodies=(body(), body()),
-        background=backgrounds[random.integers(len(backgrounds))],
+        background=list(BACKGROUNDS)[random.integers(len(BACKGROUNDS))],
         ground=GROUNDS[random.integers(len(GROUNDS))],
         ground_seed=int(random.integers(2**31)),
         post=post if motion != "Spin" else None,
@@ -292,54 +274,49 @@ def _texture(texture: str, u: np.ndarray, v: np.ndarray, pixel: float) -> np.nda
     return np.zeros_like(u)
 
 
-def make_dataset(folder: str, videos: int, seed: int, frames: int = 52, test_share: float = 0.1) -> dict[str, int]:
+def make_dataset(folder: str, videos: int, seed: int, frames: int = 52, test_share: float = 0.1) -> int:
     """Write `videos` videos, spread over the classes, unless the folder holds them already.
 
-    Returns {"videos": videos in the folder, "made": videos written now}. Raises UserError if the folder holds anything
-    else, such as videos made with other arguments.
+    Returns how many it wrote: all or none. Raises UserError if the folder holds anything else, such as videos made
+    with other arguments.
     """
     root = Path(folder).expanduser()
     stamp = {"videos": videos, "seed": seed, "frames": frames, "test_share": test_share, "version": 2}
     mark = root / "synthetic.json"
     if mark.is_file():
         if json.loads(mark.read_text()) == stamp:
-            return {"videos": videos, "made": 0}
+            return 0
         raise UserError(f"{root}: holds synthetic videos made with other settings; give another folder, or delete it")
     if root.is_dir() and any(child.name not in CLASSES for child in root.iterdir()):
         raise UserError(f"{root}: is not empty and not a synthetic data set; give another folder")
     captions: dict[str, str] = {}
     motions: dict[str, Any] = {}
-    lists: dict[str, list[str]] = {"train": [], "test": []}
+    train, test = [], []
     # hold out groups, as UCF-101 does: every class has the same share of test videos
     groups = range(-(-videos // len(CLASSES)))
     shuffled = sorted(groups, key=lambda group: zlib.crc32(f"{seed}/{group}".encode()) % 1000)
-    held_out = set(shuffled[: round(test_share * len(groups))])
+    held_out = shuffled[: round(test_share * len(groups))]
     for number in range(videos):
-        motion = CLASSES[number % len(CLASSES)]
-        group = number // len(CLASSES)
-        random = np.random.default_rng([seed, number])
-        scene = random_scene(motion, random)
+        group, index = divmod(number, len(CLASSES))
+        motion = CLASSES[index]
+        scene = random_scene(motion, np.random.default_rng([seed, number]))
         name = f"{motion}/v_{motion}_g{group // 10 + 1:02d}_c{group % 10 + 1:02d}.mp4"
-        write_video(root / name, (render(scene, index / FPS) for index in range(frames)))
+        write_video(root / name, (render(scene, frame / FPS) for frame in range(frames)))
         captions[name] = caption(motion, scene)
         motions[name] = asdict(scene)
-        lists["test" if group in held_out else "train"].append(name)
-    _write_lists(root, lists)
+        if group in held_out:
+            test.append(f"{name}\n")
+        else:
+            train.append(f"{name} {index + 1}\n")
+    lists = root / "ucfTrainTestlist"
+    lists.mkdir(exist_ok=True)
+    (lists / "classInd.txt").write_text("".join(f"{index} {name}\n" for index, name in enumerate(CLASSES, 1)))
+    (lists / "trainlist01.txt").write_text("".join(train))
+    (lists / "testlist01.txt").write_text("".join(test))
     (root / "captions.json").write_text(json.dumps(captions, indent=1))
     (root / "motion.json").write_text(json.dumps(motions, indent=1))
     mark.write_text(json.dumps(stamp))
-    return {"videos": videos, "made": videos}
-
-
-def _write_lists(root: Path, lists: dict[str, list[str]]) -> None:
-    folder = root / "ucfTrainTestlist"
-    folder.mkdir(exist_ok=True)
-    number = {name: index for index, name in enumerate(CLASSES, 1)}
-    (folder / "classInd.txt").write_text("".join(f"{index} {name}\n" for name, index in number.items()))
-    (folder / "trainlist01.txt").write_text(
-        "".join(f"{name} {number[name.split('/')[0]]}\n" for name in lists["train"])
-    )
-    (folder / "testlist01.txt").write_text("".join(f"{name}\n" for name in lists["test"]))
+    return videos
 
 
 def write_video(path: Path, frames: Iterator[np.ndarray], fps: int = FPS) -> None:

@@ -1,4 +1,4 @@
-"""The synthetic data set: true files in UCF-101's layout, the motion that the class names, the same for the same seed."""
+"""The synthetic data set has UCF-101's layout, motion as the class names it, and the same bytes for the same seed."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
 
 
 def test_a_finished_set_is_kept_and_a_strange_folder_refused(dataset: Path, tmp_path: Path) -> None:
-    assert make_dataset(str(dataset), videos=16, seed=3, frames=12, test_share=0.5)["made"] == 0
+    assert make_dataset(str(dataset), videos=16, seed=3, frames=12, test_share=0.5) == 0
     with pytest.raises(UserError, match="other settings"):
         make_dataset(str(dataset), videos=17, seed=3)
     (tmp_path / "thesis.tex").touch()
