@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pipeline.runtime.job import run_job
-from pipeline.runtime.progress import duration
+from pipeline.runtime.progress import Progress
 from pipeline.schema import TEST, TRAIN
 from pipeline.settings import Settings
 from pipeline.shipped.clips import decode_split
@@ -25,26 +25,21 @@ from pipeline.storage.files import write_json
 def job(settings: Settings) -> None:
     """Train on every third frame, measure on held-out frames, and write the VAE."""
     training = VaeTraining(seed=settings.run.seed)
-    frames, others = (torch.cat(decode_split(settings.data, split, every=3)[0]) for split in (TRAIN, TEST))
+    frames, others = (decode_split(settings.data, split, every=3)[0].flatten(0, 1) for split in (TRAIN, TEST))
     held_out = others[:: max(1, len(others) // 512)]
     print(f"{len(frames)} frames to train on, {len(held_out)} held out")
-    for step, module, means in train(frames, training):
+    progress = Progress(training.steps, "steps")
+    for progress.done, module, error in train(frames, training):
         psnr = reconstruction_psnr(module.eval(), held_out)
-        left = duration(means["seconds"] / step * (training.steps - step))
-        print(f"step {step}/{training.steps}  error {means['pixel']:.4f}  PSNR {psnr:.2f} dB  {left} left", flush=True)
-        module.train()
-    module.eval().register_to_config(scaling_factor=latent_scaling(module, held_out))
+        print(progress.line(f"error {error:.4f}", f"PSNR {psnr:.2f} dB"), flush=True)
+    module.register_to_config(scaling_factor=latent_scaling(module, held_out))
     folder = Path(settings.run.folder) / "vae"
     module.to(torch.float16).save_pretrained(folder)
-    measured = {"psnr_held_out": psnr, "frames": len(frames), "seconds": means["seconds"]}
+    measured = {"psnr_held_out": psnr, "frames": len(frames), "seconds": progress.seconds}
     write_json(str(folder / "summary.json"), measured | dataclasses.asdict(training))
     print(f"PSNR {psnr:.2f} dB on held-out frames: {folder}")
 
 
-def plan(settings: Settings) -> str:
-    """Name the videos and the training's settings."""
-    return f"train a VAE on the frames of {settings.data.path}: {VaeTraining(seed=settings.run.seed)}"
-
-
 if __name__ == "__main__":
-    run_job(job, plan, __doc__)
+    plan = "train a VAE on the frames of {0.data.path}: {1}"
+    run_job(job, lambda settings: plan.format(settings, VaeTraining(seed=settings.run.seed)), __doc__)

@@ -13,8 +13,8 @@ from ..settings import DataSettings
 log = logging.getLogger("clips")
 
 
-def decode_split(data: DataSettings, split: str, every: int = 1) -> tuple[list[torch.Tensor], list[str]]:
-    """Return every `every`-th frame of each clip of a split, uint8 (F, H, W, 3), and the clips' classes.
+def decode_split(data: DataSettings, split: str, every: int = 1) -> tuple[torch.Tensor, list[str]]:
+    """Return every `every`-th frame of the clips of a split, uint8 (N, F, H, W, 3), and the clips' classes.
 
     Logs and skips clips that cannot be decoded. Raises UserError if none is left.
     """
@@ -28,4 +28,4 @@ def decode_split(data: DataSettings, split: str, every: int = 1) -> tuple[list[t
                 log.warning("%s: %s", clip["video"], failure)
     if not frames:
         raise UserError(f"{data.path}: no {split} video could be read; give a folder of videos with --data.path")
-    return frames, labels
+    return torch.stack(frames), labels

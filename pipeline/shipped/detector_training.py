@@ -1,13 +1,12 @@
 """Train the detector that ships with the package: a classifier of motions, in plain PyTorch and one process."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
-from ..train.optimisation import set_learning_rate
 from .detector import Detector, shrink, to_input
 
 SHIFT = 3  # pixels, of SIDE
@@ -26,29 +25,29 @@ class DetectorTraining:
 
 def train(
     clips: torch.Tensor, labels: torch.Tensor, classes: int, training: DetectorTraining
-) -> Iterator[tuple[int, Detector, dict[str, float]]]:
+) -> Iterator[tuple[Detector, float]]:
     """Fit a detector to `clips`, uint8 (N, F, H, W, 3), and their `labels` (N,).
 
-    Yields (epoch, module, mean loss and seconds since the start) after each epoch.
+    Yields the detector and its mean loss after each epoch.
     """
     torch.manual_seed(training.seed)  # modules draw their weights from the global generator
     generator = torch.Generator().manual_seed(training.seed)
-    module = Detector(classes).train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, weight_decay=training.weight_decay)
+    module = Detector(classes)
     clips = torch.cat([shrink(chunk) for chunk in clips.split(64)])  # once, not in every epoch
-    batches = -(-len(clips) // training.batch)
-    started = time.monotonic()
-    for epoch in range(1, training.epochs + 1):
+    steps = training.epochs * -(-len(clips) // training.batch)
+    optimizer = torch.optim.AdamW(module.parameters(), training.learning_rate, weight_decay=training.weight_decay)
+    schedule = LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
+    for _ in range(training.epochs):
         total = 0.0
-        for number, index in enumerate(torch.randperm(len(clips), generator=generator).split(training.batch)):
-            left = 1 - ((epoch - 1) * batches + number) / (training.epochs * batches)
-            set_learning_rate(optimizer.param_groups, training.learning_rate * min(1.0, 2 * left))
+        module.train()
+        for index in torch.randperm(len(clips), generator=generator).split(training.batch):
             loss = F.cross_entropy(module(augment(clips[index], generator)).logits, labels[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            schedule.step()
             total += float(loss.detach()) * len(index)
-        yield epoch, module, {"loss": total / len(clips), "seconds": time.monotonic() - started}
+        yield module, total / len(clips)
 
 
 def augment(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -68,6 +67,6 @@ def augment(clips: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @torch.inference_mode()
 def accuracy(module: Detector, clips: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of clips that the detector classifies correctly."""
+    """Return the share of `clips` that the detector, in eval mode, classifies correctly."""
     found = torch.cat([module(to_input(chunk)).logits.argmax(1) for chunk in clips.split(32)])
     return float((found == labels).double().mean())

@@ -1,14 +1,16 @@
 """Train the tiny VAE that ships with the package: a diffusers AutoencoderKL, in plain PyTorch and one process."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from torch.optim.lr_scheduler import LambdaLR
 
-from ..train.optimisation import Muon, set_learning_rate
+from ..train.optimisation import Muon
+
+REPORT_EVERY = 500  # steps
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,7 @@ class VaeTraining:
     adam_rate: float = 2e-3  # for biases and norms
     kl_weight: float = 1e-6  # relative to pixel errors in [-1, 1]
     square_weight: float = 4.0  # for the mean squared error, without which small objects hardly count
-    edge_weight: float = (
-        0.5  # for the error of finite differences, which keeps outlines sharp without a perceptual network
-    )
+    edge_weight: float = 0.5  # for the error of finite differences; sharp outlines without a perceptual network
     seed: int = 0
 
 
@@ -50,41 +50,41 @@ def build(training: VaeTraining) -> AutoencoderKL:
     return module
 
 
-def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, AutoencoderKL, dict[str, float]]]:
+def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, AutoencoderKL, float]]:
     """Fit a VAE to `frames`, uint8 (N, H, W, 3).
 
-    Yields (step, module, mean losses since the last one and seconds since the start) every 500 steps and at the end.
+    Yields (step, module, mean absolute pixel error since the last one) every REPORT_EVERY steps and at the end.
     """
     torch.manual_seed(training.seed)  # diffusers' modules draw their weights from the global generator
     generator = torch.Generator().manual_seed(training.seed)
-    module = build(training).to(memory_format=torch.channels_last).train()
+    module = build(training).to(memory_format=torch.channels_last)
     kernels, vectors = ([p for p in module.parameters() if (p.ndim > 1) == many] for many in (True, False))
     # on this VAE, Muon needs a third of AdamW's steps
-    factor = training.muon_rate / training.adam_rate
-    optimizer = Muon([{"params": kernels, "orthogonal": True, "factor": factor}, {"params": vectors}], lr=0.0)
-    sums, started = torch.zeros(3), time.monotonic()
+    groups = [{"params": kernels, "orthogonal": True, "factor": training.muon_rate / training.adam_rate}]
+    optimizer = Muon([*groups, {"params": vectors}], training.adam_rate)
+    schedule = LambdaLR(optimizer, lambda step: decay(step + 1, training.steps))
+    errors: list[float] = []
     for step in range(1, training.steps + 1):
+        module.train()
         x = augment(frames[torch.randint(len(frames), (training.batch,), generator=generator)], generator)
         posterior = module.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         y = module.decode(posterior.mean + posterior.std * noise).sample
-        pixel, edge = F.l1_loss(y, x), edge_error(y, x)
-        kl = posterior.kl().mean()
-        loss = pixel + training.square_weight * F.mse_loss(y, x) + training.edge_weight * edge + training.kl_weight * kl
-        set_learning_rate(optimizer.param_groups, training.adam_rate * decay(step, training.steps))
+        pixel = F.l1_loss(y, x)
+        loss = pixel + training.square_weight * F.mse_loss(y, x) + training.edge_weight * edge_error(y, x)
+        loss = loss + training.kl_weight * posterior.kl().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        sums += torch.stack([pixel, edge, kl]).detach()
-        if step % 500 == 0 or step == training.steps:
-            count = (step - 1) % 500 + 1
-            means = dict(zip(("pixel", "edge", "kl"), (sums / count).tolist(), strict=True))
-            yield step, module, {**means, "seconds": time.monotonic() - started}
-            sums.zero_()
+        schedule.step()
+        errors.append(float(pixel.detach()))
+        if step % REPORT_EVERY == 0 or step == training.steps:
+            yield step, module, sum(errors) / len(errors)
+            errors.clear()
 
 
 def decay(step: int, steps: int) -> float:
-    """Return the factor of the learning rate: linear warm-up over 100 steps, constant, linear to zero over the last 60 %."""
+    """Return the learning rate's factor: linear warm-up over 100 steps, constant, linear to zero over the last 60 %."""
     return min(1.0, step / 100, (steps - step) / (0.6 * steps) + 0.01)
 
 

@@ -9,7 +9,7 @@ from pipeline.shipped.synthetic import FPS, random_scene, render
 
 
 def sliding(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips uint8 (N, 8, 32, 32, 3) of a square that goes left or right, and which: no single frame tells it."""
+    """Clips uint8 (N, 8, 32, 32, 3) of a square going left (0) or right (1), and these labels; no frame tells."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
     clips = torch.full((count, 8, 32, 32, 3), 60, dtype=torch.uint8)
@@ -21,16 +21,17 @@ def sliding(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return clips, labels
 
 
-def test_it_learns_which_way_a_square_goes() -> None:
+def test_detector_learns_which_way_a_square_goes() -> None:
     clips, labels = sliding(32, seed=0)
     held_out, truth = sliding(16, seed=1)
-    *_, (epoch, module, means) = train(clips, labels, 2, DetectorTraining(epochs=6, batch=8))
-    assert epoch == 6 and means["loss"] < 0.5
+    epochs = list(train(clips, labels, 2, DetectorTraining(epochs=6, batch=8)))
+    module, loss = epochs[-1]
+    assert len(epochs) == 6 and loss < 0.5
     assert accuracy(module.eval(), held_out, truth) == 1
     assert accuracy(module, held_out.flip(1), truth) == 0  # played backwards it goes the other way
 
 
-def test_shrunken_clips_look_alike_to_it() -> None:
+def test_shrunken_clips_give_the_same_output() -> None:
     torch.manual_seed(0)
     module = Detector(2)
     clips = sliding(2, seed=0)[0].repeat_interleave(2, 2).repeat_interleave(2, 3)

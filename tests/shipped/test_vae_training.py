@@ -13,10 +13,10 @@ def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights() -> None:
     training = VaeTraining(channels=(8, 8, 8, 8), steps=30)
     torch.manual_seed(0)
     before = reconstruction_psnr(build(training).eval(), frames)
-    [(step, module, means)] = list(train(frames, training))
+    [(step, module, error)] = list(train(frames, training))
     [(_, again, _)] = list(train(frames, training))
     assert step == 30
-    assert np.isfinite(list(means.values())).all()
+    assert 0 < error < 2
     assert reconstruction_psnr(module.eval(), frames) > before + 1
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
     assert 0 < latent_scaling(module, frames) < 1e3
