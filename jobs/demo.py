@@ -21,7 +21,8 @@ import time
 from pathlib import Path
 
 from pipeline.data.plan.clips import plan_clips
-from pipeline.errors import UserError
+from pipeline.errors import StepFailed, UserError
+from pipeline.report.page import commit, headline
 from pipeline.runtime.local import local_cluster
 from pipeline.settings import ROOT, load
 from pipeline.shipped.synthetic import make_dataset
@@ -35,77 +36,74 @@ CHATTER = re.compile(
     r"|Running entrypoint for job|\s*$"
 )
 STEPS = ("cache_latents", "inspect_cache", "train_prior", "finetune", "sample", "evaluate", "report")
+SUBMIT = ["ray", "job", "submit", "--working-dir", "."]
+VIDEOS = 240  # synthetic ones
 
 
-def main() -> int:
-    """Run the demo; returns the exit status."""
+def main() -> None:
+    """Run the demo. Exits with status 2 for wrong settings or input, else with that of the step that failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--videos", metavar="FOLDER", help="your own videos; default: 240 synthetic ones")
+    parser.add_argument("--videos", metavar="FOLDER", help=f"your own videos; default: {VIDEOS} synthetic ones")
     parser.add_argument("--storage", metavar="FOLDER", default="runs", help="where results go (default: runs)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
     arguments, overrides = parser.parse_known_args()
     try:
-        return demo(arguments, overrides)
+        demo(arguments.videos, arguments.storage, arguments.dry_run, overrides)
     except UserError as error:
-        print(f"demo.py: {error}", file=sys.stderr)
-        return 2
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except StepFailed as error:
+        parser.exit(error.status, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
-        print("demo.py: interrupted; run it again to go on from here", file=sys.stderr)
-        return 130
+        parser.exit(130, f"{parser.prog}: interrupted; run it again to go on from here\n")
 
 
-def demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Make the videos, start the cluster and run every step. Raises UserError before anything starts."""
-    storage = Path(arguments.storage).expanduser().resolve()
-    if arguments.videos:
-        videos = Path(arguments.videos).expanduser().resolve()
+def demo(own_videos: str | None, storage: str, dry_run: bool, overrides: list[str]) -> None:
+    """Make the videos, start the cluster and run every step.
+
+    Raises UserError before anything starts, and StepFailed at the first step that fails.
+    """
+    folder = Path(storage).expanduser().resolve()
+    videos, name, recipes = folder / "videos", "demo", ["--recipe", "demo"]
+    if own_videos:
+        videos = Path(own_videos).expanduser().resolve()
         if not videos.is_dir():
             raise UserError(f"{videos}: no such folder; give one that holds videos")
         # One run for each folder of videos, called after the folder.
         name = "demo-" + (re.sub(r"[^A-Za-z0-9._-]+", "-", videos.name).strip("-.") or "videos")
-        recipes = ["--recipe", "demo", "--recipe", "demo-videos"]
-    else:
-        videos, name, recipes = storage / "videos", "demo", ["--recipe", "demo"]
-    line = [*recipes, "--run.name", name, "--run.storage", str(storage), "--data.path", str(videos), *overrides]
+        recipes += ["--recipe", "demo-videos"]
+    line = [*recipes, "--run.name", name, "--run.storage", str(folder), "--data.path", str(videos), *overrides]
     settings, _ = load(line)  # refuses wrong settings before anything starts
-    if arguments.videos:
+    if own_videos:
         next(plan_clips(settings.data))
-    commands = [["python", f"jobs/{step}.py", *line] for step in STEPS]
-    if arguments.dry_run:
-        for command in commands:
-            print(submit_line(command))
-        return 0
+    steps = [["--", "python", f"jobs/{step}.py", *line] for step in STEPS]
+    if dry_run:
+        for step in steps:
+            print(shlex.join([*SUBMIT, *step]))
+        return
     started = time.monotonic()
-    if not arguments.videos:
-        say("videos", "240 synthetic videos with known motion, in UCF-101's layout")
-        made = make_dataset(str(videos), 240, seed=0)
-        print(f"  {made['made']} made, {made['videos'] - made['made']} already there: {videos}", flush=True)
+    if not own_videos:
+        say("videos", f"{VIDEOS} synthetic videos with known motion, in UCF-101's layout")
+        made = make_dataset(str(videos), VIDEOS, seed=0)
+        print(f"  {made} made, {VIDEOS - made} already there: {videos}", flush=True)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "FRAMEBRIDGE_COMMIT": commit()}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     with local_cluster(environment, say) as environment:
-        for number, command in enumerate(commands, 1):
-            say(f"step {number} of {len(commands)}", submit_line(command))
-            status = run([*submit(), "--", *command], environment)
-            if status:
-                print(f"demo.py: {command[1]} ended with status {status}; its own message is above", file=sys.stderr)
-                return status
-    finish(storage / name, time.monotonic() - started)
-    return 0
+        for number, step in enumerate(steps, 1):
+            say(f"step {number} of {len(steps)}", shlex.join([*SUBMIT, *step]))
+            if status := run([*SUBMIT, "--log-style", "record", *step], environment):
+                raise StepFailed(f"{step[2]} ended with status {status}; its own message is above", status)
+    print(f"\n=== done in {(time.monotonic() - started) / 60:.1f} minutes ===")
+    print(headline(json.loads((folder / name / "summary.json").read_text())))
+    print(f"  look at {folder / name / 'report.html'}")
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
-    """Run a submission and show what the job prints; show Ray's own lines only if it fails."""
+    """Run a submission and show what the job prints; show Ray's own lines only if it fails. Returns its exit status."""
     left_out = []
     process = subprocess.Popen(
-        command,
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace"
     )
     assert process.stdout is not None
     try:
@@ -114,47 +112,20 @@ def run(command: list[str], environment: dict[str, str]) -> int:
                 left_out.append(line)
             else:
                 print("  " + line, end="", flush=True)
+    except BaseException:
+        process.terminate()
+        raise
     finally:
-        if process.poll() is None and sys.exc_info()[0] is not None:
-            process.terminate()
         status = process.wait()
     if status:
         print("".join(left_out[-12:]), end="", file=sys.stderr)
     return status
 
 
-def submit() -> list[str]:
-    """The command that submits a job."""
-    return ["ray", "job", "submit", "--log-style", "record", "--working-dir", "."]
-
-
-def submit_line(command: list[str]) -> str:
-    """The line that a person would type."""
-    return "ray job submit --working-dir . -- " + shlex.join(command)
-
-
 def say(title: str, text: str) -> None:
     """Print a heading and what happens under it."""
-    print(f"\n=== {title} ===\n$ {text}" if text.startswith("ray ") else f"\n=== {title} ===\n{text}", flush=True)
-
-
-def finish(folder: Path, seconds: float) -> None:
-    """Print the headline numbers and where to look."""
-    summary = json.loads((folder / "summary.json").read_text())
-    print(f"\n=== done in {seconds / 60:.1f} minutes ===")
-    for key, value in summary.items():
-        if isinstance(value, int | float):
-            print(f"  {key}: {value:.4g}")
-    print(f"  look at {folder / 'report.html'}")
-
-
-def commit() -> str:
-    """The commit of this checkout, for the records of the run."""
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return result.stdout.strip() or "unknown"
+    print(f"\n=== {title} ===\n{'$ ' if text.startswith('ray ') else ''}{text}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""Show what a cache holds: counts by split and class, rejected clips by reason, statistics of the latents, a picture.
+"""Show what a cache holds: counts by split and class, rejects by reason, statistics of the latents, a picture.
 
     python jobs/inspect_cache.py --recipe demo --run.storage STORAGE
     ray job submit --working-dir . -- python jobs/inspect_cache.py --recipe demo --run.storage /SHARED
@@ -8,27 +8,22 @@ their latents. If the pictures look right, decoding, cropping, VAE and shards ar
 standard output for other programs.
 """
 
-import io
-from json import dumps
+import json as json_format
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.data.cache.inspect import counts, statistics
-from pipeline.data.cache.manifest import Cache, open_cache
+from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.run import print_rejected
-from pipeline.data.cache.shards import read_latent
 from pipeline.models.files.vae import vae_identity
-from pipeline.models.vae import load_vae
-from pipeline.report.contact_sheet import contact_sheet, shown_frames
+from pipeline.report.contact_sheet import draw_cache
 from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 from pipeline.storage.files import write_bytes
 
-STATISTICS_CLIPS, SHEET_CLIPS = 256, 24
+STATISTICS_CLIPS = 256
 CLASSES = 200  # on the screen
 
 
@@ -39,35 +34,31 @@ def job(settings: Settings, json: bool) -> None:
     console = Console(stderr=json)
     if vae_identity(settings.vae.path)[0] == cache.spec.vae_weights_hash:
         found["contact_sheet"] = f"{cache.path}/contact_sheet.png"
-        write_bytes(found["contact_sheet"], draw_sheet(cache, settings))
+        write_bytes(found["contact_sheet"], draw_cache(cache, settings.vae.path))
     else:
         console.print(f"no contact sheet: vae.path = {settings.vae.path} is not the VAE that this cache was made with")
     if json:
-        print(dumps(found, indent=1))
+        print(json_format.dumps(found, indent=1))
     else:
         show(found, console)
-
-
-def plan(settings: Settings) -> str:
-    """Name the cache."""
-    return f"Plan: read {settings.cache_path} and write contact_sheet.png there"
 
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print the numbers as tables."""
     size = f"{found['clips']} clips in {found['shards']} shards, {found['bytes'] / 2**20:.1f} MiB of latents"
     console.print(f"{found['cache']}: {size}", soft_wrap=True)
-    splits = sorted({split for its in found["classes"].values() for split in its}, reverse=True)
+    classes: dict[str, dict[str, int]] = found["classes"]
+    splits = sorted({split for splits in classes.values() for split in splits}, reverse=True)
     table = Table("class", *splits)
-    for label, its in list(found["classes"].items())[:CLASSES]:
-        table.add_row(label or "(none)", *(str(its.get(split, 0)) for split in splits))
-    if len(found["classes"]) > CLASSES:
-        table.add_row(f"{len(found['classes']) - CLASSES} more")
+    for label, clips in list(classes.items())[:CLASSES]:
+        table.add_row(label or "(none)", *(str(clips.get(split, 0)) for split in splits))
+    if len(classes) > CLASSES:
+        table.add_row(f"{len(classes) - CLASSES} more")
     table.add_section()
-    table.add_row("all", *(str(sum(its.get(split, 0) for its in found["classes"].values())) for split in splits))
+    table.add_row("all", *(str(sum(clips.get(split, 0) for clips in classes.values())) for split in splits))
     console.print(table)
     if found["rejects"]:
-        print_rejected(found["rejects"], f"{found['rejected']} clips rejected")
+        print_rejected(found["rejects"], f"{found['rejected']} rejects")
     channels = found["channels"]
     table = Table("channel", "mean", "std", "std of the posterior")
     for channel, values in enumerate(zip(channels["mean"], channels["std"], channels["posterior_std"], strict=True)):
@@ -78,23 +69,6 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(f"contact sheet: {found['contact_sheet']}", soft_wrap=True)
 
 
-def draw_sheet(cache: Cache, settings: Settings) -> bytes:
-    """Draw clips of all classes, decoded from the means of their posteriors, as a PNG file."""
-    vae = load_vae(settings.vae.path, "float32")
-    clips = []
-    for row in cache.rows.spread_by(["label", "key"], SHEET_CLIPS):
-        mean = read_latent(cache.path, row)[0]
-        # A temporal VAE decodes a clip from all of its frames.
-        chosen = mean[shown_frames(len(mean))] if vae.temporal == 1 else mean
-        frames = vae.decode_clips(torch.from_numpy(chosen.astype(np.float32))[None] * vae.scaling_factor, len(chosen))[
-            0
-        ]
-        shown = frames if vae.temporal == 1 else frames[shown_frames(len(frames))]
-        clips.append((row["caption"] or row["label"] or row["video"], shown.numpy()))
-    stream = io.BytesIO()
-    contact_sheet(clips).save(stream, "PNG")
-    return stream.getvalue()
-
-
 if __name__ == "__main__":
-    run_job(job, plan, __doc__, {"json": ""})
+    plan = "Plan: read {0} and write contact_sheet.png there"
+    run_job(job, lambda settings: plan.format(settings.cache_path), __doc__, {"json": ""})

@@ -8,7 +8,7 @@ STORAGE/NAME/report.html (inputs, prior, generated and true clips side by side, 
 and STORAGE/NAME/summary.json.
 """
 
-from pipeline.report.page import STAGES, read_stages, write_report
+from pipeline.report.page import STAGES, headline, read_stages, write_report
 from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 
@@ -16,18 +16,16 @@ from pipeline.settings import Settings
 def job(settings: Settings) -> None:
     """Write the report, and print the headline numbers."""
     summary = write_report(settings)
-    for name, value in summary.items():
-        if isinstance(value, int | float):
-            print(f"  {name:26} {value:.4g}")
+    print(headline(summary))
     print(summary["report"])
 
 
-def plan(settings: Settings) -> str:
+def plan(run_folder: str, cache_path: str) -> str:
     """Say which stages have run."""
-    stages = read_stages(settings)
+    stages = read_stages(run_folder, cache_path)
     said = "\n".join(f"  {STAGES[name]}: {'there' if stage else 'not run'}" for name, stage in stages.items())
-    return f"Plan: write report.html and summary.json to {settings.run.folder} from\n{said}"
+    return f"Plan: write report.html and summary.json to {run_folder} from\n{said}"
 
 
 if __name__ == "__main__":
-    run_job(job, plan, __doc__)
+    run_job(job, lambda settings: plan(settings.run.folder, settings.cache_path), __doc__)

@@ -1,4 +1,4 @@
-"""RUN -> summary.json and report.html: what every stage left behind, on one page that opens offline."""
+"""RUN -> summary.json and report.html: the results of every stage on one page that opens offline."""
 
 import importlib.metadata
 import os
@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from ..errors import UserError
 from ..runtime.progress import duration
 from ..settings import ROOT, Settings, to_yaml
 from ..storage.files import read_json, write_bytes, write_json
-from ..train.report.rows import column, read_history
+from ..train.report.rows import read_history
 from .plots import loss_curve
 from .videos import SHOWN, data_address, read_items
 
-TEMPLATE = Path(__file__).with_name("page.html")
 SAMPLERS = {
     "sde_first_order": "first-order SDE sampler",
     "ode_first_order": "first-order ODE sampler",
@@ -29,7 +27,7 @@ SAMPLERS = {
     "ddim": "DDIM",
 }
 PACKAGES = ("ray", "torch", "deepspeed", "diffusers", "av", "decord", "webdataset", "pyarrow")
-PUBLISHED = {  # what a metric can be held against, where the protocol is kept: the paper's abstract
+PUBLISHED = {  # numbers of the paper's abstract, to compare with where the protocol is kept
     "fvd": {
         "UCF-101, FrameBridge": 122,
         "UCF-101, its diffusion counterpart": 171,
@@ -45,20 +43,45 @@ STAGES = {
     "evaluate": "evaluation",
     "bivdiff": "BIVDiff",
 }
+# Name in summary.json -> metric and statistic: the median of a PSNR, whose outliers spoil a mean; the mean of errors
+HEADLINES = {
+    "psnr_first_frame_median": ("psnr_first_frame", "median"),
+    "motion_ratio_median": ("motion_ratio", "median"),
+    "motion_ratio_quartile1": ("motion_ratio", "quartile1"),
+    "motion_ratio_quartile3": ("motion_ratio", "quartile3"),
+    "prior_latent_error": ("prior_latent_error", "mean"),
+    "replicated_latent_error": ("replicated_latent_error", "mean"),
+}
+Stages = dict[str, dict[str, Any] | None]
 
 
 def write_report(settings: Settings) -> dict[str, Any]:
-    """Write RUN/summary.json and RUN/report.html. Returns the summary. Raises UserError if there is no run."""
+    """Write RUN/summary.json and RUN/report.html. Returns the summary. Raises UserError if no stage has finished."""
     started = time.monotonic()
     run = settings.run.folder
-    stages = read_stages(settings)
+    stages = read_stages(run, settings.cache_path)
     if not any(stages.values()):
         raise UserError(
-            f"{run}: no stage has finished there; run jobs/cache_latents.py, train_prior.py, finetune.py and sample.py, "
-            "or give --run.name and --run.storage of a run that has"
+            f"{run}: no stage has finished there; run jobs/cache_latents.py, train_prior.py, finetune.py and sample.py,"
+            " or give --run.name and --run.storage of a run that has"
         )
     summary = combine(stages)
-    page = render(settings, stages, summary)
+    page = template().render(
+        settings=settings,
+        yaml=to_yaml(settings),
+        stages=stages,
+        names=STAGES,
+        published=PUBLISHED,
+        samplers=SAMPLERS,
+        summary=summary,
+        items=read_items(f"{run}/samples", stages["samples"]),
+        shown=SHOWN,
+        smoothed=read_items(f"{run}/bivdiff", stages["bivdiff"]),
+        curves={name: loss_curve(read_history(f"{run}/{name}/history.csv"), name) for name in ("prior", "finetune")},
+        sheet=data_address(f"{settings.cache_path}/contact_sheet.png"),
+        versions=versions(),
+        made=time.strftime("%d %B %Y, %H:%M"),
+    )
     summary["timings"]["report"] = time.monotonic() - started
     summary["report"] = f"{run}/report.html"
     write_bytes(f"{run}/report.html", page.encode())
@@ -66,12 +89,11 @@ def write_report(settings: Settings) -> dict[str, Any]:
     return summary
 
 
-def read_stages(settings: Settings) -> dict[str, dict[str, Any] | None]:
-    """The summary.json of each stage by name (metrics.json of evaluate); None where it has not run. Raises UserError."""
-    run = settings.run.folder
-    addresses = {name: f"{run}/{name}/summary.json" for name in STAGES}
-    addresses |= {"cache": f"{settings.cache_path}/summary.json", "evaluate": f"{run}/evaluate/metrics.json"}
-    stages: dict[str, dict[str, Any] | None] = {}
+def read_stages(run_folder: str, cache_path: str) -> Stages:
+    """Each stage's summary.json, or metrics.json of evaluate, by name; None if it has not run. Raises UserError."""
+    addresses = {name: f"{run_folder}/{name}/summary.json" for name in STAGES}
+    addresses |= {"cache": f"{cache_path}/summary.json", "evaluate": f"{run_folder}/evaluate/metrics.json"}
+    stages: Stages = {}
     for name, address in addresses.items():
         try:
             stages[name] = read_json(address)
@@ -82,24 +104,12 @@ def read_stages(settings: Settings) -> dict[str, dict[str, Any] | None]:
     return stages
 
 
-def combine(stages: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
-    """RUN/summary.json: the headline numbers at the top (null where not measured), the stages' own below."""
+def combine(stages: Stages) -> dict[str, Any]:
+    """RUN/summary.json: the headline numbers first (null where not measured), then each stage's own summary."""
     samples = stages["samples"] or {}
     metrics = samples.get("metrics", {})
-
-    # the median has a PSNR, which outliers would spoil; of errors it is the mean that training makes small
-    def of(name: str, statistic: str = "median") -> float | None:
-        return metrics.get(name, {}).get(statistic)
-
-    errors = {name: of(name, "mean") for name in ("prior_latent_error", "replicated_latent_error")}
-    if errors["prior_latent_error"] is None:
-        errors = {name: (stages["prior"] or {}).get(name) for name in errors}
-    return {
-        "psnr_first_frame_median": of("psnr_first_frame"),
-        "motion_ratio_median": of("motion_ratio"),
-        "motion_ratio_quartile1": of("motion_ratio", "quartile1"),
-        "motion_ratio_quartile3": of("motion_ratio", "quartile3"),
-        **errors,
+    numbers = {name: metrics.get(metric, {}).get(statistic) for name, (metric, statistic) in HEADLINES.items()}
+    return numbers | {
         "held_out_inputs": samples.get("count") if samples.get("source") == "held_out" else None,
         "timings": {name: stage["seconds"] for name, stage in stages.items() if stage and "seconds" in stage},
         "commit": commit(),
@@ -107,67 +117,42 @@ def combine(stages: dict[str, dict[str, Any] | None]) -> dict[str, Any]:
     }
 
 
+def headline(summary: dict[str, Any]) -> str:
+    """The headline numbers of a summary, one a line, for the terminal."""
+    numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+    return "\n".join(f"  {name:26} {value:.4g}" for name, value in numbers.items())
+
+
 def commit() -> str:
     """FRAMEBRIDGE_COMMIT, which a submitted job needs, or what git says, or "unknown"."""
     if named := os.environ.get("FRAMEBRIDGE_COMMIT"):
         return named
+    command = ["git", "describe", "--always", "--dirty"]
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:
         return "unknown"
     return answer.stdout.strip() or "unknown"
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that matter, as installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def render(settings: Settings, stages: dict[str, dict[str, Any] | None], summary: dict[str, Any]) -> str:
-    """The page. Everything that comes from files is escaped, but for the curves, which are drawn here."""
-    run = settings.run.folder
-    samples = stages["samples"]
+def template() -> jinja2.Template:
+    """page.html. It escapes all values but the curves, which are drawn here."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"duration": duration, "number": number}
-    keys = samples["items"] if samples else []
-    latent = {name: summary[f"{name}_latent_error"] for name in ("prior", "replicated")}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        settings=settings,
-        yaml=to_yaml(settings),
-        stages=stages,
-        names=STAGES,
-        published=PUBLISHED,
-        summary=summary,
-        samples=samples,
-        items=read_items(f"{run}/samples", keys),
-        smoothed=read_items(f"{run}/bivdiff", stages["bivdiff"]["items"] if stages["bivdiff"] else []),
-        sampler=SAMPLERS.get(samples["settings"]["sampler"], samples["settings"]["sampler"]) if samples else "",
-        more=max(0, len(keys) - SHOWN),
-        curves={name: curve(f"{run}/{name}/history.csv", name) for name in ("prior", "finetune")},
-        sheet=data_address(f"{settings.cache_path}/contact_sheet.png"),
-        latent=latent,
-        total=sum(summary["timings"].values()),
-        versions=versions(),
-        made=time.strftime("%d %B %Y, %H:%M"),
-    )
-
-
-def curve(address: str, name: str) -> Markup | None:
-    """The loss curve of a training's history; None if there is no history, or nothing in it."""
-    rows = read_history(address)
-    return Markup(loss_curve(rows, name)) if column(rows, "loss") else None
+    return environment.get_template("page.html")
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Rounded to so many decimals; a dash where there is none."""
+    """The value rounded to `digits` decimals; a dash for None."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -1,38 +1,35 @@
-"""Loss curves as SVG that takes the page's text colour, so that it is right in light and in dark."""
+"""Loss curves as SVG in the page's text colour, for light and dark pages."""
 
 import io
 import re
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..train.report.learning_curve import draw_losses
-from ..train.report.rows import Row
+from ..train.report.rows import Row, column
 
 INK = "#010203"  # stands for the page's text colour, which matplotlib cannot name
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+STYLE: dict[Any, Any] = {**dict.fromkeys(INKED, INK), "svg.fonttype": "none", "font.size": 9}
+NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def loss_curve(rows: list[Row], name: str) -> str:
-    """An <svg> of the columns "loss" and "validation_loss" against steps, loss on a logarithmic axis."""
-    settings: dict[Any, Any] = dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-    )
-    settings |= {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}
-    with matplotlib.rc_context(settings):
+def loss_curve(rows: list[Row], name: str) -> Markup:
+    """An <svg> of "loss" and "validation_loss" against steps; "" without losses.
+
+    It refers to nothing outside itself. Curves of different `name` on one page share no ids.
+    """
+    if not column(rows, "loss"):
+        return Markup()
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(4.6, 2.6), layout="constrained")
         draw_losses(figure.subplots(), rows)
-        return to_svg(figure)
-
-
-def to_svg(figure: Figure) -> str:
-    """The figure as an <svg> element that refers to nothing outside itself."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*" ', r"\1\2 ", text, count=1)
-    return re.sub(r"<svg ", '<svg aria-hidden="true" ', text, count=1)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = buffer.getvalue().replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' (?:width|height)="[^"]*"', "", svg, count=2)  # of the <svg> element itself: the page sizes it
+    return Markup(svg.replace("<svg ", '<svg aria-hidden="true" ', 1))

@@ -1,13 +1,13 @@
-"""Samples as the page shows them: files turned into data: addresses, so that the page needs nothing beside it."""
+"""Samples as the page shows them: files turned into data: addresses, so that the page is one file."""
 
 import base64
+import mimetypes
 from typing import Any
 
 from ..storage.files import read_bytes, read_json
 
 SHOWN = 32  # items on the page; the others are files in samples/
-TYPES = {".png": "image/png", ".mp4": "video/mp4"}
-COLUMNS = (  # member, heading, what it shows in words, for those who do not see it
+COLUMNS = (  # member, heading, description for those who do not see it
     ("image.png", "image", "the input image"),
     ("source.mp4", "source", "the source video"),
     ("control.mp4", "control", "the control maps"),
@@ -25,24 +25,22 @@ def data_address(address: str) -> str | None:
         content = read_bytes(address)
     except FileNotFoundError:
         return None
-    kind = TYPES["." + address.rsplit(".", 1)[-1]]
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:{mimetypes.guess_type(address)[0]};base64,{base64.b64encode(content).decode()}"
 
 
-def read_items(folder: str, keys: list[str]) -> list[dict[str, Any]]:
-    """The first SHOWN items of a samples folder: their records, with "tiles" to show side by side."""
+def read_items(folder: str, summary: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The records of the first SHOWN items in `folder`, with "tiles" to show side by side; [] without a summary."""
     items = []
-    for key in keys[:SHOWN]:
+    for key in summary["items"][:SHOWN] if summary else []:
         try:
             record = read_json(f"{folder}/{key}.json")
         except FileNotFoundError:
             continue
         about = record["caption"] or record["label"] or record["name"]
-        tiles = []
-        for member, heading, words in COLUMNS:
-            source = data_address(f"{folder}/{key}.{member}")
-            if source:
-                alt = f"{words}: {about}"
-                tiles.append({"heading": heading, "source": source, "alt": alt, "video": member.endswith(".mp4")})
+        tiles = [
+            {"heading": heading, "source": source, "alt": f"{words}: {about}", "video": member.endswith(".mp4")}
+            for member, heading, words in COLUMNS
+            if (source := data_address(f"{folder}/{key}.{member}"))
+        ]
         items.append(record | {"about": about, "tiles": tiles})
     return items
