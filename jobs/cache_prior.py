@@ -10,7 +10,6 @@ what is missing; training refuses outputs of another cache or checkpoint.
 """
 
 import logging
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from pipeline.runtime.connect import start_ray
 from pipeline.runtime.job import run_job
 from pipeline.runtime.pools import map_rows, stage_device
 from pipeline.runtime.progress import Progress
-from pipeline.settings import Settings
+from pipeline.settings import ActorResources, Settings
 from pipeline.train.initial import check_prior, load_frozen_prior
 
 log = logging.getLogger("cache_prior")
@@ -31,49 +30,51 @@ log = logging.getLogger("cache_prior")
 class PriorOfShards:
     """map_batches over actors: take the name of a shard, write its outputs, return the name."""
 
-    def __init__(self, settings: Settings, weights: str) -> None:
-        self._device = stage_device(settings.cluster.encode)
-        prior, self._classes = load_frozen_prior(settings.prior_export)
-        self._prior = prior.to(self._device)
-        self._cache, self._weights = open_cache(settings.cache_path), weights
+    def __init__(self, prior: str, cache: str, weights: str, resources: ActorResources) -> None:
+        self._device = stage_device(resources)
+        loaded, self._classes = load_frozen_prior(prior)
+        self._prior = loaded.to(self._device)
+        self._cache, self._weights = open_cache(cache), weights
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for shard in batch["shard"]:
-            rows = rows_of_shard(self._cache, str(shard))
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        for shard in batch["shard"].tolist():
+            rows = rows_of_shard(self._cache, shard)
             outputs = outputs_of(self._prior, self._classes, self._cache, rows, self._device)
-            save_outputs(self._cache, self._weights, str(shard), outputs)
-        return {"shard": np.asarray(batch["shard"])}
+            save_outputs(self._cache, self._weights, shard, outputs)
+        return batch
 
 
 def job(settings: Settings) -> None:
-    """Store what is missing, a shard at a time."""
-    cache, weights, missing = find_missing(settings)
-    describe_prior(cache, weights, settings.prior_export)
+    """Store the missing outputs, a shard at a time."""
+    prior_path, stage = settings.prior_export, settings.cluster.encode
+    cache, weights, missing = find_missing(settings.cache_path, prior_path)
+    describe_prior(cache, weights, prior_path)
     if missing:
         start_ray(settings.cluster)
-        shards = [{"shard": shard} for shard in missing]
         progress = Progress(len(missing), "shards")
-        for _ in map_rows(
-            PriorOfShards, shards, settings.cluster.encode, settings=settings, weights=weights
-        ).iter_rows():
+        shards = [{"shard": shard} for shard in missing]
+        stored = map_rows(
+            PriorOfShards, shards, stage, prior=prior_path, cache=cache.path, weights=weights, resources=stage
+        )
+        for _ in stored.iter_rows():
             progress.add()
             log.info(progress.line())
     print(f"  {len(missing)} shards done now, all of {cache.path} are there; train with --bridge.cached_prior true")
 
 
-def find_missing(settings: Settings) -> tuple[Cache, str, list[str]]:
+def find_missing(cache_path: str, prior_path: str) -> tuple[Cache, str, list[str]]:
     """The cache, the hash of the prior's weights, and the shards without outputs. Raises UserError."""
-    cache = open_cache(settings.cache_path)
-    check_prior(settings.prior_export, cache.spec)
-    weights = weights_hash(shipped_path(settings.prior_export))
+    cache = open_cache(cache_path)
+    check_prior(prior_path, cache.spec)
+    weights = weights_hash(shipped_path(prior_path))
     return cache, weights, missing_shards(cache, weights)
 
 
-def plan(settings: Settings) -> str:
+def plan(cache_path: str, prior_path: str) -> str:
     """Say how many shards are missing."""
-    cache, weights, missing = find_missing(settings)
-    return f"Plan: outputs of {settings.prior_export} for {len(missing)} shards, to {cache.path}/priors/{weights}"
+    cache, weights, missing = find_missing(cache_path, prior_path)
+    return f"Plan: outputs of {prior_path} for {len(missing)} shards, to {cache.path}/priors/{weights}"
 
 
 if __name__ == "__main__":
-    run_job(job, plan, __doc__)
+    run_job(job, lambda settings: plan(settings.cache_path, settings.prior_export), __doc__)

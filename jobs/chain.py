@@ -12,46 +12,42 @@ failed. --dry-run shows the plan of every step whose input the steps before it h
 
 import subprocess
 import sys
+from collections.abc import Iterator
 
 from pipeline.errors import StepFailed
 from pipeline.runtime.job import run_job
-from pipeline.settings import ROOT, Settings
+from pipeline.settings import ROOT, BridgeSettings, Settings
 
 
-def steps(settings: Settings) -> list[str]:
-    """Names of the jobs, in order."""
-    prior = ["train_prior"] if settings.bridge.prior == "neural" and settings.bridge.prior_path is None else []
-    return ["cache_latents", *prior, "finetune", "sample", "evaluate", "report"]
+def run_steps(bridge: BridgeSettings) -> Iterator[tuple[str, int]]:
+    """Run the jobs with this job's arguments, up to the first that fails; yield each name and exit status."""
+    prior = ["train_prior"] if bridge.prior == "neural" and bridge.prior_path is None else []
+    names = ["cache_latents", *prior, "finetune", "sample", "evaluate", "report"]
+    for number, name in enumerate(names, 1):
+        print(f"=== step {number} of {len(names)}: {name}", flush=True)
+        step = subprocess.Popen([sys.executable, str(ROOT / "jobs" / f"{name}.py"), *sys.argv[1:]])
+        try:
+            yield name, step.wait()
+        finally:  # a stop of this job is passed on
+            if step.poll() is None:
+                step.terminate()
+                step.wait()
+        if step.returncode:
+            return
 
 
 def job(settings: Settings) -> None:
     """Run the steps. Raises StepFailed at the first that fails."""
-    names = steps(settings)
-    for number, name in enumerate(names, 1):
-        print(f"=== step {number} of {len(names)}: {name}", flush=True)
-        if status := run_step(name):
+    for name, status in run_steps(settings.bridge):
+        if status:
             raise StepFailed(f"{name} ended with status {status}; its own message is above", status)
 
 
-def plan(settings: Settings) -> str:
+def plan(bridge: BridgeSettings) -> str:
     """Print the plan of each step, up to the first that cannot be planned yet."""
-    for name in steps(settings):
-        print(f"=== {name}", flush=True)
-        if run_step(name):
-            return f"Plan: {name} can be planned when the steps before it have run"
-    return "Plan: all of the above"
-
-
-def run_step(name: str) -> int:
-    """Run jobs/NAME.py with this job's arguments and return its exit status; a stop is passed on to it."""
-    step = subprocess.Popen([sys.executable, str(ROOT / "jobs" / f"{name}.py"), *sys.argv[1:]])
-    try:
-        return step.wait()
-    finally:
-        if step.poll() is None:
-            step.terminate()
-            step.wait()
+    failed = next((name for name, status in run_steps(bridge) if status), None)
+    return f"Plan: {failed} can be planned when the steps before it have run" if failed else "Plan: all of the above"
 
 
 if __name__ == "__main__":
-    run_job(job, plan, __doc__)
+    run_job(job, lambda settings: plan(settings.bridge), __doc__)

@@ -23,11 +23,11 @@ def job(settings: Settings) -> None:
     print(f"{target}; sample from it with --sample.model_path {target}")
 
 
-def plan(settings: Settings) -> str:
+def plan(folder: str, step: int | None) -> str:
     """Name the checkpoint."""
-    found = choose_checkpoint(f"{settings.run.folder}/finetune", settings.sample.checkpoint)
+    found = choose_checkpoint(folder, step)
     return f"Plan: the model after {found.step} steps, from {found.address}"
 
 
 if __name__ == "__main__":
-    run_job(job, plan, __doc__)
+    run_job(job, lambda settings: plan(f"{settings.run.folder}/finetune", settings.sample.checkpoint), __doc__)

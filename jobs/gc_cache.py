@@ -18,47 +18,36 @@ from pipeline.runtime.job import run_job
 from pipeline.settings import Settings
 
 
+def list_orphans(path: str, older_than_h: float) -> tuple[list[Orphan], str, str]:
+    """Print a line for each orphan; return them, their number and size in words, and a complaint about lost shards."""
+    orphans, missing = find_orphans(path, older_than_h * 3600)
+    for one in orphans:
+        when = f"{datetime.fromtimestamp(one.modified, UTC):%Y-%m-%d %H:%M} UTC"
+        print(f"{when} {one.size:>12} bytes  {one.address}{' (unfinished upload)' if one.upload else ''}")
+    found = f"{len(orphans)} orphans, {sum(one.size for one in orphans) / 2**20:.1f} MiB"
+    if not missing:
+        return orphans, found, ""
+    complaint = f"{path}: {len(missing)} committed shards are gone, for example shards/{missing[0]}; "
+    remedy = "jobs/verify_cache.py --repair takes them back, and jobs/cache_latents.py makes their clips again"
+    return orphans, found, complaint + remedy
+
+
 def job(settings: Settings) -> None:
     """Remove orphans while no other job writes. Raises JobFailed if committed shards are gone."""
     path = open_cache(settings.cache_path).path
     with only_writer(path):
-        orphans, missing = find_orphans(path, settings.cache.gc_after_hours * 3600)
-        print(listed(orphans))
+        orphans, found, complaint = list_orphans(path, settings.cache.gc_after_hours)
         remove_orphans(orphans)
-    print(f"{path}: {len(orphans)} orphans removed, {size(orphans):.1f} MiB")
-    if missing:
-        raise JobFailed(complaint(path, missing))
+    print(f"{path}: removed {found}")
+    if complaint:
+        raise JobFailed(complaint)
 
 
-def plan(settings: Settings) -> str:
+def plan(path: str, older_than_h: float) -> str:
     """List the orphans."""
-    path = open_cache(settings.cache_path).path
-    orphans, missing = find_orphans(path, settings.cache.gc_after_hours * 3600)
-    text = f"{listed(orphans)}\nPlan: remove {len(orphans)} orphans, {size(orphans):.1f} MiB, from {path}"
-    return f"{text}\n{complaint(path, missing)}" if missing else text
-
-
-def size(orphans: list[Orphan]) -> float:
-    """MiB of all orphans."""
-    return sum(orphan.size for orphan in orphans) / 2**20
-
-
-def listed(orphans: list[Orphan]) -> str:
-    """A line for each orphan: time, size and address."""
-    return "\n".join(
-        f"{datetime.fromtimestamp(orphan.modified, UTC):%Y-%m-%d %H:%M} UTC {orphan.size:>12} bytes  {orphan.address}"
-        + (" (unfinished upload)" if orphan.upload else "")
-        for orphan in orphans
-    )
-
-
-def complaint(path: str, missing: list[str]) -> str:
-    """Name the first of the committed shards that are gone, and the remedy."""
-    return (
-        f"{path}: {len(missing)} committed shards are gone, for example shards/{missing[0]}; jobs/verify_cache.py "
-        "--repair takes them back, and jobs/cache_latents.py makes their clips again"
-    )
+    _, found, complaint = list_orphans(open_cache(path).path, older_than_h)
+    return f"Plan: remove {found}, from {path}\n{complaint}".rstrip()
 
 
 if __name__ == "__main__":
-    run_job(job, plan, __doc__)
+    run_job(job, lambda settings: plan(settings.cache_path, settings.cache.gc_after_hours), __doc__)

@@ -59,11 +59,11 @@ def partial_moments(rows: pa.Table, path: str, scaling_factor: float) -> dict[st
     return {"clips": np.array([found.clips]), "mean": found.mean.reshape(1, -1), "squares": np.array([found.squares])}
 
 
-def plan(settings: Settings) -> str:
+def plan(cache_path: str, run_folder: str) -> str:
     """Say how much there is to read."""
-    cache = open_cache(settings.cache_path)
-    return f"Plan: read {len(cache.select(TRAIN))} training clips of {cache.path}, write {settings.run.folder}/moments"
+    cache = open_cache(cache_path)
+    return f"Plan: read {len(cache.select(TRAIN))} training clips of {cache.path}, write {run_folder}/moments"
 
 
 if __name__ == "__main__":
-    run_job(job, plan, __doc__)
+    run_job(job, lambda settings: plan(settings.cache_path, settings.run.folder), __doc__)

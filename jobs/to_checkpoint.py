@@ -22,10 +22,5 @@ def job(settings: Settings) -> None:
     print(f"{settings.model_export}/checkpoint.pt: {len(content) / 2**20:.1f} MiB")
 
 
-def plan(settings: Settings) -> str:
-    """Name the file."""
-    return f"Plan: {settings.model_export} as one file, {settings.model_export}/checkpoint.pt"
-
-
 if __name__ == "__main__":
-    run_job(job, plan, __doc__)
+    run_job(job, lambda settings: f"Plan: write {settings.model_export} as one file, checkpoint.pt there", __doc__)

@@ -44,23 +44,20 @@ def job(settings: Settings, repair: bool, without_source: bool) -> None:
         source = check_source(read_manifest(path), plan_table(settings.data))
     report: dict[str, Any] = {"clips": clips, "damaged": [finding._asdict() for finding in findings]}
     write_json(f"{path}/verify.json", report | {name: table.to_pylist() for name, table in source.items()})
-    show(findings)
-    complaints = [f"{len({finding.part for finding in findings})} shards are damaged"] if findings else []
-    complaints += [f"{table.num_rows} clips are of videos that are {name}" for name, table in source.items() if table]
+    complaints = [f"{table.num_rows} clips are of videos that are {name}" for name, table in source.items() if table]
+    remedy = "their clips stay in the cache, --without-source accepts that"
+    if findings:
+        show(findings)
+        complaints.insert(0, f"{len({finding.part for finding in findings})} shards are damaged")
+        remedy = "add --repair to take damaged shards back, then run jobs/cache_latents.py"
+    remedy = "run jobs/cache_latents.py now" if findings and repair else f"verify.json there names them; {remedy}"
     if complaints:
-        raise JobFailed(f"{path}: {'; '.join(complaints)}; {advice(bool(findings), repair)}")
+        raise JobFailed(f"{path}: {'; '.join(complaints)}; {remedy}")
     print(f"{path}: all {clips} clips are as they were written")
 
 
-def plan(settings: Settings) -> str:
-    """Say how much there is to read."""
-    table = open_cache(settings.cache_path).table
-    size = pc.sum(table["length"]).as_py() / 2**20
-    return f"Plan: read {table.num_rows} clips, {size:.1f} MiB, in {settings.cache_path} and write verify.json there"
-
-
 def read_shards(path: str) -> tuple[list[Finding], int]:
-    """Check every shard and log the progress; returns the findings and the number of clips."""
+    """Check every shard and log the progress; return the findings and the number of clips."""
     findings: list[Finding] = []
     clips = size = 0
     progress = Progress(len(list_files(f"{path}/{MANIFEST}", ".parquet")), "shards", every_s=5)
@@ -75,8 +72,6 @@ def read_shards(path: str) -> tuple[list[Finding], int]:
 
 def show(findings: list[Finding]) -> None:
     """Print the first findings as a table."""
-    if not findings:
-        return
     table = Table("shard", "clip", "what is wrong", title=f"{len(findings)} findings", title_justify="left")
     for finding in findings[:SHOWN]:
         table.add_row(finding.shard or finding.part.rpartition("/")[2], finding.key or "(all)", finding.problem)
@@ -85,14 +80,12 @@ def show(findings: list[Finding]) -> None:
     Console().print(table)
 
 
-def advice(damaged: bool, repair: bool) -> str:
-    """Say what to do next."""
-    if damaged and not repair:
-        return "verify.json there names them; add --repair to take damaged shards back, then run jobs/cache_latents.py"
-    if damaged:
-        return "run jobs/cache_latents.py now"
-    return "verify.json there names them; their clips stay in the cache, --without-source accepts that"
+def plan(path: str) -> str:
+    """Say how much there is to read."""
+    table = open_cache(path).table
+    size = pc.sum(table["length"]).as_py() / 2**20
+    return f"Plan: read {table.num_rows} clips, {size:.1f} MiB, in {path} and write verify.json there"
 
 
 if __name__ == "__main__":
-    run_job(job, plan, __doc__, {"repair": "", "without-source": ""})
+    run_job(job, lambda settings: plan(settings.cache_path), __doc__, {"repair": "", "without-source": ""})
