@@ -18,7 +18,7 @@ import torch
 from circumstances import circumstances
 
 from experiments.ablation.protocol import folder_of
-from experiments.ablation.work import compare, held_out, latents_of
+from experiments.ablation.work import compare, held_out, look
 from pipeline.data.cache.manifest import open_cache
 from pipeline.metrics.frechet import feature_moments, frechet_distance
 from pipeline.settings import load
@@ -48,13 +48,13 @@ def spoilt(clips: torch.Tensor) -> Iterator[tuple[str, float, torch.Tensor]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     settings, _ = load(parser.parse_known_args()[1])
-    cache, folder = open_cache(settings.cache_path), folder_of(settings)
-    latents = latents_of(cache, held_out(settings, cache))
+    cache, folder = open_cache(settings.cache_path), folder_of(settings.run)
+    _, latents = held_out(cache, settings.ablate.clips)
     with np.load(io.BytesIO(read_bytes(f"{folder}/truth.npz")), allow_pickle=False) as stored:
         truth = feature_moments(stored["features"])
     rows = []
     for defect, strength, clips in spoilt(latents):
-        found = compare(settings, folder, clips, latents)
+        found = compare(folder, clips, latents, *look(settings.vae, settings.evaluate, clips))
         row = {
             "defect": defect,
             "strength": strength,

@@ -20,7 +20,7 @@ def job(settings: Settings, page: bool) -> None:
     """Run the comparisons, or write the page only, and print each claim's verdict."""
     for claim in run_ablation(settings, page)["claims"]:
         print(f"  {claim['verdict']:12} {claim['claim']}")
-    print(f"{folder_of(settings)}/results.md")
+    print(f"{folder_of(settings.run)}/results.md")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,10 @@ class Drawn(NamedTuple):
 
 
 def frechet(one: Cell, true: np.ndarray, draws: Draws) -> Drawn:
-    """Frechet distance to the true clips' features (clips, D), divisor N; a draw takes a generated clip with its true one."""
+    """Frechet distance to the true clips' features (clips, D), divisor N.
+
+    A draw takes a generated clip together with its true one.
+    """
 
     def distance(seed: int, clips: np.ndarray) -> float:
         return frechet_distance(feature_moments(one.features[seed, clips]), feature_moments(true[clips]), "N")

@@ -1,4 +1,4 @@
-"""Measurements -> results.json, results.md and pictures: tables with intervals, and what became of each claim."""
+"""Measurements -> results.json, results.md and pictures: tables with intervals, and the verdict on each claim."""
 
 import csv
 import io
@@ -16,18 +16,20 @@ from .protocol import Key, Measurement, folder_of
 from .tables import Measured, claims_of, read_measured, tables_of
 
 HEAD = (
-    "| {first} | FD (lower is better) | by seed | latent error | motion, generated / true | first frame | inception score |\n"
+    "| {first} | FD (lower is better) | by seed | latent error | motion, generated / true | first frame "
+    "| inception score |\n"
     "|---|---|---|---|---|---|---|\n"
 )
-WHOLE = ("saf", "priors", "leakage")  # experiments whose tables are drawn as they are
+WHOLE = ("saf", "priors", "leakage")  # experiments with a picture of their table
 
 
 def write_page(settings: Settings, planned: list[Measurement], there: list[Measurement]) -> dict[str, Any]:
-    """Write measurements.csv, results.json, results.md and its pictures; gives what results.json holds.
+    """Write measurements.csv, results.json, results.md and its pictures; return results.json.
 
-    What is `planned` and not `there` with every seed is left out, and named.
+    A measurement that is `planned`, but not `there` with every seed, is left out and named.
     """
-    found, folder = read_measured(settings, there), folder_of(settings)
+    folder, ablate = folder_of(settings.run), settings.ablate
+    found = read_measured(folder, ablate, there)
     lacking = sorted(
         {one.model.name + f" {one.sampler}" * bool(one.sampler) for one in planned if one.cell not in found.cells}
     )
@@ -36,11 +38,11 @@ def write_page(settings: Settings, planned: list[Measurement], there: list[Measu
     if whole := [table for table in tables if table.experiment in WHOLE]:
         pictures["tables"] = figure_tables(whole, found)
     if any(table.experiment == "steps" for table in tables):
-        pictures["figure6"] = figure6(settings, found)
+        pictures["figure6"] = figure6(ablate.seeds, found)
     if any(table.experiment == "samplers" for table in tables):
-        pictures["samplers"] = figure_samplers(settings, found)
+        pictures["samplers"] = figure_samplers(found)
     parts = [
-        f"Commit {commit()}, {settings.ablate.seeds} seeds, {settings.ablate.clips} held-out clips; FD of the image itself, "
+        f"Commit {commit()}, {ablate.seeds} seeds, {ablate.clips} held-out clips; FD of the image itself, "
         f"standing still: {said(still)}. In brackets 95 % intervals."
         + (f" Not measured with every seed: {', '.join(lacking)}." if lacking else ""),
         f"### Claims\n\n{claim_rows(claims)}",
@@ -56,7 +58,7 @@ def write_page(settings: Settings, planned: list[Measurement], there: list[Measu
     result = {
         "commit": commit(),
         "versions": versions(),
-        "ablate": settings.ablate.model_dump(mode="json"),
+        "ablate": ablate.model_dump(mode="json"),
         "claims": claims,
         "still": still,
         "cells": cells_of(found),
@@ -66,7 +68,7 @@ def write_page(settings: Settings, planned: list[Measurement], there: list[Measu
 
 
 def measurements_csv(found: Measured) -> str:
-    """One row a measurement: each model with each seed, sampled one way."""
+    """One row for each measurement: a model and a seed, sampled one way."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     numbers = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")
@@ -79,6 +81,7 @@ def measurements_csv(found: Measured) -> str:
 
 
 def cells_of(found: Measured) -> list[dict[str, Any]]:
+    """The cells in results.json."""
     names = ("model", "step", "sampler", "evaluations", "clips")
     return [
         dict(zip(names, key, strict=True))
@@ -88,18 +91,20 @@ def cells_of(found: Measured) -> list[dict[str, Any]]:
 
 
 def rows(keys: list[tuple[str, Key]], found: Measured) -> str:
+    """The rows of a table in Markdown."""
     lines = []
     for name, key in keys:
         drawn, one = found.distances[key], found.cells[key]
         lines.append(
             f"| {name} | {said(drawn.interval())} | {', '.join(f'{value:.2f}' for value in drawn.seeds)} | "
-            f"{one.mean('latent_error'):.3f} | {one.median('motion_ratio'):.2f} | {one.median('psnr_first_frame'):.1f} dB | "
-            f"{found.scores[key]:.2f} |"
+            f"{one.mean('latent_error'):.3f} | {one.median('motion_ratio'):.2f} | "
+            f"{one.median('psnr_first_frame'):.1f} dB | {found.scores[key]:.2f} |"
         )
     return "\n".join(lines)
 
 
 def claim_rows(claims: list[dict[str, Any]]) -> str:
+    """The table of claims in Markdown."""
     lines = ["| claim | difference | by seed | | beside: latent error |", "|---|---|---|---|---|"]
     for one in claims:
         seeds = ", ".join(f"{value:+.2f}" for value in one["by_seed"])
@@ -109,5 +114,6 @@ def claim_rows(claims: list[dict[str, Any]]) -> str:
 
 
 def said(found: Any, sign: str = "", digits: int = 2) -> str:
+    """A value with its interval: "1.23 (1.01 to 1.45)"."""
     value, low, high = (f"{found[name]:{sign}.{digits}f}" for name in ("value", "low", "high"))
     return f"{value} ({low} to {high})"

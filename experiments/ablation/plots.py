@@ -5,15 +5,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.settings import Settings
-
 from .intervals import Drawn
 from .protocol import SAMPLERS, TUNED
 from .tables import Measured, Table
 
 
 def figure_tables(tables: list[Table], found: Measured) -> Figure:
-    """FD of the rows of some tables: interval, and a dot a seed."""
+    """FD of the rows of some tables: the interval, and a dot for each seed."""
     figure = Figure(figsize=(5 * len(tables), 3.2), layout="constrained")
     for axes, table in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
         for height, (_, key) in enumerate(reversed(table.rows)):
@@ -27,23 +25,20 @@ def figure_tables(tables: list[Table], found: Measured) -> Figure:
     return figure
 
 
-def figure6(settings: Settings, found: Measured) -> Figure:
+def figure6(seeds: int, found: Measured) -> Figure:
     """FD against training steps, with intervals."""
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.subplots()
     for name in TUNED:
         keys = sorted((key for key in found.cells if key[0] == name and not key[2]), key=lambda key: key[1])
-        if not keys:
-            continue
-        line(axes, [key[1] for key in keys], [found.distances[key] for key in keys], name)
-    axes.set(
-        xlabel="training steps", ylabel="FD", yscale="log", title=f"fine-tuned models, {settings.ablate.seeds} seeds"
-    )
+        if keys:
+            line(axes, [key[1] for key in keys], [found.distances[key] for key in keys], name)
+    axes.set(xlabel="training steps", ylabel="FD", yscale="log", title=f"fine-tuned models, {seeds} seeds")
     axes.legend(frameon=False)
     return figure
 
 
-def figure_samplers(settings: Settings, found: Measured) -> Figure:
+def figure_samplers(found: Measured) -> Figure:
     """FD of every sampler against evaluations of the network, and against seconds a clip."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -62,6 +57,7 @@ def figure_samplers(settings: Settings, found: Measured) -> Figure:
 
 
 def line(axes: Any, x: list[float], drawn: list[Drawn], label: str) -> None:
+    """Draw statistics at `x` with their intervals."""
     found = [one.interval() for one in drawn]
     values = np.array([one["value"] for one in found])
     spread = np.array([[max(0.0, one["value"] - one["low"]), max(0.0, one["high"] - one["value"])] for one in found]).T

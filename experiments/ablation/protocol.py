@@ -1,20 +1,19 @@
-"""Which models are trained and what each is measured with: docs/ablation.md as plain data. Nothing is computed here.
+"""The protocol of docs/ablation.md as plain data: which models are trained, and how each is sampled and measured.
 
-A model is one job of jobs/finetune.py or jobs/train_prior.py with other settings; a measurement is one way to sample it.
+A model is a job of jobs/finetune.py or jobs/train_prior.py with other settings; a measurement is a way to sample it.
 """
 
 from typing import Any, NamedTuple
 
-from pipeline.settings import Settings, build
+from pipeline.settings import AblateSettings, RunSettings, Settings, build
 from pipeline.train.spec import Job
 
 Overlay = dict[str, dict[str, Any]]
-Key = tuple[str, int, str, int, int]  # what one measurement of every seed has in common: see Measurement
+Key = tuple[str, int, str, int, int]  # names one measurement of all seeds: see Measurement.cell
 
-TIME_NOISE = (
-    1.0  # beta_m: latents have about unit variance, and the image is all that these models are shown of the clip
-)
+TIME_NOISE = 1.0  # beta_m: latents have about unit variance, and these models see nothing of the clip but the image
 STARTS = (0.9, 0.8)  # CIL's M
+SIZES = {"size", "hidden_size", "depth", "num_heads", "patch_size"}  # of `model`
 STILL = "still"  # the measurement of the image itself, replicated
 
 DIFFUSION: dict[str, Any] = {"process": "diffusion", "saf": False, "prior": "replicated"}
@@ -58,8 +57,8 @@ class Model(NamedTuple):
     job: Job
     seed: int
     settings: Settings
-    keep: tuple[int, ...]  # the steps after which it is kept, the last included
-    needs: str | None  # the model that must be there first: F_eta
+    keep: tuple[int, ...]  # export it after these steps, the last included
+    needs: str | None  # key of the model that is trained first: F_eta
 
     @property
     def key(self) -> str:
@@ -67,11 +66,11 @@ class Model(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Clips of one model after so many steps, sampled one way."""
+    """Clips of one model after `step` steps, sampled one way."""
 
     model: Model
     step: int
-    sampler: str  # what it is called in tables; "" is the paper's for the process
+    sampler: str  # its name in tables; "" is the paper's for the process
     evaluations: int
     clips: int
     sample: dict[str, Any]  # settings of `sample`
@@ -86,40 +85,35 @@ class Measurement(NamedTuple):
         return words.replace(", ", "-").replace(" ", "-")
 
 
-def folder_of(settings: Settings) -> str:
-    return f"{settings.run.folder}/ablation"
+def folder_of(run: RunSettings) -> str:
+    """ABLATION: the folder of all results."""
+    return f"{run.folder}/ablation"
 
 
 def models(settings: Settings, seed: int) -> list[Model]:
-    """What one seed trains, F_eta before what needs it."""
-    wanted = set(settings.ablate.experiments)
-    steps = settings.train.steps
+    """The trainings of one seed, the neural prior before those that need it."""
+    wanted, steps, prior = set(settings.ablate.experiments), settings.train.steps, settings.prior
     made: list[Model] = []
     if wanted - {"priors"}:
-        tuned = TUNED | ({"timenoise": TIME_NOISED} if "leakage" in wanted else {})
-        quarters = figure6_steps(settings)
-        for name, overlay in tuned.items():
-            keep = quarters if name in TUNED else (steps,)
-            made.append(_model(settings, name, "finetune", seed, overlay, keep))
+        made += [_model(settings, name, "finetune", seed, TUNED[name], figure6_steps(steps)) for name in TUNED]
+    if "leakage" in wanted:
+        made.append(_model(settings, "timenoise", "finetune", seed, TIME_NOISED, (steps,)))
     if "priors" in wanted:
-        budget = settings.prior.train.model_dump(mode="json")
-        size = settings.prior.model.model_dump(include={"size", "hidden_size", "depth", "num_heads", "patch_size"})
-        keep = (settings.prior.train.steps,)
+        keep, size = (prior.train.steps,), prior.model.model_dump(include=SIZES)
         made.append(_model(settings, "prior", "prior", seed, {"bridge": REPLICATED}, keep))
         for name, overlay in SCRATCH.items():
-            whole = {"train": budget, **overlay, "model": size | overlay.get("model", {})}
-            made.append(_model(settings, name, "finetune", seed, whole, keep))
+            whole = {"train": prior.train.model_dump(mode="json"), "model": size | overlay.get("model", {})}
+            made.append(_model(settings, name, "finetune", seed, overlay | whole, keep))
     return made
 
 
-def figure6_steps(settings: Settings) -> tuple[int, ...]:
-    """After a quarter, half and all of the training."""
-    steps = settings.train.steps
+def figure6_steps(steps: int) -> tuple[int, ...]:
+    """A quarter, half and all of the steps of a training."""
     return tuple(sorted({max(1, steps // 4), max(1, steps // 2), steps}))
 
 
 def _model(settings: Settings, name: str, job: Job, seed: int, overlay: Overlay, keep: tuple[int, ...]) -> Model:
-    folder, key = f"{folder_of(settings)}/models", f"{name}-s{seed}"
+    folder, key = f"{folder_of(settings.run)}/models", f"{name}-s{seed}"
     needs_prior = overlay["bridge"]["prior"] == "neural" or overlay.get("model", {}).get("prior_condition", False)
     prior = f"prior-s{seed}" if needs_prior else None
     place: Overlay = {
@@ -133,57 +127,54 @@ def _model(settings: Settings, name: str, job: Job, seed: int, overlay: Overlay,
     return Model(name, job, seed, build([base, overlay, place]), keep, prior)
 
 
-def measurements(settings: Settings, trained: list[Model]) -> list[Measurement]:
-    """What the models of one seed are measured with, each once, in the order of the experiments."""
-    made: list[Measurement] = []
-    for experiment in settings.ablate.experiments:
+def measurements(ablate: AblateSettings, trained: list[Model]) -> list[Measurement]:
+    """The measurements of the models of one seed, each once, in the order of the experiments."""
+    named, made = {model.name: model for model in trained}, []
+
+    def usual(*names: str) -> list[Measurement]:
+        """The paper's sampler of these models, after their last step."""
+        return [_usual(named[name], named[name].keep[-1], ablate.clips) for name in names]
+
+    for experiment in ablate.experiments:
         if experiment == "samplers":
-            made += _samplers(settings, trained)
+            made += _samplers(ablate, named)
         elif experiment == "leakage":
-            made += _usual(settings, trained, ["diffusion", "timenoise"]) + _starts(settings, trained)
-        elif experiment == "priors":
-            made += _usual(settings, trained, list(SCRATCH))
+            made += usual("diffusion", "timenoise")
+            made += [
+                _start(named["diffusion"], m, analytic, ablate.clips) for m in STARTS for analytic in (False, True)
+            ]
+            made.append(_start(named["timenoise"], STARTS[0], True, ablate.clips))
+        elif experiment == "steps":
+            made += [_usual(named[name], step, ablate.clips) for name in TUNED for step in named[name].keep]
         else:
-            earlier = figure6_steps(settings) if experiment == "steps" else ()
-            made += _usual(settings, trained, list(TUNED), earlier)
+            made += usual(*(SCRATCH if experiment == "priors" else TUNED))
     return list({one.key: one for one in made}.values())
 
 
-def _usual(
-    settings: Settings, trained: list[Model], names: list[str], steps: tuple[int, ...] = ()
-) -> list[Measurement]:
-    """The paper's sampler of these models, after their last step or after `steps`."""
-    evaluations, clips = settings.sample.steps, settings.ablate.clips
-    return [
-        Measurement(model, step, "", evaluations, clips, {})
-        for model in trained
-        if model.name in names
-        for step in steps or model.keep[-1:]
-    ]
+def _usual(model: Model, step: int, clips: int) -> Measurement:
+    return Measurement(model, step, "", model.settings.sample.steps, clips, {})
 
 
-def _samplers(settings: Settings, trained: list[Model]) -> list[Measurement]:
+def _samplers(ablate: AblateSettings, named: dict[str, Model]) -> list[Measurement]:
+    """Every sampler of SAMPLERS within each number of evaluations of ablate.evaluations."""
     made = []
-    for model in trained:
-        for sampler, (changes, each) in SAMPLERS.get(model.name, {}).items():
-            for budget in settings.ablate.evaluations:
+    for name, model in named.items():
+        for sampler, (changes, each) in SAMPLERS.get(name, {}).items():
+            for budget in ablate.evaluations:
                 steps = max((budget - 1) // each + 1, 2)
                 count, how = (steps - 1) * each + 1, changes | {"steps": steps}
-                made.append(Measurement(model, model.keep[-1], sampler, count, settings.ablate.sampler_clips, how))
+                made.append(Measurement(model, model.keep[-1], sampler, count, ablate.sampler_clips, how))
     return made
 
 
-def _starts(settings: Settings, trained: list[Model]) -> list[Measurement]:
-    moments = f"{folder_of(settings)}/moments"
-    wanted = [("diffusion", start, analytic) for start in STARTS for analytic in (False, True)]
-    named = {model.name: model for model in trained}
-    made = []
-    for name, start, analytic in [*wanted, ("timenoise", STARTS[0], True)]:
-        how = {"start": start, "analytic_init": moments if analytic else None}
-        model, label = named[name], start_name(start, analytic)
-        made.append(Measurement(model, model.keep[-1], label, settings.sample.steps, settings.ablate.clips, how))
-    return made
+def _start(model: Model, start: float, analytic: bool, clips: int) -> Measurement:
+    """CIL: sample from time `start` on, with Analytic-Init or plain noise."""
+    moments = f"{model.settings.run.storage.removesuffix('/models')}/moments"
+    how = {"start": start, "analytic_init": moments if analytic else None}
+    label, evaluations = start_name(start, analytic), model.settings.sample.steps
+    return Measurement(model, model.keep[-1], label, evaluations, clips, how)
 
 
 def start_name(start: float, analytic: bool) -> str:
+    """The name of such a measurement in tables."""
     return f"M {start:g}{', Analytic-Init' if analytic else ''}"

@@ -1,19 +1,19 @@
-"""The ablation as one job: videos, their cache, then every training and measurement as a Ray task, and at last the page.
+"""The ablation as one job: videos, their cache, every training and measurement as a Ray task, and the page.
 
-A task's result is a file, and a task whose file is there is not run: cut off, the same line goes on from there.
+The result of a task is a file. A task whose file is there is not run again, so a job that was cut off goes on.
 """
 
 import csv
 import io
 import logging
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.cache.run import build_cache
 from pipeline.errors import UserError
 from pipeline.runtime.connect import start_ray
 from pipeline.runtime.placement import check_room, selector
-from pipeline.settings import Settings
+from pipeline.runtime.progress import Progress
+from pipeline.settings import Settings, build
 from pipeline.shipped.synthetic import make_dataset
 from pipeline.storage.files import exists, is_remote, list_files, read_json, write_bytes, write_json
 
@@ -28,7 +28,7 @@ log = logging.getLogger("ablate")
 
 SEED = 2  # of the videos; the shipped models were trained on those of seed 1
 MADE_WITH = "made_with.json"
-# Sections that decide the numbers; of others, some settings do
+# sections that decide the numbers; protocol_of adds single settings of others
 TOLD = ("data", "vae", "model", "bridge", "train", "prior")
 
 
@@ -43,7 +43,7 @@ class AblationPlan(NamedTuple):
 
 
 def make_plan(settings: Settings) -> AblationPlan:
-    """Reads what is there. Raises UserError where the protocol cannot be followed, or another one has been."""
+    """Compare the protocol with the files that are there. Raises UserError where it cannot be followed."""
     if is_remote(settings.run.storage):
         raise UserError(
             f"run.storage = {settings.run.storage}: the ablation makes videos; give a folder that all nodes share"
@@ -52,21 +52,20 @@ def make_plan(settings: Settings) -> AblationPlan:
     for key, value in needed.items():
         if value is None:
             raise UserError(f"{key} = null: the ablation needs it; give --recipe ablation, or set {key}")
-    data = settings.data.model_copy(update={"path": f"{settings.run.folder}/videos", "source": "ucf101"})
-    settings = settings.model_copy(update={"data": data})
-    folder = folder_of(settings)
+    videos = {"data": {"path": f"{settings.run.folder}/videos", "source": "ucf101"}}
+    settings = build([settings.model_dump(mode="json"), videos])
+    folder = folder_of(settings.run)
     made_with = protocol_of(settings)
     address = f"{folder}/{MADE_WITH}"
     if exists(address) and (before := read_json(address)) != made_with:
         changed = sorted(name for name in made_with if made_with[name] != before.get(name))
         raise UserError(
-            f"{folder}: holds an ablation with another {', '.join(changed)}; set it alike, choose another --run.name, or "
-            "delete that folder"
+            f"{folder}: holds an ablation with another {', '.join(changed)}; set it alike, choose another "
+            "--run.name, or delete that folder"
         )
-    trained = [model for seed in range(settings.ablate.seeds) for model in models(settings, seed)]
-    measured: list[Measurement] = []
-    for seed in range(settings.ablate.seeds):
-        measured += measurements(settings, [model for model in trained if model.seed == seed])
+    seeds = [models(settings, seed) for seed in range(settings.ablate.seeds)]
+    trained = [model for of_seed in seeds for model in of_seed]
+    measured = [one for of_seed in seeds for one in measurements(settings.ablate, of_seed)]
     done = {model.key for model in trained if exists(f"{model.settings.run.folder}/summary.json")}
     there = {address.rsplit("/", 1)[-1] for address in list_files(f"{folder}/measured")}
     done |= {one.key for one in measured if f"{one.key}.json" in there}
@@ -74,7 +73,7 @@ def make_plan(settings: Settings) -> AblationPlan:
 
 
 def protocol_of(settings: Settings) -> dict[str, Any]:
-    """What decides the numbers. Seeds and experiments do not: they may be added to."""
+    """All settings that decide the numbers. Seeds and experiments do not: more of them may follow later."""
     whole = settings.model_dump(mode="json")
     told = {name: whole[name] for name in TOLD}
     told["data"].pop("path")
@@ -85,23 +84,23 @@ def protocol_of(settings: Settings) -> dict[str, Any]:
 
 
 def plan_ablation(settings: Settings) -> str:
-    """What run_ablation would do, in words. Raises UserError."""
+    """Say what run_ablation would do. Raises UserError."""
     plan = make_plan(settings)
     return (
         f"Plan: {settings.ablate.videos} synthetic videos and their cache, {len(plan.trained)} models "
         f"({len(plan.pending(plan.trained))} to train), {len(plan.measured)} measurements "
         f"({len(plan.pending(plan.measured))} to do), each a Ray task of one CPU\n"
-        f"  to {folder_of(settings)}: clips.csv, measurements.csv, results.json, results.md and pictures"
+        f"  to {folder_of(settings.run)}: clips.csv, measurements.csv, results.json, results.md and pictures"
     )
 
 
 def run_ablation(settings: Settings, only_page: bool = False) -> dict[str, Any]:
-    """Run what is not there yet, unless `only_page`, and write the page of all that is. Returns results.json.
+    """Run what is missing, unless `only_page`, and write the page. Returns results.json.
 
     Raises UserError or JobFailed.
     """
     plan = make_plan(settings)
-    settings, folder = plan.settings, folder_of(plan.settings)
+    settings, folder = plan.settings, folder_of(plan.settings.run)
     if only_page:
         log.info("%d of %d measurements are missing", len(plan.pending(plan.measured)), len(plan.measured))
     elif plan.pending(plan.trained) or plan.pending(plan.measured):
@@ -123,12 +122,12 @@ def run_ablation(settings: Settings, only_page: bool = False) -> dict[str, Any]:
 
 
 def submit(plan: AblationPlan) -> "dict[ObjectRef[Any], str]":
-    """All pending tasks, seed by seed, so that a run that is cut has whole seeds; each waits for what it needs."""
+    """Submit all pending tasks, each after those that it needs; seed by seed, so that a run cut off has whole seeds."""
     import ray
 
     resources = plan.settings.cluster.train
     options = {"num_cpus": resources.num_cpus, "label_selector": selector(resources)}
-    folder, seeds = folder_of(plan.settings), range(plan.settings.ablate.seeds)
+    folder, seeds = folder_of(plan.settings.run), range(plan.settings.ablate.seeds)
 
     @ray.remote(**options)
     def prepare() -> None:
@@ -160,20 +159,19 @@ def submit(plan: AblationPlan) -> "dict[ObjectRef[Any], str]":
 
 
 def follow(tasks: "dict[ObjectRef[Any], str]") -> None:
-    """Wait for all, saying how far it is; the first error ends it."""
+    """Wait for all tasks and log their progress; the first error ends it."""
     import ray
 
-    started, waiting = time.monotonic(), list(tasks)
+    progress, waiting = Progress(len(tasks), "tasks"), list(tasks)
     while waiting:
         ended, waiting = ray.wait(waiting)
         ray.get(ended)
-        done = len(tasks) - len(waiting)
-        left = (time.monotonic() - started) / done * len(waiting)
-        log.info("%d of %d: %s, %.0f min to go", done, len(tasks), tasks[ended[0]], left / 60)
+        progress.add()
+        log.info(progress.line(tasks[ended[0]]))
 
 
 def write_clips(folder: str, measured: list[Measurement]) -> None:
-    """clips.csv: one row a measurement and clip, with the detector's features: all that the page is computed from."""
+    """Write clips.csv: a row for each clip of each measurement, with the detector's features."""
     stream = io.StringIO()
     columns = ("model", "seed", "step", "sampler", "evaluations", "seconds_a_clip", "clip")
     numbers = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")

@@ -1,8 +1,8 @@
-"""What one task of the ablation does: train a model, or sample one and look at its clips. No Ray here.
+"""The tasks of the ablation: train a model, or sample one and measure its clips. No Ray here.
 
 ABLATION/models/NAME-sSEED/stepN    an export of the model, as jobs/finetune.py makes them; summary.json comes last
-ABLATION/truth.npz                  the held-out clips as the VAE gives them back, and what the detector says of them
-ABLATION/measured/KEY.json          a measurement, one number or feature a clip
+ABLATION/truth.npz                  the held-out clips after VAE encoding and decoding, and the detector's answers
+ABLATION/measured/KEY.json          a measurement: one number or feature vector for each clip
 """
 
 import io
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.data.cache.manifest import Cache, open_cache
 from pipeline.data.cache.moments import read_moments, save_moments
@@ -27,7 +28,7 @@ from pipeline.sampling.generate import generate, load_for_sampling
 from pipeline.sampling.items import Item, held_out_items
 from pipeline.sampling.measures import frame_difference, latent_error, motion_ratio, psnr
 from pipeline.schema import TRAIN
-from pipeline.settings import SampleSettings, Settings
+from pipeline.settings import EvaluateSettings, SampleSettings, Settings, VaeSettings
 from pipeline.storage.files import read_bytes, write_bytes, write_json
 from pipeline.train.engine import TrainingEngine
 from pipeline.train.export.write import export, export_config
@@ -44,9 +45,9 @@ BATCH = 16  # clips sampled or decoded at once
 
 
 def alone() -> RankInfo:
-    """This process as the only worker, in a process group of its own, which DeepSpeed and the training loop ask for.
+    """Make this process the only worker of a process group, which DeepSpeed and the training loop need.
 
-    The group stays for the tasks that Ray gives this process later: DeepSpeed keeps hold of it.
+    The group stays for later tasks of this process: DeepSpeed keeps a reference to it.
     """
     torch.set_num_threads(1)
     if not dist.is_initialized():
@@ -69,8 +70,8 @@ class Exports(RunControl):
             export(f"{self.folder}/step{engine.steps}", state, self.config | {"steps": engine.steps})
 
 
-def train_model(model: Model) -> dict[str, Any]:
-    """Train as jobs/finetune.py does, in this process: its loss, its loop, its engine. Returns summary.json."""
+def train_model(model: Model) -> None:
+    """Train as jobs/finetune.py does, in this process: loss, loop and engine. Write summary.json last."""
     quieten()
     started, settings, rank = time.monotonic(), model.settings, alone()
     cache = open_cache(settings.cache_path)
@@ -84,81 +85,73 @@ def train_model(model: Model) -> dict[str, Any]:
     train_steps(engine, build_loss(spec, network, rank.device), batches, [], Meter(train, rank), exports)
     summary = {"losses": exports.losses, "seconds": time.monotonic() - started, "clips": len(source.rows)}
     write_json(f"{folder}/summary.json", summary)
-    return summary
 
 
-def held_out(settings: Settings, cache: Cache) -> list[Item]:
-    return held_out_items(cache, settings.ablate.clips)
-
-
-def latents_of(cache: Cache, items: list[Item]) -> torch.Tensor:
-    """Scaled posterior means (N, F, C, h, w) float32."""
+def held_out(cache: Cache, count: int) -> tuple[list[Item], Tensor]:
+    """The first held-out clips, and their scaled posterior means (N, F, C, h, w) float32."""
+    items = held_out_items(cache, count)
     means = np.stack([read_latent(cache.path, item["row"])[0].astype(np.float32) for item in items if item["row"]])
-    return torch.from_numpy(means) * cache.spec.scaling_factor
+    return items, torch.from_numpy(means) * cache.spec.scaling_factor
 
 
 def prepare(settings: Settings) -> None:
-    """The truth that clips are measured against, the measurement of still images, and the moments for Analytic-Init."""
+    """Write the true clips to measure against, the measurement of still images, and the moments for CIL."""
     torch.set_num_threads(1)
-    cache, folder = open_cache(settings.cache_path), folder_of(settings)
+    cache, folder = open_cache(settings.cache_path), folder_of(settings.run)
     moments = read_moments(cache.path, cache.select(TRAIN), cache.spec.scaling_factor)
     save_moments(f"{folder}/moments", moments, cache.spec.fingerprint)
-    latents = latents_of(cache, held_out(settings, cache))
-    frames, seen = look(settings, latents)
+    _, latents = held_out(cache, settings.ablate.clips)
+    frames, seen = look(settings.vae, settings.evaluate, latents)
     stream = io.BytesIO()
     motion = np.array([frame_difference(clip) for clip in frames])
     np.savez(stream, allow_pickle=False, first=frames[:, 0], motion=motion, **seen)
     write_bytes(f"{folder}/truth.npz", stream.getvalue())
     still = replicate(latents[:, 0], latents.shape[1])
-    write_json(f"{folder}/measured/{STILL}.json", compare(settings, folder, still, latents) | {"seconds": 0.0})
+    found = compare(folder, still, latents, *look(settings.vae, settings.evaluate, still))
+    write_json(f"{folder}/measured/{STILL}.json", found | {"seconds": 0.0})
 
 
-def measure(measurement: Measurement, folder: str) -> dict[str, Any]:
-    """Sample and compare; gives what it writes to FOLDER/measured/KEY.json: numbers by clip, seconds of sampling a clip."""
+def measure(measurement: Measurement, folder: str) -> None:
+    """Sample and compare; write FOLDER/measured/KEY.json: numbers for each clip, and the seconds of sampling one."""
     torch.set_num_threads(1)
     settings = measurement.model.settings
     exports = find_exports(f"{settings.run.folder}/step{measurement.step}", settings.bridge, settings.run.folder)
     sample = SampleSettings.model_validate(settings.sample.model_dump() | measurement.sample)
-    cache = open_cache(settings.cache_path)
-    items = held_out(settings, cache)[: measurement.clips]
-    latents, sampler = latents_of(cache, items), load_for_sampling(exports, sample, settings.vae, settings.text)
-    clips, priors, seconds = [], [], 0.0
+    items, latents = held_out(open_cache(settings.cache_path), measurement.clips)
+    model = load_for_sampling(exports, sample, settings.vae, settings.text)
+    parts, seconds = [], 0.0
     for part in (slice(start, start + BATCH) for start in range(0, len(items), BATCH)):
         labels, keys = [item["label"] for item in items[part]], [item["key"] for item in items[part]]
         begun = time.thread_time()
-        made = generate(sampler, latents[part, 0], labels, keys, settings.run.seed)
+        parts.append(generate(model, latents[part, 0], labels, keys, settings.run.seed))
         seconds += time.thread_time() - begun
-        clips.append(made.clip)
-        priors.append(made.prior)
-    found = compare(settings, folder, torch.cat(clips), latents) | {"seconds": seconds / len(items)}
-    ends = zip(torch.cat(priors), latents, strict=True)
-    found["prior_error"] = [latent_error(prior, true) for prior, true in ends]
-    write_json(f"{folder}/measured/{measurement.key}.json", found)
-    return found
+    clips, priors = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    found = compare(folder, clips, latents, *look(settings.vae, settings.evaluate, clips))
+    found["prior_error"] = [latent_error(prior, true) for prior, true in zip(priors, latents, strict=True)]
+    write_json(f"{folder}/measured/{measurement.key}.json", found | {"seconds": seconds / len(items)})
 
 
-def look(settings: Settings, latents: torch.Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def look(vae: VaeSettings, evaluate: EvaluateSettings, latents: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Frames uint8 (N, F, H, W, 3) of latents (N, F, C, h, w), and the detector's features and probabilities."""
-    vae = load_vae(settings.vae.path, settings.vae.dtype, "cpu")
-    frames = torch.cat([vae.decode_clips(part, settings.vae.batch_frames) for part in latents.split(BATCH)]).numpy()
-    assert settings.evaluate.detector is not None
-    detector = load_network("detector", settings.evaluate)
+    decoder = load_vae(vae.path, vae.dtype, "cpu")
+    frames = torch.cat([decoder.decode_clips(part, vae.batch_frames) for part in latents.split(BATCH)]).numpy()
+    detector = load_network("detector", evaluate)
     parts = [detector(frames[start : start + BATCH], []) for start in range(0, len(frames), BATCH)]
     return frames, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def compare(settings: Settings, folder: str, clips: torch.Tensor, latents: torch.Tensor) -> dict[str, Any]:
-    """Numbers by clip of generated latents (N, F, C, h, w), against the true ones and FOLDER/truth.npz."""
+def compare(
+    folder: str, clips: Tensor, latents: Tensor, frames: np.ndarray, seen: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Numbers for each generated clip against the true latents and FOLDER/truth.npz; look() gives `frames` and `seen`."""
     with np.load(io.BytesIO(read_bytes(f"{folder}/truth.npz")), allow_pickle=False) as stored:
-        truth = {name: stored[name][: len(clips)] for name in stored.files}
-    frames, seen = look(settings, clips)
-    moves = [
-        motion_ratio(frame_difference(clip), float(true)) for clip, true in zip(frames, truth["motion"], strict=True)
-    ]
+        first, motion = (stored[name][: len(clips)] for name in ("first", "motion"))
     return {
         "features": np.round(seen["features"].astype(float), 6).tolist(),
         "probabilities": seen["probabilities"].astype(float).tolist(),
         "latent_error": [latent_error(clip, true) for clip, true in zip(clips, latents, strict=True)],
-        "motion_ratio": moves,
-        "psnr_first_frame": [psnr(clip[0], first) for clip, first in zip(frames, truth["first"], strict=True)],
+        "motion_ratio": [
+            motion_ratio(frame_difference(clip), float(true)) for clip, true in zip(frames, motion, strict=True)
+        ],
+        "psnr_first_frame": [psnr(clip[0], true) for clip, true in zip(frames, first, strict=True)],
     }

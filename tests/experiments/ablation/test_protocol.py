@@ -50,7 +50,7 @@ def test_what_needs_the_neural_prior_waits_for_that_of_its_seed(settings: Settin
 
 
 def test_every_measurement_is_made_once_and_no_sampler_gets_more_evaluations(settings: Settings) -> None:
-    made = measurements(settings, models(settings, seed=0))
+    made = measurements(settings.ablate, models(settings, seed=0))
     keys = [one.key for one in made]
     assert len(set(keys)) == len(keys)
     assert sorted(one.step for one in made if one.model.name == "saf" and not one.sampler) == [40, 80, 160]

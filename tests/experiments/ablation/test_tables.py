@@ -41,10 +41,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def result(settings: Settings) -> dict[str, Any]:
-    folder, stream = folder_of(settings), io.BytesIO()
+    folder, stream = folder_of(settings.run), io.BytesIO()
     np.savez(stream, features=TRUE)
     write_bytes(f"{folder}/truth.npz", stream.getvalue())
-    measured = [one for seed in range(SEEDS) for one in measurements(settings, models(settings, seed))]
+    measured = [one for seed in range(SEEDS) for one in measurements(settings.ablate, models(settings, seed))]
     for one in measured:
         write_json(f"{folder}/measured/{one.key}.json", measured_as(one))
     write_json(f"{folder}/measured/{STILL}.json", {"features": TRUE.tolist(), "probabilities": []})
@@ -73,7 +73,7 @@ def test_every_claim_of_the_protocol_is_judged_by_its_difference(result: dict[st
 
 
 def test_page_has_every_cell_and_its_pictures(settings: Settings, result: dict[str, Any]) -> None:
-    folder = Path(folder_of(settings))
+    folder = Path(folder_of(settings.run))
     text = (folder / "results.md").read_text()
     for row in ("| saf, 40 | 1.00 (1.00 to 1.00) |", "| vdt-i2v-np | 36.00", "| timenoise, M 0.9, Analytic-Init |"):
         assert row in text
@@ -88,11 +88,11 @@ def test_page_has_every_cell_and_its_pictures(settings: Settings, result: dict[s
 def test_what_was_not_measured_with_every_seed_is_left_out_and_named(
     settings: Settings, result: dict[str, Any]
 ) -> None:
-    planned = [one for seed in range(SEEDS) for one in measurements(settings, models(settings, seed))]
+    planned = [one for seed in range(SEEDS) for one in measurements(settings.ablate, models(settings, seed))]
     there = [one for one in planned if one.model.key != "no-saf-s1" and not one.sampler]
     partial = write_page(settings, planned, there)
     claims = {one["claim"].split(".")[0] for one in partial["claims"]}
     assert claims == {"2", "3", "4", "5", "6", "9"}
-    text = Path(folder_of(settings), "results.md").read_text()
+    text = Path(folder_of(settings.run), "results.md").read_text()
     assert "Not measured with every seed: diffusion M 0.8, " in text and ", no-saf, " in text
     assert "| no-saf" not in text and "samplers.png" not in text
