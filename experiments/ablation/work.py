@@ -143,7 +143,7 @@ def look(vae: VaeSettings, evaluate: EvaluateSettings, latents: Tensor) -> tuple
 def compare(
     folder: str, clips: Tensor, latents: Tensor, frames: np.ndarray, seen: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Numbers for each generated clip against the true latents and FOLDER/truth.npz; look() gives `frames` and `seen`."""
+    """Numbers for each generated clip against the true latents and truth.npz; look() gives `frames` and `seen`."""
     with np.load(io.BytesIO(read_bytes(f"{folder}/truth.npz")), allow_pickle=False) as stored:
         first, motion = (stored[name][: len(clips)] for name in ("first", "motion"))
     return {
