@@ -27,4 +27,4 @@ def job(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    run_job(job, plan_evaluation, __doc__)
+    run_job(job, lambda settings: plan_evaluation(settings.evaluate, settings.run.folder), __doc__)

@@ -1,4 +1,4 @@
-"""How far a number over clips could have come out otherwise: bootstrap over the clips (Efron 1979)."""
+"""Confidence intervals of a number over clips: bootstrap over the clips (Efron 1979)."""
 
 from collections.abc import Callable
 from typing import TypedDict
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Interval(TypedDict):
-    """A statistic with its interval of `level`; bias: by how much resampling raises it on average."""
+    """A statistic with its interval of `level`, and its bias: how much resampling raises it on average."""
 
     value: float
     low: float
@@ -20,10 +20,11 @@ class Interval(TypedDict):
 def bootstrap(
     statistic: Callable[[np.ndarray], float], count: int, replicates: int, seed: int, level: float = 0.95
 ) -> Interval:
-    """`statistic` of the clips with the given indices: of all `count`, and of `replicates` draws of as many with repetition.
+    """Interval of `statistic`, a function of clip indices, over `count` clips.
 
-    A Frechet distance or an inception score is biased in small sets, and of a draw with repetition more so: percentiles
-    as they are would leave the value out. They are moved by that bias, which is told beside them.
+    Computes it of all clips, and of `replicates` draws of `count` clips with repetition. A Frechet distance or an
+    inception score is biased in small sets, and more so in draws with repetition: plain percentiles would leave the
+    value out. They are moved by that bias, which stands beside them.
     """
     if count < 2 or replicates < 2:
         raise ValueError(f"a bootstrap of {count} clips with {replicates} replicates: two or more of each are needed")
@@ -34,7 +35,7 @@ def bootstrap(
 
 
 def interval(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:
-    """The interval of a statistic with these bootstrap draws: their percentiles, moved by their bias."""
+    """Interval of a statistic from its bootstrap draws: their percentiles, moved by their bias."""
     bias = float(drawn.mean() - value)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) - bias
     return Interval(value=value, low=float(low), high=float(high), bias=bias, level=level, replicates=len(drawn))

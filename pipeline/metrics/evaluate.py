@@ -1,6 +1,6 @@
-"""SAMPLES -> METRICS: features of the generated and the true clips by Ray Data actors, kept on disk; distances and scores.
+"""SAMPLES -> METRICS: features of generated and true clips by Ray Data actors, kept on disk; distances and scores.
 
-RUN/evaluate/features/NETWORK-HASH.npz   what a network said of a set of clips; HASH is of its weights and of the clips
+RUN/evaluate/features/NETWORK-HASH.npz   a network's arrays for a set of clips; HASH is of its weights and of the clips
 RUN/evaluate/metrics.json                every number with its protocol, weights, counts and interval
 """
 
@@ -30,45 +30,46 @@ from .networks import load_network, network_hashes
 log = logging.getLogger("evaluate")
 
 Arrays = dict[str, np.ndarray]
-GENERATED, TRUE = "generated", "true"
 PROGRESS_S = 10.0  # seconds between two lines
-SAME = 0.02  # how near a metric must be to an earlier run's: other processors round otherwise
+SAME = 0.02  # relative difference that is accepted from an earlier run's metric: other processors round otherwise
 
 
 class Protocol(NamedTuple):
-    """How a metric is made: the network, and what makes numbers comparable."""
+    """How a metric is made: the network's array, what becomes of it, and what makes numbers comparable.
+
+    "features" give a Frechet distance, "probabilities" an inception score, other arrays a mean over clips.
+    """
 
     name: str
     network: str
-    divisor: Divisor | None = None
-    videos: int | None = None  # as published; with fewer, a number is marked
+    array: str
+    divisor: Divisor | None = None  # of a Frechet distance
+    videos: int | None = None  # as published; a number over fewer is marked
     frames: int | None = None
-    needs_true: bool = False
     splits: int = 1  # of an inception score
 
 
 PROTOCOLS = {
-    "frechet_detector": Protocol("Frechet distance, the shipped detector's features", "detector", "N", needs_true=True),
-    "inception_detector": Protocol("inception score, the shipped detector's classes", "detector"),
+    "frechet_detector": Protocol("Frechet distance, the shipped detector's features", "detector", "features", "N"),
+    "inception_detector": Protocol("inception score, the shipped detector's classes", "detector", "probabilities"),
     # Skorokhodov et al. 2022, whose statistics divide by N
-    "fvd": Protocol("FVD, StyleGAN-V: 2,048 clips of 16 frames", "i3d", "N", 2048, 16, needs_true=True),
+    "fvd": Protocol("FVD, StyleGAN-V: 2,048 clips of 16 frames", "i3d", "features", "N", 2048, 16),
     "inception_c3d": Protocol(
-        "inception score, StyleGAN-V: 2,048 clips of 16 frames in 10 parts", "c3d", None, 2048, 16, splits=10
+        "inception score, StyleGAN-V: 2,048 clips of 16 frames in 10 parts", "c3d", "probabilities", None, 2048, 16, 10
     ),
     # Ge et al. 2024; their statistics divide by N too
-    "cd_fvd": Protocol("CD-FVD: 2,048 clips of 16 frames", "videomae", "N", 2048, 16, needs_true=True),
-    "clipsim": Protocol("CLIPSIM: mean cosine of frame and caption", "clip"),
-    "frame_consistency": Protocol("frame consistency: mean cosine of CLIP's embeddings of neighbouring frames", "clip"),
-    "motion_score": Protocol("motion score, CIL: mean length of RAFT's flow, pixels a frame", "raft"),
-    "pic": Protocol("PIC, DynamiCrafter: 1 - DreamSim's distance to the first frame", "dreamsim"),
+    "cd_fvd": Protocol("CD-FVD: 2,048 clips of 16 frames", "videomae", "features", "N", 2048, 16),
+    "clipsim": Protocol("CLIPSIM: mean cosine of frame and caption", "clip", "similarity"),
+    "frame_consistency": Protocol(
+        "frame consistency: mean cosine of CLIP's embeddings of neighbouring frames", "clip", "consistency"
+    ),
+    "motion_score": Protocol("motion score, CIL: mean length of RAFT's flow, pixels a frame", "raft", "motion"),
+    "pic": Protocol("PIC, DynamiCrafter: 1 - DreamSim's distance to the first frame", "dreamsim", "conformity"),
 }
-MEANS = {
-    "clipsim": "similarity",
-    "frame_consistency": "consistency",
-    "motion_score": "motion",
-    "pic": "conformity",
-}  # means over clips, of these arrays
-VBENCH = "is a package of its own that judges video files: `vbench evaluate --videos_path SAMPLES --mode custom_input --dimension NAME`"
+VBENCH = (
+    "is a package of its own that judges video files: `vbench evaluate --videos_path SAMPLES --mode custom_input "
+    "--dimension NAME`"
+)
 NETWORKS = tuple(dict.fromkeys(protocol.network for protocol in PROTOCOLS.values()))
 
 
@@ -85,7 +86,7 @@ class Samples(NamedTuple):
 
 
 class FeatureBatches:
-    """map_batches over actors: rows {"address", "caption"} of some clips in, one row of arrays a clip out."""
+    """map_batches over actors: rows {"address", "caption"} of some clips in, a row of arrays for each clip out."""
 
     def __init__(self, network: str, evaluate: EvaluateSettings, resources: ActorResources) -> None:
         self._network = load_network(network, evaluate, stage_device(resources))
@@ -106,61 +107,68 @@ def read_samples(folder: str) -> Samples:
     return Samples(folder, summary, records)
 
 
-def samples_folder(settings: Settings) -> str:
-    """The folder of the clips to measure: evaluate.samples, or the run's own."""
-    return settings.evaluate.samples or f"{settings.run.folder}/samples"
+def survey(evaluate: EvaluateSettings, run_folder: str) -> tuple[Samples, dict[str, str]]:
+    """The samples to measure, and the SHA-256 of each given network's weights. Raises UserError."""
+    return read_samples(evaluate.samples or f"{run_folder}/samples"), network_hashes(NETWORKS, evaluate)
 
 
-def plan_evaluation(settings: Settings) -> str:
-    """What run_evaluation would do, in words. Raises UserError."""
-    samples, networks = read_samples(samples_folder(settings)), network_hashes(NETWORKS, settings.evaluate)
+def plan_evaluation(evaluate: EvaluateSettings, run_folder: str) -> str:
+    """Describe what run_evaluation would do. Raises UserError."""
+    samples, networks = survey(evaluate, run_folder)
     lines = [f"Plan: {len(samples.records)} clips of {samples.folder}, {len(samples.with_true())} with a true clip"]
     for name in NETWORKS:
-        there = name in networks and exists(features_address(samples, name, networks[name], settings.run.folder))
+        there = name in networks and exists(features_address(samples, name, networks[name], run_folder))
         state = "features are there" if there else "to run" if name in networks else f"evaluate.{name} is null: skipped"
         lines.append(f"  {name}: {state}")
     return "\n".join(lines)
 
 
 def run_evaluation(settings: Settings) -> dict[str, Any]:
-    """Extract what is missing, compute the metrics. Returns what it writes to RUN/evaluate/metrics.json. Raises UserError."""
+    """Extract missing features and compute the metrics. Returns the content of RUN/evaluate/metrics.json.
+
+    Raises UserError, and JobFailed where a metric is not that of evaluate.expected.
+    """
     started = time.monotonic()
-    samples, networks = read_samples(samples_folder(settings)), network_hashes(NETWORKS, settings.evaluate)
+    run, evaluate = settings.run, settings.evaluate
+    samples, networks = survey(evaluate, run.folder)
     arrays = {
-        name: features(samples, name, sha256, settings.evaluate, settings.run.folder, settings.cluster)
+        name: features(samples, name, features_address(samples, name, sha256, run.folder), evaluate, settings.cluster)
         for name, sha256 in networks.items()
     }
     metrics, skipped = {}, {}
     for name, protocol in PROTOCOLS.items():
-        if protocol.network not in networks:
-            skipped[name] = f"no weights: evaluate.{protocol.network} is null"
-        elif protocol.needs_true and len(samples.with_true()) < 2:
+        network = protocol.network
+        if network not in networks:
+            skipped[name] = f"no weights: evaluate.{network} is null"
+        elif protocol.divisor and len(samples.with_true()) < 2:
             skipped[name] = "fewer than two true clips: samples of images have none"
         elif len(samples.records) < 2:
             skipped[name] = "fewer than two clips"
         else:
-            weights = {"path": getattr(settings.evaluate, protocol.network), "sha256": networks[protocol.network]}
-            metrics[name] = measure(
-                name, arrays[protocol.network], samples, settings.evaluate.bootstrap, settings.run.seed
-            ) | {"weights": weights}
+            weights = {"path": getattr(evaluate, network), "sha256": networks[network]}
+            found = measure(protocol, arrays[network], samples, evaluate.bootstrap, run.seed)
+            metrics[name] = found | {"weights": weights}
     result = {
         "samples": samples.folder,
         "fingerprint": samples.summary["fingerprint"],
         "source": samples.summary["source"],
         "stride": samples_stride(samples, settings.cache_path),
-        "seed": settings.run.seed,
+        "seed": run.seed,
         "metrics": metrics,
         "skipped": skipped | {"vbench": VBENCH},
         "seconds": time.monotonic() - started,
     }
-    write_json(f"{settings.run.folder}/evaluate/metrics.json", result)
-    if settings.evaluate.expected is not None:
-        check_expected(metrics, settings.evaluate.expected)
+    write_json(f"{run.folder}/evaluate/metrics.json", result)
+    if evaluate.expected is not None:
+        check_expected(metrics, evaluate.expected)
     return result
 
 
 def check_expected(metrics: dict[str, Any], address: str) -> None:
-    """Raise JobFailed unless every metric of an earlier run is there and as large, UserError where there is no such run."""
+    """Raise JobFailed unless each metric of the earlier run at `address` is the same here.
+
+    Raises UserError where there is no such run.
+    """
     try:
         expected = read_json(address)["metrics"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -175,51 +183,52 @@ def check_expected(metrics: dict[str, Any], address: str) -> None:
 
 
 def samples_stride(samples: Samples, cache_path: str) -> Any:
-    """Source frames from frame to frame: of held-out clips the cache's, of images what the model was told."""
+    """Source frames from frame to frame: the cache's stride, or for images the one that the model was told."""
     if samples.summary["source"] == "images":
         return samples.summary["settings"]["stride"]
     address = f"{cache_path}/cache.json"
     return read_json(address)["settings"]["data.stride"] if exists(address) else None
 
 
-def measure(name: str, arrays: Arrays, samples: Samples, replicates: int, seed: int) -> dict[str, Any]:
-    """One metric of the features of all generated clips and, behind them, of the true ones."""
-    protocol = PROTOCOLS[name]
-    count, pairs = len(samples.records), samples.with_true()
-    if protocol.divisor is not None:
-        divisor, generated, true = protocol.divisor, arrays["features"][pairs], arrays["features"][count:]
-        count = len(pairs)  # an item is drawn with both of its clips
+def measure(protocol: Protocol, arrays: Arrays, samples: Samples, replicates: int, seed: int) -> dict[str, Any]:
+    """Compute one metric of `arrays`, which hold a row for each generated clip and, behind them, for each true one."""
+    count, divisor = len(samples.records), protocol.divisor
+    generated, true = arrays[protocol.array][:count], arrays[protocol.array][count:]
+    of_true: dict[str, float | None] = {}
+    if divisor is not None:
+        generated = generated[samples.with_true()]  # a draw takes both clips of an item
+        count = len(generated)
 
         def statistic(index: np.ndarray) -> float:
             return frechet_distance(feature_moments(generated[index]), feature_moments(true[index]), divisor)
 
-    elif name.startswith("inception"):
-        probabilities, splits = arrays["probabilities"][:count], min(protocol.splits, count)
+    elif protocol.array == "probabilities":
+        of_true = {"of_true_clips": inception_score(true)[0] if len(true) > 1 else None}
 
         def statistic(index: np.ndarray) -> float:
-            return inception_score(probabilities[index], splits)[0]
+            return inception_score(generated[index], min(protocol.splits, count))[0]
 
     else:
-        values = arrays[MEANS[name]][:, 0].astype(np.float64)
+        of_true = {"of_true_clips": float(true.mean(dtype=np.float64)) if len(true) else None}
 
         def statistic(index: np.ndarray) -> float:
-            return float(values[index].mean())
+            return float(generated[index].mean(dtype=np.float64))
 
     frames = sorted({int(number) for number in arrays["frames"]})
-    result = {**bootstrap(statistic, count, replicates, seed), "protocol": protocol.name}
-    result |= {"divisor": protocol.divisor, "frames": frames, "count": count, "protocol_videos": protocol.videos}
-    result["departs_from_protocol"] = departures(protocol, count, frames)
-    true_clips = slice(len(samples.records), None)
-    if name.startswith("inception"):
-        reference = arrays["probabilities"][true_clips]
-        result["of_true_clips"] = inception_score(reference)[0] if len(reference) > 1 else None
-    elif name in MEANS:
-        result["of_true_clips"] = float(values[true_clips].mean()) if len(pairs) else None
-    return result
+    return {
+        **bootstrap(statistic, count, replicates, seed),
+        "protocol": protocol.name,
+        "divisor": divisor,
+        "frames": frames,
+        "count": count,
+        "protocol_videos": protocol.videos,
+        "departs_from_protocol": departures(protocol, count, frames),
+        **of_true,
+    }
 
 
 def departures(protocol: Protocol, count: int, frames: list[int]) -> list[str]:
-    """What keeps a number from being compared with published ones."""
+    """Reasons why a number is not comparable with published ones."""
     found = []
     if protocol.videos is not None and count < protocol.videos:
         found.append(f"{count} clips, fewer than {protocol.videos}")
@@ -230,44 +239,36 @@ def departures(protocol: Protocol, count: int, frames: list[int]) -> list[str]:
 
 def clip_rows(samples: Samples) -> list[dict[str, str]]:
     """Address and caption of every generated clip, in order, and then of every true one."""
-    rows = []
-    for kind in (GENERATED, TRUE):
-        for record in samples.records:
-            if kind == GENERATED or record["true"]:
-                caption = record["caption"] or record["label"]
-                rows.append({"address": f"{samples.folder}/{record['key']}.{kind}.mp4", "caption": caption})
-    return rows
+    generated = [(record, "generated") for record in samples.records]
+    true = [(record, "true") for record in samples.records if record["true"]]
+    return [
+        {"address": f"{samples.folder}/{one['key']}.{kind}.mp4", "caption": one["caption"] or one["label"]}
+        for one, kind in generated + true
+    ]
 
 
 def features_address(samples: Samples, network: str, sha256: str, run_folder: str) -> str:
-    """Where the features are kept: another address for other weights or other clips."""
+    """The file of a network's arrays: another one for other weights or other clips."""
     clips = [(record["key"], record["fingerprint"], record["true"]) for record in samples.records]
     digest = hashlib.blake2b(json.dumps([sha256, clips]).encode(), digest_size=12).hexdigest()
     return f"{run_folder}/evaluate/features/{network}-{digest}.npz"
 
 
 def features(
-    samples: Samples, network: str, sha256: str, evaluate: EvaluateSettings, run_folder: str, cluster: ClusterSettings
+    samples: Samples, network: str, address: str, evaluate: EvaluateSettings, cluster: ClusterSettings
 ) -> Arrays:
-    """Run `network` on the clips of `clip_rows`, in that order, or read what it gave for them before."""
-    address = features_address(samples, network, sha256, run_folder)
+    """Read the arrays of `network` at `address`, or run it on the clips of `clip_rows` and keep them there."""
     if exists(address):
         log.info("%s: features are there: %s", network, address)
         with np.load(io.BytesIO(read_bytes(address)), allow_pickle=False) as stored:
             return dict(stored)
     load_network(network, evaluate)  # wrong weights are found here, in one line, not in an actor
-    rows = clip_rows(samples)
+    rows, stage = clip_rows(samples), cluster.sample
     start_ray(cluster)
-    check_room("sample", cluster.sample, 1, "the actors that look at clips")
+    check_room("sample", stage, 1, "the actors that look at clips")
     progress, found = Progress(len(rows), "clips", PROGRESS_S), {}
     looked_at = map_rows(
-        FeatureBatches,
-        rows,
-        cluster.sample,
-        evaluate.batch,
-        network=network,
-        evaluate=evaluate,
-        resources=cluster.sample,
+        FeatureBatches, rows, stage, evaluate.batch, network=network, evaluate=evaluate, resources=stage
     )
     for row in looked_at.iter_rows():
         found[row.pop("address")] = row

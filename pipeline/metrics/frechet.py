@@ -1,6 +1,7 @@
-"""Frechet distance between two sets of features (Dowson and Landau 1982; FID: Heusel et al. 2017; FVD: Unterthiner et al. 2018).
+"""Frechet distance between two sets of features (Dowson and Landau 1982).
 
-Features are summed up in moments that merge, so that a set of any size passes once, in any order, over any number of workers.
+FID: Heusel et al. 2017; FVD: Unterthiner et al. 2018. Features are summed up in moments that merge: a set of any size
+is read once, in any order, by any number of workers.
 """
 
 from typing import Literal, NamedTuple
@@ -11,21 +12,21 @@ Divisor = Literal["N", "N-1"]
 
 
 class FeatureMoments(NamedTuple):
-    """How many, mean (D,) and scatter (D, D) = sum of (x - mean)(x - mean)^T, in float64."""
+    """Number, mean (D,) and scatter (D, D) = sum of (x - mean)(x - mean)^T of features, in float64."""
 
     number: int
     mean: np.ndarray
     scatter: np.ndarray
 
     def covariance(self, divisor: Divisor) -> np.ndarray:
-        """(D, D); published protocols differ in the divisor. Raises ValueError with fewer than two features."""
+        """The covariance (D, D); published protocols differ in the divisor. Raises ValueError below two features."""
         if self.number < 2:
             raise ValueError(f"a covariance needs two features or more, not {self.number}")
         return self.scatter / (self.number if divisor == "N" else self.number - 1)
 
 
 def feature_moments(features: np.ndarray) -> FeatureMoments:
-    """Of features (N, D), N >= 1. Raises ValueError for another shape, and for values that are not finite."""
+    """Sum up features (N, D), N >= 1. Raises ValueError for another shape and for values that are not finite."""
     if features.ndim != 2 or not len(features):
         raise ValueError(f"features are (N, D) with N >= 1, not {features.shape}")
     x = features.astype(np.float64)
@@ -37,7 +38,7 @@ def feature_moments(features: np.ndarray) -> FeatureMoments:
 
 
 def merge(one: FeatureMoments, other: FeatureMoments) -> FeatureMoments:
-    """Moments of both sets together (Chan, Golub and LeVeque 1979)."""
+    """Return the moments of both sets together (Chan, Golub and LeVeque 1979)."""
     number = one.number + other.number
     shift = other.mean - one.mean
     scatter = one.scatter + other.scatter + np.outer(shift, shift) * (one.number * other.number / number)
@@ -47,8 +48,8 @@ def merge(one: FeatureMoments, other: FeatureMoments) -> FeatureMoments:
 def frechet_distance(one: FeatureMoments, other: FeatureMoments, divisor: Divisor) -> float:
     """d^2 = |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^(1/2) C2 C1^(1/2))^(1/2).
 
-    The products are symmetric and positive, so the roots come of symmetric eigendecompositions; scipy's general matrix root
-    gives complex numbers where there are fewer features than dimensions. At least 0.
+    The products are symmetric and positive, so symmetric eigendecompositions give the roots. scipy's general matrix
+    root gives complex numbers for fewer features than dimensions. At least 0.
     """
     if one.mean.shape != other.mean.shape:
         raise ValueError(f"features of {len(one.mean)} and {len(other.mean)} dimensions do not compare")

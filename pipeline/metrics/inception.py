@@ -1,13 +1,16 @@
-"""Inception score: are single clips recognised, and is everything there (Salimans et al. 2016; of videos: Saito et al. 2017)."""
+"""Inception score (Salimans et al. 2016; of videos: Saito et al. 2017).
+
+It asks whether single clips are recognised, and whether every class is there.
+"""
 
 import numpy as np
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> tuple[float, float]:
-    """exp(mean KL(p(y|x) || p(y))) of class probabilities (N, K): mean and standard deviation over `splits` equal parts.
+    """exp(mean KL(p(y|x) || p(y))) of class probabilities (N, K): mean and deviation over `splits` equal parts.
 
-    From 1, where every clip looks alike or like nothing, to K. Parts are cut in the order given; a score falls with the
-    number of clips in a part. Raises ValueError for rows that are no probabilities.
+    From 1, if every clip looks alike or like nothing, to K. Parts are cut in the order given; fewer clips in a part
+    lower its score. Raises ValueError for rows that are no probabilities.
     """
     if probabilities.ndim != 2 or not 1 <= splits <= len(probabilities):
         raise ValueError(f"{splits} splits of probabilities {probabilities.shape}: expected (N, K) with N >= splits")

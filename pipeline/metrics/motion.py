@@ -1,13 +1,13 @@
-"""How much a clip moves, by its optical flow."""
+"""Motion of a clip, by its optical flow."""
 
 import numpy as np
 
 
 def motion_score(flow: np.ndarray) -> float:
-    """CIL's motion score (Appendix B): mean length of the optical flow, in pixels a frame, of (F - 1, H, W, 2).
+    """CIL's motion score (Appendix B): mean length of the optical flow, in pixels a frame.
 
-    Of the flow from each frame to the next, by whatever network; scores of two networks, or at two resolutions, do not
-    compare.
+    `flow` (F - 1, H, W, 2) leads from each frame to the next, by any network. Scores of two networks, or at two
+    resolutions, do not compare.
     """
     if flow.ndim != 4 or flow.shape[-1] != 2 or not len(flow):
         raise ValueError(f"a clip's optical flow is (F - 1, H, W, 2) with F >= 2, not {flow.shape}")

@@ -59,7 +59,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.mark.ray
 def test_numbers_then_the_same_from_kept_features(settings: Settings, ray_cluster: None) -> None:
-    assert "detector: to run" in plan_evaluation(settings)
+    assert "detector: to run" in plan_evaluation(settings.evaluate, settings.run.folder)
     result = run_evaluation(settings)
     written = json.loads(Path(settings.run.folder, "evaluate", "metrics.json").read_text())
     assert written == result
@@ -76,7 +76,7 @@ def test_numbers_then_the_same_from_kept_features(settings: Settings, ray_cluste
 
     for path in Path(settings.run.folder, "samples").glob("*.mp4"):
         path.unlink()  # nothing is looked at twice
-    assert "detector: features are there" in plan_evaluation(settings)
+    assert "detector: features are there" in plan_evaluation(settings.evaluate, settings.run.folder)
     expected = Path(settings.run.storage, "expected.json")
     expected.write_text(json.dumps(result))
     again = with_evaluate(settings, expected=str(expected))
@@ -101,7 +101,7 @@ def test_frechet_pairs_generated_with_true_clips(settings: Settings) -> None:
     shifted = np.concatenate([np.full((1, 3), 1e6), true + np.array([3.0, 0, 4.0])])  # the first has no true clip
     records = [{"true": number > 0} for number in range(CLIPS)]
     arrays = {"features": np.concatenate([shifted, true]), "frames": np.full(2 * CLIPS - 1, 16)}
-    found = measure("fvd", arrays, Samples("", {}, records), settings.evaluate.bootstrap, settings.run.seed)
+    found = measure(PROTOCOLS["fvd"], arrays, Samples("", {}, records), settings.evaluate.bootstrap, settings.run.seed)
     assert found["value"] == pytest.approx(25)
     assert found["departs_from_protocol"] == ["5 clips, fewer than 2048"]
     assert (found["low"], found["high"]) == (pytest.approx(25), pytest.approx(25))  # each draw is shifted by as much
@@ -117,6 +117,6 @@ def test_no_samples_or_no_weights_is_said_in_one_line(settings: Settings) -> Non
     with pytest.raises(UserError, match=r"no samples there .*run jobs/sample\.py"):
         run_evaluation(with_evaluate(settings, samples="/nowhere"))
     with pytest.raises(UserError, match=r"evaluate\.i3d = /nowhere"):
-        plan_evaluation(with_evaluate(settings, i3d="/nowhere"))
+        plan_evaluation(with_evaluate(settings, i3d="/nowhere").evaluate, settings.run.folder)
     with pytest.raises(UserError, match=r"evaluate\.expected = /nowhere"):
         check_expected({}, "/nowhere")
