@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Callable
 
 from ..errors import UserError
-from ..settings import ActorResources, ClusterSettings, TrainResources
+from ..settings import ClusterSettings
 from ..storage import s3
 from .ray_internals import recorded_address
 
-TRACKING = ("WANDB_", "MLFLOW_")  # where run.track reports to, and with which key
+TRACKING = ("WANDB_", "MLFLOW_")  # variables with the address and key of run.track's services
 
 
 def start_ray(cluster: ClusterSettings) -> None:
@@ -27,16 +27,12 @@ def start_ray(cluster: ClusterSettings) -> None:
 
     if ray.is_initialized():
         return
-    stages: dict[str, ActorResources | TrainResources] = {
-        "encode": cluster.encode,
-        "train": cluster.train,
-        "sample": cluster.sample,
-    }
-    gpus = [f"cluster.{name}.num_gpus = {stage.num_gpus:g}" for name, stage in stages.items() if stage.num_gpus > 0]
+    asked = {name: getattr(stage, "num_gpus", 0) for name, stage in cluster}
+    gpus = [f"cluster.{name}.num_gpus = {number:g}" for name, number in asked.items() if number]
     variables = {"OMP_NUM_THREADS": "1"} if gpus else {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     # A submitted job's own variables are in this process's environment already, and Ray refuses to set one twice.
     new = {name: value for name, value in variables.items() if name not in os.environ}
-    recorded = recorded_address()  # Ray would wait for a dead one
+    recorded = recorded_address()  # Ray would wait for a dead cluster
     address = os.environ.get("RAY_ADDRESS") or (recorded if recorded and _answers(recorded) else "local")
     nobody = UserError(
         f"RAY_ADDRESS = {address}: no Ray cluster answers there; start one with `ray start --head`, or unset "
@@ -55,7 +51,7 @@ def start_ray(cluster: ClusterSettings) -> None:
             )
         except ConnectionError as error:
             raise nobody from error
-    signal.signal(signal.SIGTERM, when_stopped)  # Ray has replaced it by its own
+    signal.signal(signal.SIGTERM, when_stopped)  # Ray has set its own
     if address == "local" and gpus and not ray.cluster_resources().get("GPU"):
         ray.shutdown()
         raise UserError(
@@ -97,10 +93,9 @@ def bars_for_people_only() -> None:
 def _answers(address: str) -> bool:
     """Whether something listens at `address`, if it is HOST:PORT; Ray takes minutes to find that out."""
     place = re.fullmatch(r"(?:ray://)?\[?([^/\]]+?)\]?:(\d+)", address)
-    if place is None:
-        return True
     try:
-        socket.create_connection((place[1], int(place[2])), timeout=10).close()
+        if place is not None:
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()
     except OSError:
         return False
     return True

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import JobFailed, StepFailed, UserError
+from ..errors import JobFailed, UserError
 from ..settings import Settings, load, to_yaml
 from ..storage.files import check_reachable, check_writable_place
 
-FORWARDING_S = 0.5  # as long as Ray itself waits for lines of workers when a process ends
+FORWARDING_S = 0.5  # Ray itself waits as long for lines of workers when a process ends
 STOPPED = "stopped as asked; what is committed stays, and the same line goes on from there"
 
 
@@ -45,12 +45,8 @@ def run_job(
             print(plan(settings))
         else:
             job(settings, **chosen)
-    except UserError as error:
-        _end(str(error), 2)
-    except StepFailed as error:
+    except (UserError, JobFailed) as error:
         _end(str(error), error.status)
-    except JobFailed as error:
-        _end(str(error), 1)
     except KeyboardInterrupt:
         _end(STOPPED, 130)
     except SystemExit as error:

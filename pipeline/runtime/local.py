@@ -1,4 +1,4 @@
-"""Keep a Ray cluster on this machine for as long as it is needed, started with `ray start` as a person would."""
+"""Keep a Ray cluster on this machine while it is needed, started with `ray start` as a person would."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ def local_cluster(environment: dict[str, str], say: Callable[[str, str], None]) 
         "RAY_USAGE_STATS_ENABLED": "0",
         # A stopped job gets a minute, not three seconds, to commit its work.
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        # No other node takes over at the end, so waiting half a minute for one is of no use.
+        # At the end no other node can take over, so Ray need not wait half a minute for one.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     environment = {**defaults, **environment}
@@ -39,9 +39,11 @@ def local_cluster(environment: dict[str, str], say: Callable[[str, str], None]) 
             ["ray", "get-auth-token", "--generate"], env=environment, check=True, capture_output=True, umask=0o077
         )
     gcs, dashboard, client, agent = free_ports(4)
-    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    command += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--ray-client-server-port={client}"]
-    command += [f"--dashboard-agent-listen-port={agent}", f"--num-cpus={max(2, os.cpu_count() or 2)}"]
+    command = shlex.split(
+        f"ray start --head --block --node-ip-address=127.0.0.1 --port={gcs} --dashboard-host=127.0.0.1 "
+        f"--dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --ray-client-server-port={client} "
+        f"--num-cpus={max(2, os.cpu_count() or 2)}"
+    )
     say("cluster", shlex.join(command))
     with tempfile.TemporaryFile("w+") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -58,13 +60,11 @@ def wait_for_cluster(
     head: subprocess.Popen[bytes], environment: dict[str, str], log: IO[str], seconds: float = 120
 ) -> None:
     """Wait until the cluster takes a job. Raises RuntimeError if `ray start` ends or `seconds` pass before that."""
+    # A job that does nothing: the cluster answers some seconds before it can take one.
+    probe = ["ray", "job", "submit", "--no-wait", "--", "true"]
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and head.poll() is None:
-        # A job that does nothing: the cluster answers some seconds before it can take one.
-        probe = subprocess.run(
-            ["ray", "job", "submit", "--no-wait", "--", "true"], env=environment, capture_output=True, check=False
-        )
-        if probe.returncode == 0:
+        if subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 0:
             return
         time.sleep(1)
     log.seek(0)
@@ -74,13 +74,12 @@ def wait_for_cluster(
 
 def stop(head: subprocess.Popen[bytes]) -> None:
     """End this cluster and no other: `ray start --block` takes its processes with it on SIGTERM."""
-    if head.poll() is None:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
+    head.terminate()
+    try:
+        head.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
 
 
 def free_ports(count: int) -> list[int]:

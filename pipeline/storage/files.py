@@ -6,17 +6,17 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from ..errors import UserError
 from . import s3
-from .s3 import Entry, StorageRefused, StorageUnavailable
+from .s3 import Entry, StorageRefused, StorageUnavailable, download
 
-__all__ = ["Entry", "StorageRefused", "StorageUnavailable"]
+__all__ = ["Entry", "StorageRefused", "StorageUnavailable", "download"]
 
-READS = 16  # objects on S3 at once, where many are read
+READS = 16  # objects on S3 that are read at the same time
 
 
 def is_remote(path: str) -> bool:
@@ -68,7 +68,7 @@ def read_all(paths: Sequence[str]) -> Iterator[bytes]:
         yield from map(read_bytes, paths)
         return
     with ThreadPoolExecutor(READS) as pool:
-        for start in range(0, len(paths), 4 * READS):  # not all at once: contents wait in memory
+        for start in range(0, len(paths), 4 * READS):  # not all at once, since contents wait in memory
             yield from pool.map(s3.read, paths[start : start + 4 * READS])
 
 
@@ -81,18 +81,13 @@ def read_range(path: str, offset: int, length: int) -> bytes:
         return stream.read(length)
 
 
-def download(path: str, stream: IO[bytes]) -> None:
-    """Write the content of a file on S3 to `stream`. Raises FileNotFoundError."""
-    s3.download(path, stream)
-
-
 def read_json(path: str) -> Any:
     """The content of a JSON file. Raises FileNotFoundError or ValueError."""
     return json.loads(read_bytes(path))
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """The file appears whole or not at all: local files are renamed into place, an S3 object is atomic by itself."""
+    """Write a file that appears whole or not at all: a local file is renamed into place, an S3 object is atomic."""
     if is_s3(path):
         s3.write(path, content)
         return
