@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -124,15 +124,18 @@ def check_same(path: str, found: CacheSpec, wanted: CacheSpec) -> None:
     """Raise UserError, with each difference, if the cache was made with other settings than `wanted`."""
     if found.fingerprint == wanted.fingerprint:
         return
-    ours, theirs = wanted.settings, found.settings
-    differences = [
-        f"{key}: cache has {_short(theirs.get(key))}, settings say {_short(ours.get(key))}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    ]
     raise UserError(
-        f"{path}: this cache was made with other settings ({'; '.join(differences)}); "
+        f"{path}: this cache was made with other settings ({differences(found.settings, wanted.settings)}); "
         "set them alike, or make a new cache with another --cache.path or --run.name"
+    )
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Each key whose value in the cache is not the wanted one, with both; "" if there is none."""
+    return "; ".join(
+        f"{key}: cache has {_short(found.get(key))}, settings say {_short(wanted.get(key))}"
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
     )
 
 

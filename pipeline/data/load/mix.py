@@ -16,7 +16,7 @@ import pyarrow as pa
 from ...errors import UserError
 from ...schema import TRAIN, ManifestRow
 from ...settings import MixedCache
-from ..cache.info import CacheSpec, check_same
+from ..cache.info import CacheSpec, check_same, differences
 from ..cache.manifest import Cache, open_cache
 from ..cache.rows import Rows
 from .order import mix_counts
@@ -67,20 +67,19 @@ def open_training_cache(path: str, mix: Sequence[MixedCache], wanted: CacheSpec)
     )
     if empty := [part.path for part in parts if not part.clips]:
         raise UserError(f"{empty[0]}: holds no training clips; take it out of cache.mix, or cache more videos there")
-    if sum(part.clips for part in parts) and 0 in mix_counts([p.clips for p in parts], [p.weight for p in parts]):
-        raise UserError(
-            f"cache.mix: the weights {[part.weight for part in parts]} leave a cache without one clip an epoch; raise "
-            "the least"
-        )
-    tables = [
-        one.table.append_column(CACHE_COLUMN, pa.repeat(pa.scalar(one.path), one.table.num_rows)) for one in caches
-    ]
+    paths = [pa.repeat(pa.scalar(cache.path), cache.table.num_rows) for cache in caches]
+    tables = [cache.table.append_column(CACHE_COLUMN, path) for cache, path in zip(caches, paths, strict=True)]
+    fingerprints = "+".join(part.fingerprint for part in parts)
     spec = replace(
         caches[0].spec,
-        classes=sorted({name for one in caches for name in one.spec.classes}),
-        fingerprint=hashlib.blake2b("+".join(part.fingerprint for part in parts).encode(), digest_size=16).hexdigest(),
+        classes=sorted({name for cache in caches for name in cache.spec.classes}),
+        fingerprint=hashlib.blake2b(fingerprints.encode(), digest_size=16).hexdigest(),
     )
-    return Mix(caches[0].path, spec, pa.concat_tables(tables), caches[0].rejected.slice(0, 0), parts)
+    mixed = Mix(caches[0].path, spec, pa.concat_tables(tables), caches[0].rejected.slice(0, 0), parts)
+    if any(not draws for _, draws in mixed.shares):
+        weights = [part.weight for part in parts]
+        raise UserError(f"cache.mix: the weights {weights} leave a cache without one clip an epoch; raise the least")
+    return mixed
 
 
 def check_alike(cache: Cache, wanted: CacheSpec) -> None:
@@ -88,21 +87,13 @@ def check_alike(cache: Cache, wanted: CacheSpec) -> None:
 
     Which windows of which videos were taken may differ from cache to cache.
     """
-    found = {"latents": cache.spec.latent_shape, **_space(cache.spec)}
-    ours = {"latents": wanted.latent_shape, **_space(wanted)}
-    differences = [
-        f"{key}: cache has {found.get(key)}, settings say {ours.get(key)}"
-        for key in sorted(found.keys() | ours.keys())
-        if found.get(key) != ours.get(key)
-    ]
-    if differences:
-        raise UserError(
-            f"{cache.path}: cannot be mixed in ({'; '.join(differences)}); set them alike, or take it out of cache.mix"
-        )
-
-
-def _space(spec: CacheSpec) -> dict[str, object]:
-    return {key: value for key, value in spec.settings.items() if key.startswith(("vae.", "text."))}
+    found, ours = (
+        {key: value for key, value in spec.settings.items() if key.startswith(("vae.", "text."))}
+        | {"latents": spec.latent_shape}
+        for spec in (cache.spec, wanted)
+    )
+    if different := differences(found, ours):
+        raise UserError(f"{cache.path}: cannot be mixed in ({different}); set them alike, or take it out of cache.mix")
 
 
 def hash_of_clips(cache: Cache) -> str:
