@@ -18,7 +18,7 @@ from pipeline.models.checkpoints.exports import save_export
 from pipeline.models.checkpoints.weights_hash import weights_hash
 from pipeline.models.files.paths import shipped_path
 from pipeline.schema import TRAIN
-from pipeline.settings import ROOT, Settings, to_yaml
+from pipeline.settings import ROOT, Settings
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import load_frozen_prior
 from pipeline.train.plan import prepare
@@ -46,7 +46,7 @@ def run_job(name: str, storage: Path) -> tuple[Settings, Cache]:
 
     settings = tiny_settings(storage, *ARGUMENTS)
     config = storage / "settings.yaml"
-    config.write_text(to_yaml(settings))
+    config.write_text(settings.to_yaml())
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "-W", "ignore", f"jobs/{name}.py", "--config", str(config)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)

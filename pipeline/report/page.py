@@ -12,7 +12,7 @@ import jinja2
 
 from ..errors import UserError
 from ..runtime.progress import duration
-from ..settings import ROOT, Settings, to_yaml
+from ..settings import ROOT, Settings
 from ..storage.files import read_json, write_bytes, write_json
 from ..train.report.rows import read_history
 from .plots import loss_curve
@@ -68,7 +68,7 @@ def write_report(settings: Settings) -> dict[str, Any]:
     summary = combine(stages)
     page = template().render(
         settings=settings,
-        yaml=to_yaml(settings),
+        yaml=settings.to_yaml(),
         stages=stages,
         names=STAGES,
         published=PUBLISHED,

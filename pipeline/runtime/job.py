@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ..errors import JobFailed, UserError
-from ..settings import Settings, load, to_yaml
+from ..settings import Settings, load
 from ..storage.files import check_reachable, check_writable_place
 
 FORWARDING_S = 0.5  # Ray itself waits as long for lines of workers when a process ends
@@ -41,7 +41,7 @@ def run_job(
         for path in dict.fromkeys((settings.run.storage, settings.cache_path, settings.data.path)):
             check_reachable(path)
         if chosen.pop("dry_run"):
-            print(to_yaml(settings))
+            print(settings.to_yaml())
             print(plan(settings))
         else:
             job(settings, **chosen)

@@ -1,10 +1,11 @@
 """Section `bivdiff`: training-free videos by an image and a video diffusion model (jobs/bivdiff.py)."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from .section import Dtype, Fraction, NonNegative, Section
+from .section import Dtype, Fraction, Section
 
 ImageTask = Literal["controlnet", "t2i_adapter", "instruct_pix2pix", "prompt_to_prompt", "inpainting", "outpainting"]
 Framework = Literal["bivdiff", "idm_only", "vdm_only", "sequential", "alternate", "fuse"]
@@ -22,17 +23,6 @@ PAPER_ALPHA = {
     "inpainting": 0.1,
     "outpainting": 0.1,
 }
-# Settings that only some tasks read
-READ_BY = {
-    "control": CONTROLLED,
-    "canny": CONTROLLED,
-    "control_scale": CONTROLLED,
-    "outpaint": ("outpainting",),
-    "edit": ("prompt_to_prompt",),
-    "cross_replace": ("prompt_to_prompt",),
-    "self_replace": ("prompt_to_prompt",),
-    "image_guidance": ("instruct_pix2pix",),
-}
 
 
 class BivdiffSettings(Section):
@@ -48,14 +38,14 @@ class BivdiffSettings(Section):
     video_model: str | None
     dtype: Dtype
     control: Literal["files", "canny"]
-    canny: tuple[NonNegative, NonNegative]
-    control_scale: NonNegative
+    canny: tuple[NonNegativeFloat, NonNegativeFloat]
+    control_scale: NonNegativeFloat
     outpaint: Literal["sides", "top_and_bottom"]
     edit: Literal["replace", "refine"]
     cross_replace: Fraction
     self_replace: Fraction
-    image_guidance: NonNegative
-    guidance: NonNegative
+    image_guidance: NonNegativeFloat
+    guidance: NonNegativeFloat
     steps: Annotated[int, Field(ge=2, le=1000)]
     fps: PositiveInt
 
@@ -71,29 +61,10 @@ class BivdiffSettings(Section):
         """Whether the image foundation model inverts the frames that were made (eq. 2)."""
         return self.framework == "bivdiff" and max(self.alphas) > 0
 
-    def without_effect(self, key: str) -> dict[str, str]:
-        """Settings of other tasks and frameworks, when the job has items to make."""
+    def contradictions(self) -> Iterator[str]:
+        """When the job has items to make: every model that this task and framework need is given, and values fit."""
         if self.items is None:
-            return {}
-        found = {
-            name: f"with bivdiff.task = {self.task}; it is read by {' and '.join(tasks)} only; leave it out"
-            for name, tasks in READ_BY.items()
-            if self.task not in tasks
-        }
-        if self.control == "files":
-            found.setdefault("canny", "with bivdiff.control = files; leave it out, or set bivdiff.control canny")
-        if self.framework != "bivdiff":
-            found["alpha"] = f"with bivdiff.framework = {self.framework}, which mixes no inversions; leave it out"
-        return found
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.items is not None:
-            self._check_models()
-            self._check_values()
-        return self
-
-    def _check_models(self) -> None:
+            return
         needed = {
             "image_model": self.framework != "vdm_only",
             "video_model": self.framework != "idm_only",
@@ -102,15 +73,10 @@ class BivdiffSettings(Section):
         }
         for name, is_needed in needed.items():
             if is_needed and getattr(self, name) is None:
-                raise ValueError(
-                    f"bivdiff.{name} = null: bivdiff.task = {self.task} with bivdiff.framework = {self.framework} "
-                    "needs it; give a folder of diffusers (docs/bivdiff.md says which)"
-                )
-
-    def _check_values(self) -> None:
+                chosen = f"bivdiff.task = {self.task} with bivdiff.framework = {self.framework}"
+                remedy = "give a folder of diffusers (docs/bivdiff.md says which)"
+                yield f"bivdiff.{name} = null: {chosen} needs it; {remedy}"
         if self.task == "prompt_to_prompt" and self.guidance <= 1:
-            raise ValueError(
-                f"bivdiff.guidance = {self.guidance}: prompt_to_prompt edits the guided half; set it above 1"
-            )
+            yield f"bivdiff.guidance = {self.guidance}: prompt_to_prompt edits the guided half; set it above 1"
         if self.canny[0] > self.canny[1]:
-            raise ValueError(f"bivdiff.canny = {list(self.canny)}: give the lower threshold first")
+            yield f"bivdiff.canny = {list(self.canny)}: give the lower threshold first"

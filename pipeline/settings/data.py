@@ -1,11 +1,14 @@
-"""Sections `data` and `cache`: from videos to clips, and where the clips' latents are kept."""
+"""Sections `data`, `vae`, `text` and `cache`: from videos to clips, and from clips to cached latents and embeddings."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from .encoders import VAE_DOWNSAMPLING
-from .section import Fraction, NonNegative, Section
+from .section import Dtype, Fraction, NumberOrRange, Section
+
+VAE_DOWNSAMPLING = 8  # pixels of a frame along the side of one latent pixel
+LATENT_CHANNELS = 4
 
 
 class DataSettings(Section):
@@ -20,10 +23,10 @@ class DataSettings(Section):
     max_videos: PositiveInt | None
     frames: PositiveInt
     window: Literal["uniform", "ucf101_authors"]
-    stride: int | tuple[int, int]
+    stride: NumberOrRange
     clips_per_video: PositiveInt
     clip_starts: Literal["even", "random"]
-    clip_seed: Annotated[int, Field(ge=0)]
+    clip_seed: NonNegativeInt
     flip: bool
     short_video: Literal["reject", "reduce_stride"]
     height: PositiveInt
@@ -43,39 +46,36 @@ class DataSettings(Section):
         """Height and width of the clips' latents."""
         return self.height // VAE_DOWNSAMPLING, self.width // VAE_DOWNSAMPLING
 
-    def without_effect(self, key: str) -> dict[str, str]:
-        """Settings of another source, and the seed of draws that are not made."""
-        found = {}
-        if self.source != "ucf101":
-            found["split_list"] = f"with data.source = {self.source}; it chooses among ucf101's lists; leave it out"
-        if self.source in ("ucf101", "msrvtt"):
-            found["holdout_fraction"] = f"with data.source = {self.source}, which has a split of its own; leave it out"
-        if self.source in ("folder", "webdataset"):
-            found["annotations"] = f"with data.source = {self.source}, which reads no annotations; leave it out"
-        if isinstance(self.stride, int) and self.clip_starts == "even":
-            cause = f"with data.stride = {self.stride} and data.clip_starts = even, which draw nothing"
-            found["clip_seed"] = f"{cause}; leave it out, or set data.clip_starts random"
-        return found
+    def contradictions(self) -> Iterator[str]:
+        """Frames divide into latent pixels."""
+        for name, value in (("height", self.height), ("width", self.width)):
+            if rest := value % VAE_DOWNSAMPLING:
+                near = f"{max(value - rest, VAE_DOWNSAMPLING)} or {value - rest + VAE_DOWNSAMPLING}"
+                yield f"data.{name} = {value} is not a multiple of {VAE_DOWNSAMPLING}, the VAE's factor; use {near}"
 
-    @field_validator("stride", mode="before")
-    @classmethod
-    def _check_stride(cls, value: Any) -> Any:
-        numbers = list(value) if isinstance(value, list | tuple) and len(value) == 2 else [value, value]
-        if not all(type(number) is int and number >= 1 for number in numbers) or numbers[0] > numbers[1]:
-            raise ValueError(f"data.stride = {value!r}: expected a whole number from 1, or a range such as [1, 6]")
-        return value
 
-    @model_validator(mode="after")
-    def _check_whole_latents(self) -> Self:
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value % VAE_DOWNSAMPLING:
-                down = value - value % VAE_DOWNSAMPLING
-                raise ValueError(
-                    f"data.{name} = {value} is not a multiple of {VAE_DOWNSAMPLING}, the VAE's downsampling; "
-                    f"use {max(down, VAE_DOWNSAMPLING)} or {down + VAE_DOWNSAMPLING}"
-                )
-        return self
+class VaeSettings(Section):
+    """The VAE that encodes frames to latents and decodes samples to frames."""
+
+    path: str
+    dtype: Dtype
+    batch_frames: PositiveInt
+    compile: bool
+
+
+class TextSettings(Section):
+    """The text encoder of captions."""
+
+    path: str | None
+    tokenizer: str | None
+    layer: Literal[-1, -2]
+    max_length: PositiveInt
+    dtype: Dtype
+
+    @property
+    def is_used(self) -> bool:
+        """Whether captions are encoded."""
+        return self.path is not None
 
 
 class MixedCache(Section):
@@ -94,11 +94,5 @@ class CacheSettings(Section):
     local_gb: PositiveFloat
     shard_clips: PositiveInt
     max_reject_fraction: Fraction
-    gc_after_hours: NonNegative
+    gc_after_hours: NonNegativeFloat
     retry_rejects: Literal["all"] | list[str]
-
-    def without_effect(self, key: str) -> dict[str, str]:
-        """The size of a local copy that is not kept."""
-        if self.local_path is None:
-            return {"local_gb": "with cache.local_path = null; leave it out, or set cache.local_path"}
-        return {}

@@ -5,22 +5,21 @@
 
 import argparse
 import difflib
-import logging
-import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from ..errors import UserError
-from .layers import Layer, merge, merge_trees, nested, origin
-from .names import with_current_names
-from .recipe import ROOT, read_yaml, recipe_layers, recipes
+from .layers import ROOT, Layer, merge, nested, read_yaml, recipe_layers, recipes, shown
+from .model import ModelSettings
+from .section import dotted_names
+from .train import TrainSettings
 from .tree import Settings
-
-log = logging.getLogger(__name__)
+from .without_effect import report, without_effect
 
 DEFAULTS = ROOT / "ray_config.yaml"
 
@@ -34,9 +33,27 @@ def load(
     "--cache.retry_rejects=all"}, or with "". The second result says of --dry-run and of those that stand for none
     whether they were given: {"dry_run": False, "repair": True}. Raises UserError.
     """
-    known, rest = _parser(description, flags or {}).parse_known_args(argv)
-    settings = _layered(known.config, known.recipe, parse_overrides([*rest, *known.short_for]), known.dry_run)
-    return settings, {name: given for name, given in vars(known).items() if isinstance(given, bool)}
+    about = "--SECTION.KEY VALUE sets any key of ray_config.yaml, which explains each; for example --train.steps 500."
+    names = textwrap.fill(f"recipes: {', '.join(recipes())}", break_on_hyphens=False, subsequent_indent="  ")
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [--recipe NAME] [--SECTION.KEY VALUE ...] [options]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{about}\n\n{names}",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--recipe", metavar="NAME", action="append", default=[], help="apply a recipe; repeat it to apply several")
+    add("--config", metavar="FILE", type=Path, default=DEFAULTS, help="read defaults from FILE, not ray_config.yaml")
+    add("--dry-run", action="store_true", help="print the resolved settings and the plan; do nothing")
+    for name, setting in (flags or {}).items():
+        add(f"--{name}", action="store_true", help=f"short for {setting}" if setting else None)
+    known, rest = parser.parse_known_args(argv)
+    given = {name: value for name, value in vars(known).items() if isinstance(value, bool)}
+    for name, setting in (flags or {}).items():
+        if setting and given.pop(name.replace("-", "_")):
+            rest.append(setting)
+    return _layered(known.config, known.recipe, parse_overrides(rest), known.dry_run), given
 
 
 def load_settings(recipe: str | Sequence[str] = (), overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -45,145 +62,81 @@ def load_settings(recipe: str | Sequence[str] = (), overrides: Mapping[str, Any]
     >>> load_settings("demo", {"run.storage": "/runs", "train.steps": 50}).train.steps
     50
     """
-    typed: dict[str, Any] = {}
-    for key, value in (overrides or {}).items():
-        typed = merge_trees(typed, nested(key, value))
+    typed = merge(nested(key, value) for key, value in (overrides or {}).items())
     return _layered(DEFAULTS, [recipe] if isinstance(recipe, str) else recipe, typed)
 
 
 def build(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> Settings:
     """Merge `layers` (later ones win) and `overrides` (["--train.steps", "5"]) and validate. Raises UserError."""
-    files = [Layer("file", f"layer {number}", tree) for number, tree in enumerate(layers, 1)]
-    return _resolve([*files, Layer("command line", "", parse_overrides(overrides))])[0]
+    files = [Layer(f"layer {number}", tree) for number, tree in enumerate(layers, 1)]
+    return _checked([*files, Layer("command line", parse_overrides(overrides))])
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """["--train.steps", "5", "--data.path=x"] -> {"train": {"steps": 5}, "data": {"path": "x"}}; values are YAML."""
-    tree: dict[str, Any] = {}
-    rest = list(arguments)
-    while rest:
-        argument = rest.pop(0)
+    trees = []
+    rest = iter(arguments)
+    for argument in rest:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or "." not in key:
             raise UserError(f"{argument}: unexpected on the command line; settings are --SECTION.KEY VALUE, see --help")
-        if not equals:
-            if not rest:
-                raise UserError(f"--{key}: a value must follow; write --{key} VALUE")
-            text = rest.pop(0)
+        typed = text if equals else next(rest, None)
+        if typed is None:
+            raise UserError(f"--{key}: a value must follow; write --{key} VALUE")
         try:
-            value = yaml.safe_load(text)
+            trees.append(nested(key, yaml.safe_load(typed)))
         except yaml.YAMLError:
-            value = text
-        tree = merge_trees(tree, nested(key, value))
-    return tree
-
-
-def to_yaml(settings: Settings) -> str:
-    """The resolved settings as YAML, in ray_config.yaml's order."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-
-
-def _parser(description: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=Path(sys.argv[0]).name,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--SECTION.KEY VALUE sets any key of ray_config.yaml, where each is explained.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help=f"overlay jobs/recipes/NAME.yaml, may be repeated: {', '.join(recipes())}",
-    )
-    parser.add_argument("--config", metavar="FILE", type=Path, default=DEFAULTS, help="base settings")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan; do nothing")
-    parser.set_defaults(short_for=[])
-    for name, setting in flags.items():
-        if setting:
-            parser.add_argument(
-                f"--{name}", dest="short_for", action="append_const", const=setting, help=f"short for {setting}"
-            )
-        else:
-            parser.add_argument(f"--{name}", action="store_true")
-    return parser
+            trees.append(nested(key, typed))
+    return merge(trees)
 
 
 def _layered(config: Path, named: Sequence[str], typed: dict[str, Any], dry_run: bool = False) -> Settings:
-    layers = [Layer("file", config.name, read_yaml(config)), *recipe_layers(named), Layer("command line", "", typed)]
-    settings, layers = _resolve(layers)
-    _report_without_effect(settings, layers, dry_run)
+    """Settings of a file, recipes and what was typed. Raises UserError, also for what was typed without effect."""
+    layers = [Layer(config.name, read_yaml(config)), *recipe_layers(named), Layer("command line", typed)]
+    settings = _checked(layers)
+    report(without_effect(settings), layers, dry_run)
     return settings
 
 
-def _resolve(layers: Sequence[Layer]) -> tuple[Settings, list[Layer]]:
-    """Checked settings, and the layers under present names."""
-    current = [Layer(one.origin, one.name, with_current_names(one.tree, str(one))) for one in layers]
+def _checked(layers: Sequence[Layer]) -> Settings:
+    """The layers as one checked tree. What `prior` does not state is as in the sections of the same names."""
+    tree = merge(layer.tree for layer in layers)
+    inherited = {
+        name: {key: value for key, value in tree[name].items() if key in section.model_fields}
+        for name, section in (("model", ModelSettings), ("train", TrainSettings))
+        if isinstance(tree.get(name), dict)
+    }
     try:
-        return Settings.model_validate(merge(current)), current
+        return Settings.model_validate(merge([{"prior": inherited}, tree]))
     except ValidationError as error:
         raise UserError(_explain(error)) from error
 
 
-def _report_without_effect(settings: Settings, layers: Sequence[Layer], dry_run: bool) -> None:
-    """Refuse what was typed and does nothing; say what does nothing and came from a recipe.
-
-    Settings of ray_config.yaml, or of the file in its place, are said with --dry-run only. Null says that a setting is
-    not used, so it is never an error. Raises UserError.
-    """
-    typed, recipe, file = [], [], []
-    for key, cause in settings.without_effect().items():
-        value: Any = settings
-        for part in key.split("."):
-            value = getattr(value, part)
-        layer = origin(layers, key)
-        if value is None or layer is None:
-            continue
-        if layer.origin == "command line":
-            typed.append(f"{key} = {value}: has no effect {cause}")
-        elif layer.origin == "file":
-            file.append(key)
-        else:
-            recipe.append(f"{key} = {value} ({layer}), {cause.partition(';')[0]}")
-    if typed:
-        more = f" (and {len(typed) - 1} more)" if len(typed) > 1 else ""
-        raise UserError(typed[0] + more)
-    if recipe:
-        log.info("without effect: %s", "; ".join(recipe))
-    if file:
-        log.log(logging.INFO if dry_run else logging.DEBUG, "defaults without effect here: %s", ", ".join(file))
-
-
 def _explain(error: ValidationError) -> str:
     """The first thing wrong, in one line, and how many more there are."""
-    found = error.errors()
+    names, found = list(dotted_names(Settings)), error.errors()
     said = {(one["loc"], one["msg"]) for one in found}
-    # what `prior` inherits is wrong at its source already
-    first, *others = [one for one in found if one["loc"][:1] != ("prior",) or (one["loc"][1:], one["msg"]) not in said]
-    key = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(others)} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(key, _keys(Settings), n=1)
-        hint = f"did you mean {close[0]}?" if close else "ray_config.yaml lists all keys"
-        return f"{key} = {first['input']!r}: unknown setting; {hint}{more}"
-    if first["type"] == "missing":
-        return f"{key}: not set; every setting needs a value, as in ray_config.yaml{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        parent = "prior." if first["loc"][:1] == ("prior",) and message.startswith("model.") else ""
-        return f"{parent}{message}{more}"
-    reason = f"{message[0].lower()}{message[1:]}"
-    return f"{key} = {first['input']!r}: {reason}; see the comment at {key} in ray_config.yaml{more}"
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Dotted names of all settings in `section`."""
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        for inner in (field.annotation, *get_args(field.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                keys += _keys(inner, f"{prefix}{name}.")
-    return keys
+    lines: dict[str, str] = {}
+    for one in found:
+        of_prior = one["loc"][:1] == ("prior",)
+        if of_prior and (one["loc"][1:], one["msg"]) in said:
+            continue  # `prior` inherits it
+        key = ".".join(part for part in one["loc"] if isinstance(part, str))
+        value, message = shown(one["input"]), one["msg"].removeprefix("Value error, ")
+        if one["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else "ray_config.yaml lists all keys"
+            lines[key] = f"{key} = {value}: unknown setting; {hint}"
+            continue
+        while key and key not in names:  # it ends with a key of a mapping, or with one of several types
+            key = key.rpartition(".")[0]
+        if one["type"] == "missing":
+            line = f"{key}: not set; every setting needs a value, as in ray_config.yaml"
+        elif one["type"] == "value_error" and isinstance(one["input"], dict):  # a contradiction in a section
+            line = message.replace(f"{one['loc'][1]}.", f"prior.{one['loc'][1]}.") if of_prior else message
+        else:
+            reason = f"{message[0].lower()}{message[1:]}"
+            line = f"{key} = {value}: {reason}; see the comment at {key.removeprefix('prior.')} in ray_config.yaml"
+        lines.setdefault(key, line)
+    first, *others = lines.values()
+    return first + (f" (and {len(others)} more)" if others else "")

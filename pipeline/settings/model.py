@@ -1,13 +1,13 @@
-"""Section `model`: the backbone of the video network, its size, and what it is shown besides the noisy clip."""
+"""Section `model`: the backbone of the video network, its size, and its inputs besides the noisy clip."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from .section import BelowOne, Section
 
 Backbone = Literal["latte", "unet3d", "cogvideox"]
-REMOVED = ("image_condition", "prior_condition")  # of the neural prior's model
 
 
 class ModelSettings(Section):
@@ -23,36 +23,23 @@ class ModelSettings(Section):
     @classmethod
     def _drop_removed(cls, values: Any) -> Any:
         """Exports of earlier versions say how a neural prior is conditioned, which never had an effect."""
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if name not in REMOVED or name in cls.model_fields}
+        removed = {"image_condition", "prior_condition"} - cls.model_fields.keys()
+        return {name: values[name] for name in values if name not in removed} if isinstance(values, dict) else values
 
-    @model_validator(mode="after")
-    def _check_size(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """The size is given once, as a name or as three numbers that fit each other."""
         given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.num_heads}
         named = [name for name, value in given.items() if value is not None]
+        missing = [f"model.{name}" for name, value in given.items() if value is None]
         if self.size is not None and named:
-            raise ValueError(
-                f"model.size = {self.size} already fixes {', '.join(named)}; set model.size null to choose them"
-            )
-        if self.size is None:
-            missing = [f"model.{name}" for name, value in given.items() if value is None]
-            if missing:
-                raise ValueError(f"model.size is null, so {', '.join(missing)} must be set")
-            self._check_numbers()
-        return self
-
-    def _check_numbers(self) -> None:
-        assert self.hidden_size and self.num_heads and self.depth
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"model.hidden_size = {self.hidden_size} does not divide into model.num_heads = {self.num_heads}"
-            )
-        if self.depth % 2:
-            raise ValueError(
-                f"model.depth = {self.depth} is odd, but spatial and temporal blocks come in pairs; "
-                f"use {self.depth + 1}"
-            )
+            yield f"model.size = {self.size} already fixes {', '.join(named)}; set model.size null to choose them"
+        if self.size is None and missing:
+            yield f"model.size is null, so {', '.join(missing)} must be set"
+        if self.hidden_size and self.num_heads and self.hidden_size % self.num_heads:
+            yield f"model.hidden_size = {self.hidden_size} is not a multiple of model.num_heads = {self.num_heads}"
+        if self.depth and self.depth % 2:
+            why = "spatial and temporal blocks come in pairs"
+            yield f"model.depth = {self.depth} is odd, but {why}; use {self.depth + 1}"
 
 
 class UNet3DSettings(Section):
@@ -61,7 +48,7 @@ class UNet3DSettings(Section):
     model_channels: PositiveInt
     channel_mult: tuple[PositiveInt, ...]
     num_res_blocks: PositiveInt
-    attention_levels: tuple[Annotated[int, Field(ge=0)], ...]
+    attention_levels: tuple[NonNegativeInt, ...]
     head_size: PositiveInt
     dropout: BelowOne
     image_encoder: str | None
@@ -72,23 +59,12 @@ class UNet3DSettings(Section):
     resampler_head_size: PositiveInt
     resampler_queries: PositiveInt
 
-    def without_effect(self, key: str) -> dict[str, str]:
-        """The reader of image tokens that no encoder makes."""
-        if self.image_encoder is not None:
-            return {}
-        names = [name for name in type(self).model_fields if name.startswith("resampler_")]
-        cause = f"with {key}.image_encoder = null; leave it out, or set {key}.image_encoder"
-        return dict.fromkeys(("image_width", *names), cause)
-
-    @model_validator(mode="after")
-    def _check_channels(self) -> Self:
-        for name, divisor in (
-            ("its group norms' 32", 32),
-            (f"model.unet3d.head_size = {self.head_size}", self.head_size),
-        ):
+    def contradictions(self) -> Iterator[str]:
+        """Channels divide into the groups of group norms and into heads."""
+        head = f"model.unet3d.head_size = {self.head_size}"
+        for divisor, name in ((32, "32, the groups of its group norms"), (self.head_size, head)):
             if self.model_channels % divisor:
-                raise ValueError(f"model.unet3d.model_channels = {self.model_channels} is no multiple of {name}")
-        return self
+                yield f"model.unet3d.model_channels = {self.model_channels} is not a multiple of {name}"
 
 
 class CogVideoXSettings(Section):
@@ -104,7 +80,7 @@ class CogVideoXSettings(Section):
 
 
 class VideoModelSettings(ModelSettings):
-    """The video network: a backbone, its size, and what it is shown besides the noisy clip."""
+    """The video network: its backbone, its size, and its inputs besides the noisy clip."""
 
     image_condition: Literal["frame", "channels", "none"]
     prior_condition: bool
@@ -119,7 +95,7 @@ class VideoModelSettings(ModelSettings):
 
     @property
     def takes_stride(self) -> bool:
-        """Whether the network is told how many source frames lie between two frames of the clip."""
+        """Whether the network reads how many source frames lie between two frames of the clip."""
         return self.backbone == "unet3d"
 
     @property
@@ -127,30 +103,14 @@ class VideoModelSettings(ModelSettings):
         """Whether the network attends over tokens of the image."""
         return self.backbone == "unet3d" and self.unet3d is not None and self.unet3d.image_encoder is not None
 
-    def without_effect(self, key: str) -> dict[str, str]:
-        """Sizes of the backbones that are not chosen."""
-        found = {}
-        if self.backbone != "latte":
-            cause = f"with {key}.backbone = {self.backbone}, whose sizes are in {key}.{self.backbone}; leave it out"
-            unread = ["size", "hidden_size", "depth", "num_heads"]
-            found = dict.fromkeys([*unread, *(["patch_size"] if self.backbone == "unet3d" else [])], cause)
-        for other in ("unet3d", "cogvideox"):
-            sizes = getattr(self, other)
-            if sizes is not None and other != self.backbone:
-                cause = f"with {key}.backbone = {self.backbone}; leave it out, or set {key}.backbone {other}"
-                found |= dict.fromkeys((f"{other}.{name}" for name in type(sizes).model_fields), cause)
-        return found
-
-    @model_validator(mode="after")
-    def _check_conditions(self) -> Self:
-        wanted = ("frame", "none") if self.backbone == "latte" else ("channels",)
+    def contradictions(self) -> Iterator[str]:
+        """Conditions and sizes fit the backbone."""
+        yield from super().contradictions()
+        backbone, wanted = self.backbone, ("frame", "none") if self.backbone == "latte" else ("channels",)
         if self.image_condition not in wanted:
-            raise ValueError(
-                f"model.image_condition = {self.image_condition}: model.backbone = {self.backbone} takes "
-                f"{' or '.join(wanted)}"
-            )
-        if self.backbone != "latte" and getattr(self, self.backbone) is None:
-            raise ValueError(f"model.{self.backbone} = null: model.backbone = {self.backbone} needs its sizes there")
-        if self.prior_condition and self.backbone != "latte":
-            raise ValueError("model.prior_condition = true is Latte's; set it false, or model.backbone latte")
-        return self
+            takes = " or ".join(wanted)
+            yield f"model.image_condition = {self.image_condition}: model.backbone = {backbone} takes {takes}"
+        if backbone != "latte" and getattr(self, backbone) is None:
+            yield f"model.{backbone} = null: model.backbone = {backbone} needs its sizes there"
+        if backbone != "latte" and self.prior_condition:
+            yield "model.prior_condition = true applies to latte only; set it false, or model.backbone latte"

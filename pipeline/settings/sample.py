@@ -1,10 +1,11 @@
-"""Section `sample`: which model is sampled, from which images, and by which sampler."""
+"""Sections `sample`, `evaluate` and `ablate`: how clips are sampled, measured, and compared as in the paper."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from .section import Fraction, NonNegative, Section
+from .section import AtLeastTwo, Fraction, Section
 
 
 class SampleSettings(Section):
@@ -23,8 +24,8 @@ class SampleSettings(Section):
     order: Literal[1, 2, 3]
     start: Annotated[float, Field(gt=0, le=1)]
     analytic_init: str | None
-    guidance: NonNegative
-    image_guidance: NonNegative | None
+    guidance: NonNegativeFloat
+    image_guidance: NonNegativeFloat | None
     stride: PositiveInt
     batch: PositiveInt
     fps: PositiveInt
@@ -37,19 +38,45 @@ class SampleSettings(Section):
         """Whether image tokens have a guidance scale of their own."""
         return self.image_guidance not in (None, self.guidance)
 
-    def without_effect(self, key: str) -> dict[str, str]:
-        """The number of clips of a sampling that does not take place."""
-        if self.while_training is None:
-            cause = "with sample.while_training = null; leave it out, or set sample.while_training"
-            return {"while_training_count": cause}
-        return {}
-
-    @model_validator(mode="after")
-    def _check_sampler(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Order and eta fit the sampler."""
         if self.order > 1 and (self.sampler != "dbim" or self.eta > 0):
-            raise ValueError(
-                f"sample.order = {self.order} is dbim's, with sample.eta 0; set sample.order 1 or sample.sampler dbim"
-            )
+            remedy = "set sample.order 1 or sample.sampler dbim"
+            yield f"sample.order = {self.order} applies to dbim with sample.eta 0 only; {remedy}"
         if self.eta > 0 and self.sampler not in ("auto", "dbim", "ddim"):
-            raise ValueError(f"sample.eta = {self.eta} is of dbim and ddim, not {self.sampler}; set sample.eta 0")
-        return self
+            yield f"sample.eta = {self.eta} applies to dbim and ddim, not to {self.sampler}; set sample.eta 0"
+
+
+class EvaluateSettings(Section):
+    """The samples, the networks that measure them, and the metrics that they are compared with."""
+
+    samples: str | None
+    detector: str | None
+    i3d: str | None
+    c3d: str | None
+    videomae: str | None
+    clip: str | None
+    raft: str | None
+    dreamsim: str | None
+    expected: str | None
+    batch: PositiveInt
+    bootstrap: AtLeastTwo
+
+
+class AblateSettings(Section):
+    """Experiments of jobs/ablate.py and their size."""
+
+    experiments: list[Literal["saf", "steps", "priors", "samplers", "leakage"]]
+    videos: Annotated[int, Field(ge=8)]
+    seeds: PositiveInt
+    clips: AtLeastTwo
+    sampler_clips: AtLeastTwo
+    evaluations: list[AtLeastTwo]
+    bootstrap: AtLeastTwo
+
+    def contradictions(self) -> Iterator[str]:
+        """Held-out clips are at most half of the videos, and the samplers' are among them."""
+        if 2 * self.clips > self.videos:
+            yield f"ablate.clips = {self.clips} is more than half of ablate.videos = {self.videos}; lower it"
+        if self.sampler_clips > self.clips:
+            yield f"ablate.sampler_clips = {self.sampler_clips} exceeds ablate.clips = {self.clips}; lower it"

@@ -1,21 +1,16 @@
-"""The whole tree of settings."""
+"""The whole tree of settings, and the checks that look at several sections: each may be right, but not together."""
 
-from typing import Self
+from collections.abc import Iterator
 
-from pydantic import model_validator
+import yaml
 
-from .ablate import AblateSettings
 from .bivdiff import BivdiffSettings
 from .bridge import BridgeSettings
-from .cluster import ClusterSettings
-from .cross_checks import check_online, check_patches, check_process
-from .data import CacheSettings, DataSettings
-from .encoders import TextSettings, VaeSettings
-from .evaluate import EvaluateSettings
+from .data import VAE_DOWNSAMPLING, CacheSettings, DataSettings, TextSettings, VaeSettings
 from .model import VideoModelSettings
-from .run import RunSettings
-from .sample import SampleSettings
-from .section import Section, subsections
+from .run import ClusterSettings, RunSettings
+from .sample import AblateSettings, EvaluateSettings, SampleSettings
+from .section import Section
 from .train import PriorSettings, TrainSettings
 
 
@@ -54,42 +49,45 @@ class Settings(Section):
 
     @property
     def uses_neural_prior(self) -> bool:
-        """Whether F_eta takes part in fine-tuning: the bridge starts at its output, or the network is shown it."""
+        """Whether F_eta takes part in fine-tuning: the bridge starts at its output, or the network reads it."""
         return self.bridge.starts_at_neural_prior or self.model.prior_condition
 
-    def without_effect(self, key: str = "") -> dict[str, str]:
-        """Dotted names of settings that do nothing beside the others, each with the cause and the remedy."""
-        found = {
-            f"{name}.{setting}": cause
-            for name, section in subsections(self)
-            for setting, cause in section.without_effect(name).items()
-        }
-        bridge, model = self.bridge, self.model
-        if not self.uses_neural_prior and bridge.prior == "neural":
-            found["bridge.prior"] = (
-                "with bridge.process = diffusion and model.prior_condition = false; set it replicated, or "
-                "model.prior_condition true"
-            )
-        if not self.uses_neural_prior and bridge.cached_prior:
-            found["bridge.cached_prior"] = (
-                f"with bridge.process = {bridge.process} and bridge.prior = {bridge.prior}; set it false, or "
-                "bridge.prior neural, or model.prior_condition true"
-            )
-        samples_own_model = self.sample.model_path is None and self.bivdiff.items is None
-        if samples_own_model and not model.takes_stride:
-            found["sample.stride"] = (
-                f"with model.backbone = {model.backbone}, which is not told the stride; leave it out"
-            )
-        return found
+    def to_yaml(self) -> str:
+        """The resolved settings as YAML, in ray_config.yaml's order."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_patches("model", self.model, self.data)
-        check_patches("prior.model", self.prior.model, self.data)
-        workers = self.cluster.train
-        self.train.check("train", workers.workers_range[1], workers.num_gpus)
-        self.prior.train.check("prior.train", workers.workers_range[1], workers.num_gpus)
-        if self.data.online:
-            check_online(self.cache, self.bridge, self.sample, self.text)
-        check_process(self.bridge, self.model, self.train, self.text)
-        return self
+    def contradictions(self) -> Iterator[str]:
+        """Sizes, workers, the cache, the image, the text and SAF are what the other sections need."""
+        data, cluster, condition, bridge = self.data, self.cluster.train, self.model.image_condition, self.bridge
+        for key, model in (("model", self.model), ("prior.model", self.prior.model)):
+            for side, pixels in (("height", data.height), ("width", data.width)):
+                if (latent := pixels // VAE_DOWNSAMPLING) % model.patch_size:
+                    size = f"the latent {side} {pixels} / {VAE_DOWNSAMPLING} = {latent}"
+                    remedy = f"choose another data.{side} or patch size"
+                    yield f"{key}.patch_size = {model.patch_size} does not divide {size}; {remedy}"
+        most = cluster.workers_range[1]
+        for key, train in (("train", self.train), ("prior.train", self.prior.train)):
+            if train.global_batch < most:
+                unfed = f"leaves some of cluster.train.workers = {most} without a clip"
+                yield f"{key}.global_batch = {train.global_batch} {unfed}; use at least {most}, or fewer workers"
+            if train.offload_optimizer and not cluster.num_gpus:
+                idle = "with cluster.train.num_gpus = 0: the optimizer is in the CPU's memory already"
+                yield f"{key}.offload_optimizer = true {idle}; set {key}.offload_optimizer false"
+        for key, needs_cache, remedy in (
+            ("cache.mix", bool(self.cache.mix), "set it []"),
+            ("bridge.cached_prior", bridge.cached_prior, "set it false"),
+            ("sample.while_training", self.sample.while_training is not None, "set it null"),
+            ("text.path", self.text.is_used, "cache the captions' embeddings with jobs/cache_latents.py"),
+        ):
+            if data.online and needs_cache:
+                yield f"data.online = true trains without a cache, which {key} needs; {remedy}, or data.online false"
+        if bridge.time_noise is not None and condition == "none":
+            yield "bridge.time_noise disturbs the image, which model.image_condition = none does not show; set it null"
+        if bridge.process == "bridge" and condition == "none":
+            yield "model.image_condition = none leaves a bridge without its image; set frame"
+        if bridge.saf and self.train.init is None:
+            remedy = "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
+            yield f"bridge.saf = true aligns a bridge to a pre-trained model, but train.init is null; {remedy}"
+        if self.model.takes_text and not self.text.is_used:
+            remedy = "set text.path to its encoder, or model.backbone latte"
+            yield f"model.backbone = {self.model.backbone} is conditioned on text; {remedy}"

@@ -25,7 +25,7 @@ from ..models.latte import Latte
 from ..models.prior import NeuralPrior
 from ..models.videocrafter import VideoCrafter
 from ..schema import TEST, TRAIN
-from ..settings import Settings, load, to_yaml, without_removed
+from ..settings import Settings, load, without_removed
 from ..storage.files import exists, read_json, write_bytes, write_json
 from .initial import check_prior, freeze, load_initial, untrained
 from .report.trackers import check_trackers
@@ -174,7 +174,7 @@ def defaults(keys: Iterable[str]) -> dict[str, Any]:
 
 def record(run: Run) -> None:
     """Write settings and fingerprint beside the run's results."""
-    write_bytes(f"{run.spec.folder}/settings.yaml", to_yaml(run.settings).encode())
+    write_bytes(f"{run.spec.folder}/settings.yaml", run.settings.to_yaml().encode())
     write_json(f"{run.spec.folder}/{FINGERPRINT_FILE}", run.fingerprint)
 
 

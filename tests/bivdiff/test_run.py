@@ -20,7 +20,7 @@ from pipeline.bivdiff.models import load_models
 from pipeline.bivdiff.run import load_metric_networks, make_plan, plan_bivdiff, run_bivdiff
 from pipeline.bivdiff.work import make_clips
 from pipeline.errors import UserError
-from pipeline.settings import ROOT, Settings, to_yaml
+from pipeline.settings import ROOT, Settings
 
 ROWS: list[dict[str, str]] = [{}, {"mask": "narrow.png"}, *({"prompt": f"a dog {number}"} for number in range(4))]
 
@@ -40,7 +40,7 @@ def test_killed_and_run_again_gives_the_files_that_one_process_gives(
     caplog.set_level(logging.INFO)
     items = write_list(folders, "run.csv", *ROWS)
     settings = settings_of(folders, tmp_path, "inpainting", items, alpha=[0.1, 1], **{"cluster.sample.actors": 1})
-    (tmp_path / "job.yaml").write_text(to_yaml(settings))
+    (tmp_path / "job.yaml").write_text(settings.to_yaml())
     job = [sys.executable, "jobs/bivdiff.py", "--config", str(tmp_path / "job.yaml")]
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     folder, deadline = Path(settings.run.folder, "bivdiff"), time.monotonic() + 240

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.media import decode_mp4
 from pipeline.sampling.run import make_plan, plan_sampling, run_sampling
 from pipeline.sampling.write import TrueClips, sample_batch
-from pipeline.settings import ROOT, Settings, to_yaml
+from pipeline.settings import ROOT, Settings
 
 pytestmark = pytest.mark.ray
 
@@ -110,7 +110,7 @@ def test_one_worker_two_workers_and_a_kill_give_the_same_files(
     items = run_sampling(one)["items"]
     assert len(items) >= 6
 
-    (tmp_path / "other.yaml").write_text(to_yaml(other))
+    (tmp_path / "other.yaml").write_text(other.to_yaml())
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     job = subprocess.Popen(
         [sys.executable, "jobs/sample.py", "--config", str(tmp_path / "other.yaml")], cwd=ROOT, env=environment

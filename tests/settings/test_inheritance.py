@@ -2,8 +2,7 @@
 
 import pytest
 
-from pipeline.settings import ModelSettings, build, load, read_yaml
-from pipeline.settings.recipe import ROOT
+from pipeline.settings import ROOT, ModelSettings, build, load, read_yaml
 
 OWN = {"init", "lora", "trainable", "steps", "label_dropout"}  # of prior.train in ray_config.yaml
 

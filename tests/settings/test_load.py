@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.settings import RECIPES, ROOT, build, load, parse_overrides, read_yaml, to_yaml
+from pipeline.settings import RECIPES, ROOT, build, load, parse_overrides, read_yaml
 
 BASE = read_yaml(ROOT / "ray_config.yaml")
 
@@ -32,7 +32,7 @@ def test_every_key_of_the_base_file_is_explained_where_its_name_first_appears() 
 
 def test_resolved_settings_are_yaml_of_the_same_settings() -> None:
     settings, _ = load([])
-    assert yaml.safe_load(to_yaml(settings)) == settings.model_dump(mode="json")
+    assert yaml.safe_load(settings.to_yaml()) == settings.model_dump(mode="json")
 
 
 def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
@@ -49,44 +49,50 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
     [
         (["--train.stepz", "5"], "train.stepz = 5: unknown setting; did you mean train.steps?"),
         (["--model.unet3d.model_chanels", "5"], "unknown setting; did you mean model.unet3d.model_channels?"),
-        (["--train.steps", "many"], "train.steps = 'many': input should be a valid integer"),
+        (["--train.steps", "many"], "train.steps = many: input should be a valid integer"),
         (["--train.steps", "0"], "train.steps = 0: input should be greater than 0"),
         (["--data.height", "100"], "use 96 or 104"),
         (
             ["--model.unet3d.model_channels", "100"],
-            "model.unet3d.model_channels = 100 is no multiple of its group norms' 32",
+            "model.unet3d.model_channels = 100 is not a multiple of 32, the groups of its group norms",
         ),
         (["--model.backbone", "unet3d"], "model.image_condition = frame: model.backbone = unet3d takes channels"),
         (["--model.backbone", "unet3d", "--model.image_condition=channels"], "is conditioned on text; set text.path"),
         (["--data.source", "youtube"], "'webdataset' or 'manifest'"),
         (
             ["--data.stride", "[6, 1]"],
-            "data.stride = [6, 1]: expected a whole number from 1, or a range such as [1, 6]",
+            "data.stride = [6, 1]: expected a whole number from 1, or a range with the smaller number first, such as",
         ),
         (["--data.stride", "0"], "data.stride = 0: expected a whole number from 1"),
         (["--train.global_batch", "5"], "leaves some of cluster.train.workers = 8 without a clip; use at least 8"),
-        (["--cluster.train.workers", "[4, 2]"], "give the smaller number first"),
+        (["--cluster.train.workers", "[4, 2]"], "cluster.train.workers = [4, 2]: expected a whole number from 1"),
+        (["--cluster.train.workers", "all"], "cluster.train.workers = all: expected a whole number from 1, or a range"),
+        (["--bivdiff.alpha", "3"], "bivdiff.alpha = 3: input should be less than or equal to 1; see the comment at"),
+        (["--run.track", "[x]"], "run.track = x: input should be 'wandb' or 'mlflow'; see the comment at run.track in"),
         (["--train.optimizer", "muon"], "set train.zero_stage 0, or train.optimizer adamw"),
         (["--bridge.saf", "true"], "set train.init"),
         (["--bridge.beta0", "60"], "bridge.beta0 = 60.0 exceeds bridge.beta1 = 50.0"),
-        (["--bridge.pretrained_beta_end", "0.00001"], "at most pretrained_beta_end = 1e-05"),
+        (["--bridge.pretrained_beta_end", "0.00001"], "exceeds pretrained_beta_end = 1e-05"),
         (
             ["--bridge.process", "diffusion", "--bridge.pretrained_zero_terminal_snr", "true"],
             "set bridge.target v or z0",
         ),
         (["--bridge.process", "diffusion", "--bridge.loss_weight", "noise"], "with process diffusion set uniform"),
-        (["--recipe", "teacher", "--bridge.time_noise", "2"], "does not show; set null"),
+        (["--recipe", "teacher", "--bridge.time_noise", "2"], "does not show; set it null"),
         (["--sample.order", "2"], "set sample.order 1 or sample.sampler dbim"),
         (["--sample.sampler", "ode_first_order", "--sample.eta", "0.5"], "set sample.eta 0"),
         (["--model.image_condition", "none"], "leaves a bridge without its image"),
         (["--model.size", "null"], "model.hidden_size, model.depth, model.num_heads must be set"),
         (["--model.depth", "4"], "already fixes depth"),
-        (["--prior.model.depth", "4"], "prior.model.size = S already fixes depth"),
+        (["--prior.model.depth", "4"], "prior.model.size = S already fixes depth; set prior.model.size null"),
+        (["--prior.train.optimizer", "muon"], "set prior.train.zero_stage 0, or prior.train.optimizer adamw"),
+        (["--prior.train.steps", "many"], "prior.train.steps = many: input should be a valid integer"),
+        (["--run.storage", "null"], "run.storage = null: input should be a valid string"),
         (["--recipe", "nothing"], "no such recipe; choose one of ablation, bivdiff-controlnet-canny, "),
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
         (["train.steps=5"], "settings are --SECTION.KEY VALUE"),
         (["--train.steps"], "a value must follow"),
-        (["--run.name", "../up"], "run.name = '../up'"),
+        (["--run.name", "../up"], "run.name = ../up"),
         (["--run", "5"], "settings are --SECTION.KEY VALUE"),
     ],
 )

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.settings import build, load, without_removed
-from pipeline.settings import names as table
-from pipeline.settings.recipe import recipe_layers
+from pipeline.settings import layers as table
+from pipeline.settings.layers import recipe_layers
 
 
 @pytest.mark.parametrize("argument", ["--prior.model.image_condition=frame", "--prior.model.prior_condition=true"])
@@ -17,7 +17,7 @@ def test_a_removed_setting_is_accepted_and_said_to_have_no_effect(
     settings, _ = load([argument])
     assert settings == load([])[0]
     (line,) = [one.getMessage() for one in caplog.records if one.levelno == logging.WARNING]
-    assert line.startswith(f"{argument[2:].partition('=')[0]} (command line): has no effect and is no setting any more")
+    assert line.startswith(f"{argument[2:].partition('=')[0]} (command line): was removed and has no effect")
 
 
 def test_settings_written_by_an_earlier_version_are_read() -> None:
@@ -28,14 +28,14 @@ def test_settings_written_by_an_earlier_version_are_read() -> None:
 
 
 def test_a_renamed_setting_sets_the_new_one(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(table.RENAMED_SETTINGS, "bridge.neural", "model.prior_condition")
+    monkeypatch.setitem(table.RENAMED, "bridge.neural", "model.prior_condition")
     settings, _ = load(["--bridge.neural=true"])
     assert settings.model.prior_condition
     assert "bridge.neural (command line): is called model.prior_condition now" in caplog.text
 
 
 def test_a_setting_under_both_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(table.RENAMED_SETTINGS, "train.rate", "train.learning_rate")
+    monkeypatch.setitem(table.RENAMED, "train.rate", "train.learning_rate")
     with pytest.raises(
         UserError, match=r"^train.rate \(command line\): is called train.learning_rate now, which is set"
     ):
@@ -43,8 +43,8 @@ def test_a_setting_under_both_names_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_renamed_recipe_is_found(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(table.RENAMED_RECIPES, "try", "demo")
-    assert [layer.name for layer in recipe_layers(["try"])] == ["demo"]
+    monkeypatch.setitem(table.RENAMED, "try", "demo")
+    assert [layer.source for layer in recipe_layers(["try"])] == ["recipe demo"]
     assert "recipe try is called demo now" in caplog.text
 
 

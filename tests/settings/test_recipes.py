@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.settings import RECIPES, load, recipes
-from pipeline.settings.recipe import read_recipe, recipe_layers
+from pipeline.settings.layers import read_recipe, recipe_layers
 
 DOCUMENTED = ("ucf101-", "latte-", "webvid-")  # experiments of the papers
 # A recipe, and the line that named its bases before recipes could
@@ -22,14 +22,14 @@ STACKS = {
 }
 
 
-def order(*names: str) -> list[tuple[str, str]]:
-    return [(layer.name, layer.origin) for layer in recipe_layers(names)]
+def order(*names: str) -> list[str]:
+    return [layer.source.removeprefix("recipe ") for layer in recipe_layers(names)]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of recipes in place of jobs/recipes."""
-    monkeypatch.setattr("pipeline.settings.recipe.RECIPES", tmp_path)
+    monkeypatch.setattr("pipeline.settings.layers.RECIPES", tmp_path)
     return tmp_path
 
 
@@ -65,8 +65,7 @@ def test_bases_apply_first_and_once(folder: Path) -> None:
     (folder / "left.yaml").write_text("base: root\ntrain:\n  steps: 2\n")
     (folder / "right.yaml").write_text("base: root\n")
     (folder / "top.yaml").write_text("base: [left, right]\n")
-    assert order("top") == [("root", "base"), ("left", "base"), ("right", "base"), ("top", "recipe")]
-    assert order("left", "top", "left") == [("root", "base"), ("left", "recipe"), ("right", "base"), ("top", "recipe")]
+    assert order("top") == order("left", "top", "left") == ["root", "left", "right", "top"]
     assert read_recipe(folder / "left.yaml") == (["root"], {"train": {"steps": 2}})
 
 
@@ -98,5 +97,5 @@ def test_a_recipe_with_a_wrong_base_or_section_is_refused_with_its_file(folder: 
 def test_base_is_for_recipes_only(tmp_path: Path) -> None:
     config = tmp_path / "mine.yaml"
     config.write_text("base: demo\n")
-    with pytest.raises(UserError, match="expected sections with keys"):
+    with pytest.raises(UserError, match=r"mine.yaml: base = .*demo.*: only recipes build on others"):
         load(["--config", str(config)])

@@ -1,14 +1,16 @@
 """A setting that does nothing beside the others is refused when typed, and said when it comes from a recipe."""
 
+import fnmatch
 import logging
-from typing import Any
 
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.settings import load, recipes
-from pipeline.settings.recipe import ROOT
+from pipeline.settings import ROOT, Settings, load, recipes
+from pipeline.settings.section import dotted_names
+from pipeline.settings.without_effect import READ_BY_TASKS, READ_ONLY_WITH, without_effect
 
+NAMES = set(dotted_names(Settings))
 UNET3D = ["--recipe", "webvid-videocrafter"]
 COGVIDEOX = ["--recipe", "webvid-cogvideox"]
 PLAIN = ["--recipe", "ucf101-bridge"]  # a bridge without SAF
@@ -38,13 +40,13 @@ BIVDIFF = ["--recipe", "bivdiff-controlnet-depth", "--bivdiff.items=list.csv"]
         (PLAIN, "model.unet3d.dropout=0.2", "with model.backbone = latte; leave it out, or set model.backbone unet3d"),
         (PLAIN, "model.cogvideox.num_layers=2", "leave it out, or set model.backbone cogvideox"),
         ([*UNET3D, "--model.unet3d.image_encoder=null"], "model.unet3d.resampler_depth=2", "image_encoder = null"),
-        (COGVIDEOX, "sample.stride=2", "with model.backbone = cogvideox, which is not told the stride; leave it out"),
-        (PLAIN, "sample.stride=2", "with model.backbone = latte, which is not told the stride"),
+        (COGVIDEOX, "sample.stride=2", "with model.backbone = cogvideox, which does not read the stride; leave it out"),
+        (PLAIN, "sample.stride=2", "with model.backbone = latte, which does not read the stride"),
         (PLAIN, "sample.while_training_count=2", "with sample.while_training = null"),
         (PLAIN, "text.max_length=12", "with text.path = null; leave it out, or set text.path"),
         (PLAIN, "train.lora.alpha=8", "with train.lora.rank = null; leave it out, or set train.lora.rank"),
         (PLAIN, "prior.train.lora.alpha=8", "with prior.train.lora.rank = null"),
-        (UNET3D, "data.split_list=2", "with data.source = webvid; it chooses among ucf101's lists; leave it out"),
+        (UNET3D, "data.split_list=2", "with data.source = webvid, which has no list to choose; leave it out"),
         (PLAIN, "data.holdout_fraction=0.1", "with data.source = ucf101, which has a split of its own"),
         (
             [*PLAIN, "--data.source=folder"],
@@ -53,7 +55,7 @@ BIVDIFF = ["--recipe", "bivdiff-controlnet-depth", "--bivdiff.items=list.csv"]
         ),
         (PLAIN, "data.clip_seed=1", "with data.stride = 3 and data.clip_starts = even, which draw nothing"),
         ([*PLAIN, "--cache.local_path=null"], "cache.local_gb=5", "with cache.local_path = null"),
-        (BIVDIFF, "bivdiff.outpaint=sides", "with bivdiff.task = controlnet; it is read by outpainting only"),
+        (BIVDIFF, "bivdiff.outpaint=sides", "with bivdiff.task = controlnet; it applies to outpainting only"),
         (BIVDIFF, "bivdiff.canny=[1, 2]", "with bivdiff.control = files; leave it out, or set bivdiff.control canny"),
         ([*BIVDIFF, "--bivdiff.framework=fuse"], "bivdiff.alpha=0.5", "with bivdiff.framework = fuse"),
     ],
@@ -116,11 +118,13 @@ def test_several_refused_settings_are_counted() -> None:
 
 @pytest.mark.parametrize("name", recipes())
 def test_every_name_without_effect_is_a_setting(name: str) -> None:
-    settings, _ = load(["--recipe", name])
-    for key in settings.without_effect():
-        value: Any = settings
-        for part in key.split("."):
-            value = getattr(value, part)
+    assert without_effect(load(["--recipe", name])[0]).keys() <= NAMES
+
+
+def test_every_name_of_the_tables_is_a_setting() -> None:
+    patterns = " ".join([*READ_ONLY_WITH, *READ_BY_TASKS.values()]).split()
+    assert [pattern for pattern in patterns if not fnmatch.filter(NAMES, pattern)] == []
+    assert {needed.partition(" ")[0] for needed in READ_ONLY_WITH.values()} <= NAMES
 
 
 def test_no_command_of_a_recipe_header_is_refused() -> None:

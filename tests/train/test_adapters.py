@@ -14,7 +14,7 @@ from pipeline.data.cache.manifest import open_cache
 from pipeline.errors import UserError
 from pipeline.models.build import build_image_to_video
 from pipeline.models.checkpoints.exports import save_export
-from pipeline.settings import Settings, to_yaml
+from pipeline.settings import Settings
 from pipeline.train.adapters import merged
 from pipeline.train.export.write import export_config
 from pipeline.train.initial import untrained
@@ -115,7 +115,7 @@ def exports(folder: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[str]]
             "--cluster.train.workers=1",
             "--train.learning_rate=0.01",
         )
-        paths[backbone].write_text(to_yaml(settings_of(backbone, folder, *more, *small)))
+        paths[backbone].write_text(settings_of(backbone, folder, *more, *small).to_yaml())
     run_ranks(PROGRAM, [(1, list(map(str, paths.values())))])
     return {name: torch.load(f"{path}.pt", weights_only=True) for name, path in paths.items()}
 

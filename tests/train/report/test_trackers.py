@@ -9,7 +9,7 @@ from helpers.tiny_cache import tiny_settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.errors import UserError
-from pipeline.settings import Settings, to_yaml
+from pipeline.settings import Settings
 from pipeline.train.report.history import History
 from pipeline.train.report.trackers import PACKAGES, check_trackers, open_trackers
 
@@ -32,7 +32,7 @@ def folder_of(settings: Settings) -> str:
     """A run's folder with its settings.yaml, as the driver leaves it."""
     folder = Path(settings.run.folder, "finetune")
     folder.mkdir(parents=True)
-    (folder / "settings.yaml").write_text(to_yaml(settings))
+    (folder / "settings.yaml").write_text(settings.to_yaml())
     return str(folder)
 
 
