@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.bridge import samplers
-from pipeline.bridge.schedule import gmax_table, sampling_indices
+from pipeline.bridge.schedule import bridge_grid, gmax, sampling_indices
 from pipeline.data.plan import sources
 from pipeline.models import image_to_video
 from pipeline.settings import DataSettings
@@ -54,6 +54,6 @@ def test_example_of_a_sampler_returns_the_clean_estimate() -> None:
         asked.append(k)
         return torch.zeros_like(prior)
 
-    table = gmax_table()
+    table = bridge_grid(gmax())
     assert torch.equal(renoise(lambda z, s: clip, table, prior, sampling_indices(4), noise), clip)
     assert asked == [0, 1, 2]

@@ -3,16 +3,17 @@
 Without the prior's share, z_t is a diffusion latent of signal a_t and noise c_t. Divided by
 sqrt(a_t^2 + c_t^2) it is variance preserving, and belongs to the pre-trained timestep t~ with
 SNR(t~) = a_t^2/c_t^2 = SNR_t - SNR_T (Proposition 2). Between the pre-trained steps, t~ is interpolated linearly in
-sqrt(SNR). Any pre-trained schedule that decreases will do, whether it ends at zero or not (see `schedule.ddpm_alphas_cumprod`).
+sqrt(SNR). Any pre-trained schedule that decreases will do, whether it ends at zero or not (see
+`schedule.ddpm_alphas_cumprod`).
 
-Edges. Near t = 0 the bridge's sqrt(SNR) exceeds that of the pre-trained grid's first entry, and near T it may fall below
-that of the last. The authors' code bases differ here. Sample a model with the convention that it was tuned with:
+Edges. Near t = 0 the bridge's sqrt(SNR) exceeds the first entry of the pre-trained grid, and near T it may fall below
+the last. The authors' code bases differ here. Sample a model with the convention that it was tuned with:
   latte      every SNR above the first entry has t~ = 0, every SNR below the last entry has the last step;
-  cogvideox  the bridge's largest sqrt(SNR) is added to the first entry, so that nothing is above the grid, and everything
-             above the *second* entry then shares the long segment between t~ = 0 and 1; below the last entry another
+  cogvideox  the bridge's largest sqrt(SNR) is added to the first entry, so that nothing is above the grid. Everything
+             above the *second* entry then shares the long segment between t~ = 0 and 1. Below the last entry, another
              segment leads to t~ = M, where SNR would be 0. VideoCrafter's code does the same.
-The bridge falls below the last entry only if the schedule ends with much signal. VideoCrafter's does, and the last 53 of
-the bridge's 1000 times lie below it; Latte's and CogVideoX's do not.
+The bridge falls below the last entry only if the schedule ends with much signal. VideoCrafter's does: the last 53 of
+the bridge's 1000 times lie below it. Latte's and CogVideoX's do not.
 """
 
 from __future__ import annotations
@@ -54,15 +55,3 @@ def align(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -> Tens
     """Eq. 24: z~_t = (z_t - b_t z_T) / sqrt(a_t^2 + c_t^2), (B, F, C, h, w)."""
     k = table.at(index, z_t)
     return (z_t - k.b * prior) / (k.a**2 + k.c**2).sqrt()
-
-
-def network_input(
-    z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor, aligned_t: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return what the network sees: (z_t, index), or with SAF's table `aligned_t` (N,) the aligned (z~_t, t~).
-
-    The latent is (B, F, C, h, w); the timestep (B,) is a float in 0..999. Both lie on the latent's device.
-    """
-    if aligned_t is None:
-        return z_t, index.to(z_t.device, z_t.dtype)
-    return align(z_t, prior, table, index), aligned_t[index].to(z_t.device, z_t.dtype)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from .alignment import network_input
+from .alignment import align
 from .schedule import BridgeTable
-from .targets import Target, Weighting, clean_of, loss_weight, q_sample, target_of
+from .targets import Target, Weighting, bridge_v, eps_psi, z0_from_eps_psi, z0_from_v
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,36 @@ class Bridge:
     target: Target = "noise"
     weighting: Weighting = "uniform"
 
-    def q_sample(self, z0: Tensor, prior: Tensor, noise: Tensor, index: Tensor) -> Tensor:
-        """Eq. 12: z_t at `index` (B,) int64."""
-        return q_sample(z0, prior, noise, self.table, index)
-
     def network_input(self, z_t: Tensor, prior: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the latent and the timestep (B,) that the network sees; with SAF they are z~_t and t~ (eq. 24)."""
-        return network_input(z_t, prior, self.table, index, self.aligned_t)
+        """Return what the network sees, on the latent's device: (z_t, index), or with SAF (z~_t, t~) of eq. 24.
+
+        The timestep (B,) is a float in 0..999; edge "cogvideox" of SAF reaches 1000.
+        """
+        if self.aligned_t is None:
+            return z_t, index.to(z_t.device, z_t.dtype)
+        return align(z_t, prior, self.table, index), self.aligned_t[index].to(z_t.device, z_t.dtype)
 
     def target_of(self, z_t: Tensor, z0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
-        """Return the answer that the loss compares the network's prediction with."""
-        return target_of(self.target, z_t, z0, noise, self.table, index)
+        """Return the answer that the loss compares the network's prediction with, (B, F, C, h, w)."""
+        if self.target == "v":
+            return bridge_v(z0, noise, self.table, index)
+        return z0 if self.target == "z0" else eps_psi(z_t, z0, self.table, index)
 
     def clean_of(self, z_t: Tensor, prior: Tensor, prediction: Tensor, index: Tensor) -> Tensor:
-        """Return the clean estimate z0_hat that a prediction implies."""
-        return clean_of(self.target, z_t, prior, prediction, self.table, index)
+        """Return the clean estimate z0_hat (B, F, C, h, w) that a prediction implies."""
+        if self.target == "v":
+            return z0_from_v(z_t, prior, prediction, self.table, index)
+        return prediction if self.target == "z0" else z0_from_eps_psi(z_t, prediction, self.table, index)
 
     def loss_weight(self, index: Tensor) -> Tensor:
-        """Return the factor of each sample's squared error, (B,) float64."""
-        return loss_weight(self.target, self.weighting, self.table, index)
+        """Return the factor of each sample's squared error, (B,) float64: 1 (uniform), or eq. 17's (noise).
+
+        An error d of eps_psi is an error d sigma_t/alpha_t of z_0 and d sigma_t sqrt(a_t^2 + c_t^2)/(alpha_t c_t) of v.
+        For gmax and v the factor is a_t/(a_t^2 + c_t^2), the authors' CogVideoX weight.
+        """
+        table = self.table
+        alpha, sigma, a, c = (column[index] for column in (table.alpha, table.sigma, table.a, table.c))
+        if self.weighting == "uniform" or self.target == "noise":
+            return torch.ones_like(alpha)
+        clean = (alpha / sigma) ** 2
+        return clean if self.target == "z0" else clean * c**2 / (a**2 + c**2)

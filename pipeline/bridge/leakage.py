@@ -1,4 +1,4 @@
-"""Remedies for conditional image leakage (CIL, Zhao et al. 2024): a model copies its image at large t and moves too little.
+"""Remedies for conditional image leakage (CIL, Zhao et al. 2024): a model copies its image at large t and hardly moves.
 
 TimeNoise        in training, add noise to the image condition, more at later times; it is clean at inference.
 Analytic-Init    in sampling, start at M < T from the Gaussian nearest to the true marginal.
@@ -19,7 +19,10 @@ def time_noise_level(normal: Tensor, t: Tensor, beta_m: float, power: float = 5.
 
 
 def add_time_noise(condition: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-    """condition + beta_s noise, for an image latent (B, C, h, w) or image tokens (B, N, D), and level (B,). Raises ValueError."""
+    """Return condition + beta_s noise, for an image latent (B, C, h, w) or image tokens (B, N, D), and level (B,).
+
+    Raises ValueError where the shapes do not fit.
+    """
     if condition.shape != noise.shape or level.shape != condition.shape[:1]:
         raise ValueError(
             f"TimeNoise on {tuple(condition.shape)} needs noise of that shape and one level per sample, "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .bridge import Bridge
-from .targets import Target
+from .targets import Target, q_sample
 
 # denoise(z, t): latent (B, F, C, h, w) and timestep (B,) on the scale 0..999 -> prediction (B, F, C, h, w).
 # The closure holds the network's conditions: image, class or text, guidance.
@@ -28,7 +28,7 @@ def bridge_loss(denoise: Denoise, bridge: Bridge, z0: Tensor, prior: Tensor, ind
     With SAF the network sees (z~_t, t~) (eq. 24), and its target stays the same. The bridge names the target and the
     weighting over time (see `targets`).
     """
-    z_t = bridge.q_sample(z0, prior, noise, index)
+    z_t = q_sample(z0, prior, noise, bridge.table, index)
     z, t = bridge.network_input(z_t, prior, index)
     error = per_sample_mse(denoise(z, t), bridge.target_of(z_t, z0, noise, index))
     return error * bridge.loss_weight(index).to(error)

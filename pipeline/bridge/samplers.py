@@ -61,8 +61,7 @@ def sde_first_order(clean: Clean, table: BridgeTable, prior: Tensor, indices: Te
     From s to t < s, with rho = sigma/alpha: z_t = (alpha_t rho_t^2)/(alpha_s rho_s^2) z_s
     + alpha_t (1 - rho_t^2/rho_s^2) z0_hat + alpha_t rho_t sqrt(1 - rho_t^2/rho_s^2) eps.
     """
-    check_descending(indices, len(table))
-    z = _accumulator(prior)
+    z = _start(prior, indices, len(table))
     for k, (s, t) in enumerate(pairwise(indices)):
         alpha_t, rho_t = table.alpha[t], table.rho[t]
         keep = (rho_t / table.rho[s]) ** 2
@@ -78,8 +77,7 @@ def ode_first_order(clean: Clean, table: BridgeTable, prior: Tensor, indices: Te
     The sampler holds z0_hat from s to t < s: z_t/c_t = z_s/c_s + z0_hat (a_t/c_t - a_s/c_s) + z_T (b_t/c_t - b_s/c_s).
     This is Bridge-TTS's first-order ODE step. The path must not begin at T, where c = 0; the authors' grid does not.
     """
-    check_descending(indices, len(table))
-    z = _accumulator(prior)
+    z = _start(prior, indices, len(table))
     for s, t in pairwise(indices):
         z = _ode_step(z, clean(z, s), prior, table, s, t)
     return clean(z, indices[-1])
@@ -91,8 +89,7 @@ def ode_second_order(clean: Clean, table: BridgeTable, prior: Tensor, indices: T
 
     Every step takes two evaluations, the last takes one.
     """
-    check_descending(indices, len(table))
-    z = _accumulator(prior)
+    z = _start(prior, indices, len(table))
     for s, t in pairwise(indices):
         z0 = clean(z, s)
         ahead = clean(_ode_step(z, z0, prior, table, s, t), t)
@@ -100,9 +97,11 @@ def ode_second_order(clean: Clean, table: BridgeTable, prior: Tensor, indices: T
     return clean(z, indices[-1])
 
 
-def _ode_step(z: Tensor, z0: Tensor, prior: Tensor, table: BridgeTable, s: Tensor, t: Tensor) -> Tensor:
-    """Go from s to t along the probability-flow ODE with z0_hat held."""
-    keep = table.c[t] / table.c[s]
+def _ode_step(
+    z: Tensor, z0: Tensor, prior: Tensor, table: BridgeTable, s: Tensor, t: Tensor, keep: Tensor | None = None
+) -> Tensor:
+    """Go from s to t with z0_hat held: along the probability-flow ODE, or with the share `keep` of the noise in z."""
+    keep = table.c[t] / table.c[s] if keep is None else keep
     return keep * z + (table.a[t] - keep * table.a[s]) * z0 + (table.b[t] - keep * table.b[s]) * prior
 
 
@@ -112,17 +111,17 @@ def stochastic_heun(
 ) -> Tensor:
     """DDBM's hybrid sampler: each step takes its first `churn` part along the SDE (Euler-Maruyama), the rest by Heun.
 
-    With f, g of the schedule, the score of eq. 16 and h of eq. 15: dz = [f z - g^2 (score - h)] dt + g dw backwards, and
-    dz = [f z - g^2 (score/2 - h)] dt. Every step takes three evaluations, the last takes one. Both parts integrate in t
-    itself, so choose a path that is dense near the clip (spacing quadratic). Raises ValueError for an impossible churn.
+    With f, g of the schedule, the score of eq. 16 and h of eq. 15, the SDE is dz = [f z - g^2 (score - h)] dt + g dw
+    backwards, and the ODE is dz = [f z - g^2 (score/2 - h)] dt. Every step takes three evaluations, the last takes one.
+    Both parts integrate in t itself, so choose a path that is dense near the clip (spacing quadratic). Raises
+    ValueError for an impossible churn.
     """
-    check_descending(indices, len(table))
     if not 0 <= churn < 1:
         raise ValueError(f"churn = {churn}: expected a part of the step from 0 (no noise) to below 1; DDBM's is 0.33")
-    z = _accumulator(prior)
+    z = _start(prior, indices, len(table))
 
     def slope(z: Tensor, z0: Tensor, s: Tensor, share: float) -> Tensor:
-        """f z - g^2 (share * score - h)"""
+        """Return f z - g^2 (share * score - h)."""
         index = s.expand(len(z))
         h = h_transform(z, prior, table, index)
         score = h - eps_psi(z, z0, table, index) / table.sigma[s]
@@ -152,10 +151,9 @@ def dbim(
     eta = 1 is `sde_first_order`. Orders 2 and 3 (eta = 0 only) extrapolate z0_hat in lambda = log(a/c) from the last
     two or three evaluations, and still take one evaluation a step. Raises ValueError for other orders and etas.
     """
-    check_descending(indices, len(table))
     if order not in (1, 2, 3) or not 0 <= eta <= 1 or (order > 1 and eta > 0):
         raise ValueError(f"dbim with {order=}, {eta=}: expected order 1 and 0 <= eta <= 1, or order 2 or 3 and eta 0")
-    z = _accumulator(prior)
+    z = _start(prior, indices, len(table))
     history: list[tuple[float, Tensor]] = []  # (lambda, z0_hat) of the last steps; z_T itself has no lambda
     for k, (s, t) in enumerate(pairwise(indices)):
         z0 = clean(z, s)
@@ -163,10 +161,8 @@ def dbim(
             z = table.a[t] * z0 + table.b[t] * prior + table.c[t] * noise(k)
             continue
         history = [*history, (float(table.root_snr[s].log()), z0)][-order:]
-        markov = table.sigma[t] * (1 - (table.rho[t] / table.rho[s]) ** 2).sqrt()
-        new = eta * markov
-        keep = (table.c[t] ** 2 - new**2).sqrt() / table.c[s]
-        z = keep * z + (table.a[t] - keep * table.a[s]) * z0 + (table.b[t] - keep * table.b[s]) * prior
+        new = eta * (table.sigma[t] * (1 - (table.rho[t] / table.rho[s]) ** 2).sqrt())
+        z = _ode_step(z, z0, prior, table, s, t, keep=(table.c[t] ** 2 - new**2).sqrt() / table.c[s])
         if eta > 0:
             z = z + new * noise(k)
         if len(history) > 1:
@@ -175,9 +171,9 @@ def dbim(
 
 
 def _extrapolation(history: list[tuple[float, Tensor]], end: float) -> Tensor:
-    """Integral of exp(l - end) (z0_hat(l) - z0_hat(s)) dl from s to `end`, z0_hat(l) Newton's polynomial through history.
+    """Integrate exp(l - end) (z0_hat(l) - z0_hat(s)) dl from s to `end`; z0_hat(l) is Newton's polynomial.
 
-    history holds (lambda, z0_hat) of two or three evaluations, that at s last.
+    The polynomial goes through `history`: (lambda, z0_hat) of two or three evaluations, the evaluation at s last.
     """
     (s, now), (before, last) = history[-1], history[-2]
     step = end - s
@@ -200,10 +196,9 @@ def ddim(
 
     eta = 0 is deterministic, eta = 1 is DDPM's ancestral sampling. Raises ValueError for eta > 0 without `noise`.
     """
-    check_descending(indices, len(alphas_cumprod))
     if eta > 0 and noise is None:
         raise ValueError(f"ddim with eta={eta} is stochastic: give noise(k), or use eta=0")
-    z = _accumulator(z_T)
+    z = _start(z_T, indices, len(alphas_cumprod))
     for k, (s, t) in enumerate(pairwise(indices)):
         z0 = clean(z, s)
         abar_s, abar_t = alphas_cumprod[s], alphas_cumprod[t]
@@ -215,8 +210,9 @@ def ddim(
     return clean(z, indices[-1])
 
 
-def _accumulator(start: Tensor) -> Tensor:
-    """Return the start in float32 or better, because bfloat16 would lose the small steps."""
+def _start(start: Tensor, indices: Tensor, grid: int) -> Tensor:
+    """Check the path; return the start in float32 or better, because bfloat16 would lose the small steps."""
+    check_descending(indices, grid)
     return start.to(torch.promote_types(start.dtype, torch.float32))
 
 

@@ -5,14 +5,14 @@ a_t = alpha_t (1 - SNR_T/SNR_t), b_t = (SNR_T/SNR_t)(alpha_t/alpha_T), c_t^2 = s
 SNR_t = alpha_t^2 / sigma_t^2. rho_t = sigma_t/alpha_t = SNR_t^(-1/2) is what the authors' code calls sigma.
 
 A `Schedule` is continuous, t in [0, T], T = 1. A `BridgeTable` holds a schedule at given times in float64: on the grid
-that a network is trained on, or at any other times. The authors' grid t_i = (i+1)/(N+1) has neither end: at its last index b is
-0.998, not 1, and c is not 0. At the ends themselves a, b, c are 1, 0, 0 (t = 0) and 0, 1, 0 (t = T).
+that a network is trained on, or at any other times. The authors' grid t_i = (i+1)/(N+1) has neither end: at its last
+index b is 0.998, not 1, and c is not 0. At the ends themselves a, b, c are 1, 0, 0 (t = 0) and 0, 1, 0 (t = T).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -42,8 +42,7 @@ class Schedule:
 
 
 def _derivative(function: Function, t: Tensor) -> Tensor:
-    derivative: Tensor = jvp(function, (t,), (torch.ones_like(t),))[1]
-    return derivative
+    return jvp(function, (t,), (torch.ones_like(t),))[1]
 
 
 def gmax(beta0: float = 0.01, beta1: float = 50.0) -> Schedule:
@@ -91,7 +90,7 @@ class Coefficients(NamedTuple):
 class BridgeTable:
     """A bridge at N times: every tensor is (N,) float64, except alpha_T and sigma_T, which are 0-d.
 
-    The tensors live on the CPU until `to` moves them; an index on the CPU works with either.
+    The tensors lie on the CPU, and so must an index into them.
     """
 
     t: Tensor
@@ -121,14 +120,11 @@ class BridgeTable:
         """
         return (1 / self.rho**2 - (self.alpha_T / self.sigma_T) ** 2).clamp(min=0).sqrt()
 
-    def to(self, device: torch.device | str) -> BridgeTable:
-        """Copy the table to another device."""
-        return BridgeTable(*(getattr(self, field.name).to(device) for field in fields(self)))
-
     def at(self, index: Tensor, like: Tensor) -> Coefficients:
         """Return the coefficients at `index` (B,) int64, on the device of `like` and in its dtype or float32.
 
-        bfloat16 cannot hold a_t = 0.998, so half-precision latents are promoted in place of rounding coefficients. Raises ValueError.
+        bfloat16 cannot hold a_t = 0.998, so half-precision latents are promoted in place of rounding coefficients.
+        Raises ValueError.
         """
         if index.dim() != 1 or index.is_floating_point():
             raise ValueError(
@@ -136,13 +132,8 @@ class BridgeTable:
                 f"{tuple(index.shape)}; index into the grid of {len(self)} points, 0 is clean"
             )
         dtype = torch.promote_types(like.dtype, torch.float32)
-        shape = (-1,) + (1,) * (like.dim() - 1)
-        return Coefficients(
-            *(
-                column[index].to(like.device, dtype).view(shape)
-                for column in (self.alpha, self.sigma, self.a, self.b, self.c)
-            )
-        )
+        columns = (getattr(self, name)[index].to(like.device, dtype) for name in Coefficients._fields)
+        return Coefficients(*(column.view(-1, *(1,) * (like.dim() - 1)) for column in columns))
 
 
 def tabulate(schedule: Schedule, t: Tensor) -> BridgeTable:
@@ -166,11 +157,6 @@ def bridge_grid(schedule: Schedule, steps: int = 1000) -> BridgeTable:
     return tabulate(schedule, torch.arange(1, steps + 1, dtype=torch.float64) / (steps + 1))
 
 
-def gmax_table(beta0: float = 0.01, beta1: float = 50.0, steps: int = 1000) -> BridgeTable:
-    """Tabulate the paper's bridge on the authors' grid."""
-    return bridge_grid(gmax(beta0, beta1), steps)
-
-
 def ddpm_alphas_cumprod(
     beta_start: float = 1e-4,
     beta_end: float = 2e-2,
@@ -182,8 +168,8 @@ def ddpm_alphas_cumprod(
     """A pre-trained diffusion model's cumulative product of alphas, (steps,) float64, descending.
 
     Betas linear (DDPM), or linear in their root: `scaled` (Latent Diffusion). `snr_shift` s divides every SNR by s
-    (CogVideoX: 3); `zero_terminal_snr` moves and scales sqrt(alphas_cumprod) so that the last is 0 and the first keeps its value
-    (Lin et al. 2024, algorithm 1). CogVideoX-2B: 0.00085, 0.012, scaled, 3.0, zero terminal SNR.
+    (CogVideoX: 3); `zero_terminal_snr` moves and scales sqrt(alphas_cumprod) so that the last is 0 and the first keeps
+    its value (Lin et al. 2024, algorithm 1). CogVideoX-2B: 0.00085, 0.012, scaled, 3.0, zero terminal SNR.
     """
     power = 2 if scaled else 1
     betas = torch.linspace(beta_start ** (1 / power), beta_end ** (1 / power), steps, dtype=torch.float64) ** power

@@ -50,33 +50,6 @@ def z0_from_v(z_t: Tensor, prior: Tensor, v: Tensor, table: BridgeTable, index: 
     return (k.a * (z_t - k.b * prior) / norm - k.c * v) / norm
 
 
-def target_of(kind: Target, z_t: Tensor, z0: Tensor, noise: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Return the right answer of a network of this parametrisation for z_t, (B, F, C, h, w)."""
-    if kind == "v":
-        return bridge_v(z0, noise, table, index)
-    return z0 if kind == "z0" else eps_psi(z_t, z0, table, index)
-
-
-def clean_of(kind: Target, z_t: Tensor, prior: Tensor, prediction: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Return the clean estimate z0_hat (B, F, C, h, w) that a network's prediction implies."""
-    if kind == "v":
-        return z0_from_v(z_t, prior, prediction, table, index)
-    return prediction if kind == "z0" else z0_from_eps_psi(z_t, prediction, table, index)
-
-
-def loss_weight(kind: Target, weighting: Weighting, table: BridgeTable, index: Tensor) -> Tensor:
-    """Return each sample's factor of the squared error, (B,) float64: 1 (uniform), or eq. 17's factor (noise).
-
-    An error d of eps_psi is an error d sigma_t/alpha_t of z_0 and d sigma_t sqrt(a_t^2 + c_t^2)/(alpha_t c_t) of v.
-    For gmax and v the factor is a_t/(a_t^2 + c_t^2), the authors' CogVideoX weight.
-    """
-    alpha, sigma, a, c = (column[index] for column in (table.alpha, table.sigma, table.a, table.c))
-    if weighting == "uniform" or kind == "noise":
-        return torch.ones_like(alpha)
-    clean = (alpha / sigma) ** 2
-    return clean if kind == "z0" else clean * c**2 / (a**2 + c**2)
-
-
 def h_transform(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
     """Eq. 15, corrected: h = grad log p(z_T | z_t) with respect to z_t, (B, F, C, h, w).
 
@@ -92,8 +65,3 @@ def h_transform(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -
 def score_from_eps_psi(z_t: Tensor, prior: Tensor, eps: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
     """Eq. 16: grad log q(z_t | z_T) = h - eps_psi / sigma_t, (B, F, C, h, w)."""
     return h_transform(z_t, prior, table, index) - eps / table.at(index, z_t).sigma
-
-
-def eps_psi_from_score(z_t: Tensor, prior: Tensor, score: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Eq. 16 solved for the network's output: eps_psi = sigma_t (h - score)."""
-    return table.at(index, z_t).sigma * (h_transform(z_t, prior, table, index) - score)

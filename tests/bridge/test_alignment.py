@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from pipeline.bridge.alignment import Edge, align, aligned_timesteps, network_input
-from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
+from pipeline.bridge.alignment import Edge, align, aligned_timesteps
+from pipeline.bridge.bridge import Bridge
+from pipeline.bridge.schedule import bridge_grid, ddpm_alphas_cumprod, gmax
 from pipeline.bridge.targets import q_sample
 
-TABLE = gmax_table()
+TABLE = bridge_grid(gmax())
 ALPHAS_CUMPROD = ddpm_alphas_cumprod()
 
 
@@ -78,7 +79,7 @@ def test_alignment_leaves_the_callers_schedule_as_it_is() -> None:
 
 def test_unaligned_network_sees_the_latent_and_its_index() -> None:
     z = torch.ones(2, 1, 1, 1, 1)
-    seen, t = network_input(z, torch.zeros_like(z), TABLE, torch.tensor([3, 999]), aligned_t=None)
+    seen, t = Bridge(TABLE).network_input(z, torch.zeros_like(z), torch.tensor([3, 999]))
     assert seen is z
     assert t.tolist() == [3.0, 999.0]
     assert t.dtype == torch.float32

@@ -37,7 +37,7 @@ def test_noise_has_the_deviation_of_its_level(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("variance_exploding", [False, True])
 def test_start_is_the_gaussian_nearest_to_the_marginal(variance_exploding: bool) -> None:
-    """Proposition 1: among isotropic Gaussians that of analytic_init has the least KL from q(z_M); data mixed of two."""
+    """Proposition 1: no isotropic Gaussian has a smaller KL from q(z_M) than analytic_init's; data are a mixture."""
     alpha, sigma = (1.0, 5.0) if variance_exploding else (0.6, 0.8)
     centres = drawn(2, 6, seed=3)
     data = centres[torch.arange(400) % 2] + 0.3 * drawn(400, 6, seed=4)

@@ -10,10 +10,10 @@ from pipeline.bridge.alignment import aligned_timesteps
 from pipeline.bridge.bridge import Bridge
 from pipeline.bridge.loss import bridge_loss, diffusion_loss
 from pipeline.bridge.samplers import diffusion_clean
-from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table
+from pipeline.bridge.schedule import bridge_grid, ddpm_alphas_cumprod, gmax
 from pipeline.bridge.targets import Target, eps_psi, q_sample
 
-TABLE = gmax_table()
+TABLE = bridge_grid(gmax())
 BRIDGE = Bridge(TABLE)
 ALPHAS_CUMPROD = ddpm_alphas_cumprod()
 ALIGNED = aligned_timesteps(TABLE, ALPHAS_CUMPROD)

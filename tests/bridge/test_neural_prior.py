@@ -1,4 +1,4 @@
-"""Proposition 3: the neural prior that eq. 8 trains is the conditional mean E[z0 | image, class], and no prior is nearer."""
+"""Proposition 3: the neural prior that eq. 8 trains is E[z0 | image, class], the mean, and no prior is nearer."""
 
 import torch
 from torch import Tensor

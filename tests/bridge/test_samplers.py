@@ -20,10 +20,10 @@ from pipeline.bridge.samplers import (
     sde_first_order,
     stochastic_heun,
 )
-from pipeline.bridge.schedule import BridgeTable, ddpm_alphas_cumprod, gmax, gmax_table, sampling_indices, tabulate, vp
+from pipeline.bridge.schedule import BridgeTable, bridge_grid, ddpm_alphas_cumprod, gmax, sampling_indices, tabulate, vp
 from pipeline.bridge.targets import eps_psi
 
-TABLE = gmax_table()
+TABLE = bridge_grid(gmax())
 ALPHAS_CUMPROD = ddpm_alphas_cumprod()
 SHAPE = (1, 4, 5, 50, 50)
 # 10000 points with T itself the last: fine enough for 640 steps, and no error of a bridge that ends before T
@@ -144,7 +144,7 @@ def test_dbim_of_eta_one_equals_the_first_order_sde() -> None:
 
 
 def test_first_order_ode_equals_bridge_tts() -> None:
-    """Their proposition 3.2, with sigma-bar^2 = rho_T^2 - rho_t^2 and alpha = 1; from z_s = z_T, as the sampler starts."""
+    """Proposition 3.2 of Bridge-TTS, sigma-bar^2 = rho_T^2 - rho_t^2, alpha = 1, z_s = z_T, the sampler's start."""
     s, t, z0 = 900, 500, 0.3
     rho_s, rho_t, rho_T = float(TABLE.rho[s]), float(TABLE.rho[t]), float(TABLE.sigma_T)
     bar_s, bar_t = (rho_T**2 - rho_s**2) ** 0.5, (rho_T**2 - rho_t**2) ** 0.5

@@ -9,13 +9,12 @@ from pipeline.bridge.schedule import (
     bridge_grid,
     ddpm_alphas_cumprod,
     gmax,
-    gmax_table,
     sampling_indices,
     tabulate,
     vp,
 )
 
-TABLE = gmax_table()
+TABLE = bridge_grid(gmax())
 
 
 def test_grid_starts_next_to_the_clip() -> None:
@@ -103,7 +102,7 @@ def test_times_outside_the_bridge_are_refused() -> None:
 
 def test_schedule_of_impossible_betas_is_refused() -> None:
     with pytest.raises(ValueError, match="beta0=50"):
-        gmax_table(beta0=50, beta1=0.01)
+        gmax(beta0=50, beta1=0.01)
 
 
 def test_pretrained_schedule_stays_in_its_range() -> None:

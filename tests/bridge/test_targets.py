@@ -4,21 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.bridge.schedule import BridgeTable, bridge_grid, gmax_table, vp
-from pipeline.bridge.targets import (
-    Target,
-    clean_of,
-    eps_psi,
-    eps_psi_from_score,
-    h_transform,
-    loss_weight,
-    q_sample,
-    score_from_eps_psi,
-    target_of,
-    z0_from_eps_psi,
-)
+from pipeline.bridge.bridge import Bridge
+from pipeline.bridge.schedule import BridgeTable, bridge_grid, gmax, vp
+from pipeline.bridge.targets import Target, eps_psi, h_transform, q_sample, score_from_eps_psi, z0_from_eps_psi
 
-TABLE = gmax_table()
+TABLE = bridge_grid(gmax())
 VP = bridge_grid(vp())
 
 
@@ -60,8 +50,9 @@ def test_inversion_of_every_target_gives_the_clip_back(kind: Target, table: Brid
     z0, prior, noise = latents(4)
     index = torch.tensor([0, 10, 500, 998])
     z_t = q_sample(z0, prior, noise, table, index)
-    answer = target_of(kind, z_t, z0, noise, table, index)
-    torch.testing.assert_close(clean_of(kind, z_t, prior, answer, table, index), z0)
+    bridge = Bridge(table, target=kind)
+    answer = bridge.target_of(z_t, z0, noise, index)
+    torch.testing.assert_close(bridge.clean_of(z_t, prior, answer, index), z0)
 
 
 @pytest.mark.parametrize("kind", ["v", "z0"])
@@ -70,11 +61,11 @@ def test_weighted_error_equals_that_of_eps_psi(kind: Target) -> None:
     z0, prior, noise = latents(3)
     index = torch.tensor([3, 500, 990])
     z_t = q_sample(z0, prior, noise, VP, index)
-    wrong = target_of(kind, z_t, z0, noise, VP, index) + 0.1
-    estimate = clean_of(kind, z_t, prior, wrong, VP, index)
+    bridge = Bridge(VP, target=kind, weighting="noise")
+    estimate = bridge.clean_of(z_t, prior, bridge.target_of(z_t, z0, noise, index) + 0.1, index)
     error = (eps_psi(z_t, estimate, VP, index) - eps_psi(z_t, z0, VP, index)).square().flatten(1).mean(1)
-    torch.testing.assert_close(0.1**2 * loss_weight(kind, "noise", VP, index), error)
-    assert loss_weight(kind, "uniform", VP, index).tolist() == [1, 1, 1]
+    torch.testing.assert_close(0.1**2 * bridge.loss_weight(index), error)
+    assert Bridge(VP, target=kind).loss_weight(index).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("table", [TABLE, VP], ids=["gmax", "vp"])
@@ -98,7 +89,5 @@ def test_score_is_the_gradient_of_the_bridge_marginal(table: BridgeTable) -> Non
     z_t = q_sample(z0, prior, noise, table, index).requires_grad_()
     a, b, c = (column[index].view(-1, 1, 1, 1, 1) for column in (table.a, table.b, table.c))
     (expected,) = torch.autograd.grad(torch.distributions.Normal(a * z0 + b * prior, c).log_prob(z_t).sum(), z_t)
-    eps = eps_psi(z_t, z0, table, index)
-    score = score_from_eps_psi(z_t, prior, eps, table, index)
+    score = score_from_eps_psi(z_t, prior, eps_psi(z_t, z0, table, index), table, index)
     torch.testing.assert_close(score, expected)
-    torch.testing.assert_close(eps_psi_from_score(z_t, prior, score, table, index), eps)

@@ -13,14 +13,14 @@ from pipeline.bridge.alignment import align, aligned_timesteps
 from pipeline.bridge.bridge import Bridge
 from pipeline.bridge.loss import bridge_loss
 from pipeline.bridge.samplers import bridge_clean, sde_first_order
-from pipeline.bridge.schedule import ddpm_alphas_cumprod, gmax_table, sampling_indices
-from pipeline.bridge.targets import bridge_v, eps_psi, loss_weight, q_sample, z0_from_v
+from pipeline.bridge.schedule import bridge_grid, ddpm_alphas_cumprod, gmax, sampling_indices
+from pipeline.bridge.targets import bridge_v, eps_psi, q_sample, z0_from_v
 from pipeline.models.prior import replicate
 
 HERE = Path(__file__).parent
 GOLDEN = load_file(HERE / "bridge_seed0.safetensors")
 COGVIDEOX = load_file(HERE / "cogvideox_bridge_seed0.safetensors")
-TABLE = gmax_table()
+TABLE = bridge_grid(gmax())
 BRIDGES = {False: Bridge(TABLE), True: Bridge(TABLE, aligned_timesteps(TABLE, ddpm_alphas_cumprod()))}
 DTYPES = (torch.float32, torch.float64)
 
@@ -86,7 +86,7 @@ def test_v_target_inversion_and_weight_equal_the_authors_cogvideox() -> None:
     assert relative_error(bridge_v(x0, noise, TABLE, t), COGVIDEOX["v_target"]) < 1e-6
     found = z0_from_v(COGVIDEOX["x_t"], prior, COGVIDEOX["v_target"], TABLE, t)
     assert relative_error(found, COGVIDEOX["x0_from_v"]) < 1e-5
-    weight = loss_weight("v", "noise", TABLE, t)
+    weight = Bridge(TABLE, target="v", weighting="noise").loss_weight(t)
     torch.testing.assert_close(weight.float(), COGVIDEOX["weight"].flatten(), rtol=1e-5, atol=0)
 
 

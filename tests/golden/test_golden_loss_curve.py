@@ -33,8 +33,8 @@ PROGRAM = """
     from pipeline.train.initial import untrained
 
     storage = Path(sys.argv[1])
-    changes = ["train.steps=50", "train.log_every=5", "train.validate_every=25", "train.learning_rate=0.003", "train.checkpoint_every=50"]
-    settings = tiny_settings(storage, *(f"--{change}" for change in changes))
+    changes = {"steps": 50, "log_every": 5, "validate_every": 25, "learning_rate": 0.003, "checkpoint_every": 50}
+    settings = tiny_settings(storage, *(f"--train.{name}={value}" for name, value in changes.items()))
     train = settings.train
     cache = write_cache(settings)
     join()
@@ -49,7 +49,8 @@ PROGRAM = """
     history = History(str(storage), 0, train.steps)
     loss = finetune_loss(model.conditions, settings.bridge)
     train_steps(engine, loss, batches, held_out, Meter(train, rank, history), RunControl())
-    curve = [{name: row.get(name) for name in ("step", "loss", "validation_loss", "gradient_norm")} for row in history.rows]
+    columns = ("step", "loss", "validation_loss", "gradient_norm")
+    curve = [{name: row.get(name) for name in columns} for row in history.rows]
     (storage / "curve.json").write_text(json.dumps(curve))
 """
 
@@ -61,7 +62,7 @@ def run(folder: Path) -> list[dict[str, float | None]]:
     return rows
 
 
-def test_the_loss_curve_is_the_recorded_one(tmp_path: Path) -> None:
+def test_loss_curve_equals_the_recorded_one(tmp_path: Path) -> None:
     recorded, found = json.loads(CURVE.read_text()), run(tmp_path)
     assert [row["step"] for row in found] == [row["step"] for row in recorded]
     for one, other in zip(found, recorded, strict=True):

@@ -1,4 +1,4 @@
-"""Image tokens are CLIP's of the decoded image, from a folder or from a DynamiCrafter checkpoint, and grey where left out."""
+"""Image tokens are CLIP's of the decoded image, from a folder or a DynamiCrafter checkpoint, and grey if left out."""
 
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Latte's initialisation, contract and randomness. Its numbers are in tests/golden."""
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.tiny_networks import LATTE, randomise
@@ -146,7 +148,8 @@ def test_compiled_latte_is_one_graph() -> None:
 @pytest.mark.parametrize(("size", "patch"), [("B", 4), ("L", 8), ("S", 8), ("XL", 4)])
 def test_published_patches_give_their_tokens(size: str, patch: int) -> None:
     with torch.device("meta"):
-        latte = Latte(input_size=32, patch_size=patch, in_channels=4, num_frames=17, num_classes=101, **LATTE_SIZES[size]._asdict())  # fmt: skip
+        shape: dict[str, Any] = dict(input_size=32, in_channels=4, num_frames=17, num_classes=101)
+        latte = Latte(**shape, patch_size=patch, **LATTE_SIZES[size]._asdict())
         out = latte(torch.empty(1, 17, 4, 32, 32), torch.empty(1), torch.empty(1, dtype=torch.int64))
     width = LATTE_SIZES[size].hidden_size
     assert out.shape == (1, 17, 4, 32, 32)

@@ -47,7 +47,7 @@ def test_embedding_depends_on_its_own_caption_alone(clip: str) -> None:
     assert torch.equal(encoder.encode(["a dog", "dog", "do"])[1:2], encoder.encode(["dog"]))
 
 
-def test_t5_from_the_folder_of_a_pipeline(tmp_path: Path) -> None:
+def test_t5_of_a_pipelines_folder_embeds_as_transformers_does(tmp_path: Path) -> None:
     from transformers import AutoTokenizer, T5EncoderModel
 
     path = save_tiny_t5(tmp_path)

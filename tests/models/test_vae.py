@@ -25,7 +25,7 @@ def tiny(folder: Path, levels: int = 4, channels: int = 4) -> str:
     return str(folder)
 
 
-def test_shapes_dtypes_and_scaling(tmp_path: Path) -> None:
+def test_decode_undoes_the_scaling_and_gives_uint8(tmp_path: Path) -> None:
     vae = load_vae(tiny(tmp_path))
     frames = torch.randint(0, 256, (3, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, logvar = vae.encode(frames)
@@ -35,7 +35,7 @@ def test_shapes_dtypes_and_scaling(tmp_path: Path) -> None:
     decoded = vae.decode(mean * vae.scaling_factor)
     assert decoded.shape == frames.shape
     assert decoded.dtype == torch.uint8
-    # decode() undoes the scaling: the same as diffusers' own decode of the unscaled latent
+    # as diffusers decodes the unscaled latent
     own = ((vae.module.decode(mean).sample + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8)
     assert (decoded.int() - own.int()).abs().max() <= 1
 
@@ -68,7 +68,7 @@ def test_folder_without_a_vae_is_one_line_with_the_remedy(tmp_path: Path) -> Non
         load_vae("shipped:nothing")
 
 
-def test_the_shipped_vae_is_small_and_reconstructs_synthetic_frames() -> None:
+def test_shipped_vae_is_small_and_reconstructs_synthetic_frames() -> None:
     import numpy as np
 
     from pipeline.models.files.paths import shipped_path
@@ -86,7 +86,7 @@ def test_the_shipped_vae_is_small_and_reconstructs_synthetic_frames() -> None:
     assert np.mean(values) > stated - 3
 
 
-def test_a_video_vae_takes_and_gives_whole_clips(tmp_path: Path) -> None:
+def test_video_vae_takes_and_gives_whole_clips(tmp_path: Path) -> None:
     vae = load_vae(save_tiny_video_vae(tmp_path))
     clips = torch.randint(0, 256, (2, 9, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, logvar = vae.encode_clips(clips)
@@ -97,7 +97,7 @@ def test_a_video_vae_takes_and_gives_whole_clips(tmp_path: Path) -> None:
     assert vae.decode_image(mean[:, 0]).shape == (2, 3, 16, 16)
 
 
-def test_an_image_vae_encodes_and_decodes_clips_frame_by_frame(tmp_path: Path) -> None:
+def test_image_vae_encodes_and_decodes_clips_frame_by_frame(tmp_path: Path) -> None:
     vae = load_vae(save_tiny_vae(tmp_path))
     clips = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, _ = vae.encode_clips(clips)

@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of VideoCrafter and DynamiCrafter start an image-to-video model, and others are refused."""
+"""Checkpoints of VideoCrafter and DynamiCrafter start an image-to-video model, and others are refused."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def stirred(network: VideoCrafter) -> VideoCrafter:
 
 
 def text_to_video() -> tuple[VideoCrafter, dict[str, Tensor]]:
-    """A text-to-video model, and its weights as VideoCrafter/Text2Video-256 lays them out, among those of other parts."""
+    """A text-to-video model, and its weights in VideoCrafter/Text2Video-256's layout, beside those of other parts."""
     teacher = stirred(model(image=False, in_channels=4))
     others = {
         "first_stage_model.quant_conv.weight": torch.ones(1),

@@ -10,10 +10,11 @@ from helpers.tiny_cache import CLASSES, tiny_settings
 from helpers.tiny_networks import randomise
 from torch import Tensor
 
-from pipeline.bridge.alignment import aligned_timesteps, network_input
+from pipeline.bridge.alignment import aligned_timesteps
+from pipeline.bridge.bridge import Bridge
 from pipeline.bridge.leakage import time_noise_level
-from pipeline.bridge.schedule import bridge_grid, ddpm_alphas_cumprod, gmax_table, vp
-from pipeline.bridge.targets import eps_psi, loss_weight, q_sample, target_of
+from pipeline.bridge.schedule import bridge_grid, ddpm_alphas_cumprod, gmax, vp
+from pipeline.bridge.targets import eps_psi, q_sample
 from pipeline.data.load.batches import TrainingBatch
 from pipeline.models.build import build_image_to_video, build_prior
 from pipeline.models.image_to_video import VideoNetwork
@@ -61,11 +62,11 @@ def loss_of(frozen: Any = None, **bridge: Any) -> Loss:
 def test_bridge_from_the_replicated_image(batch: TrainingBatch, saf: bool) -> None:
     spy, z0 = Spy(), batch.latents.z0
     losses = loss_of(saf=saf)(spy, batch)
-    table = gmax_table()
+    table = bridge_grid(gmax())
     prior = replicate(z0[:, 0], 4)
     z_t = q_sample(z0, prior, batch.noise, table, batch.index)
     aligned = aligned_timesteps(table, ddpm_alphas_cumprod()) if saf else None
-    z, t = network_input(z_t, prior, table, batch.index, aligned)
+    z, t = Bridge(table, aligned).network_input(z_t, prior, batch.index)
     torch.testing.assert_close((spy.z, spy.t), (z, t))
     torch.testing.assert_close(losses, eps_psi(z_t, z0, table, batch.index).square().flatten(1).mean(1))
     assert set(spy.conditions) == {"image_latent"}
@@ -98,7 +99,7 @@ def test_network_is_shown_f_eta_wherever_the_process_starts(batch: TrainingBatch
     if process == "bridge":
         start = shown if prior == "neural" else replicate(batch.latents.image_latent, 4)
         torch.testing.assert_close(
-            spy.z, q_sample(batch.latents.z0, start, batch.noise, gmax_table(), batch.index), check_dtype=False
+            spy.z, q_sample(batch.latents.z0, start, batch.noise, bridge_grid(gmax()), batch.index), check_dtype=False
         )
 
 
@@ -108,7 +109,7 @@ def test_cached_output_of_f_eta_is_computed_again(batch: TrainingBatch) -> None:
     cached = replace(batch, latents=replace(batch.latents, prior=stored))
     loss_of(prior="neural", prior_condition=True, cached_prior=True)(spy, cached)  # without the network itself
     assert spy.conditions["prior"] is stored
-    expected = q_sample(batch.latents.z0, stored, batch.noise, gmax_table(), batch.index)
+    expected = q_sample(batch.latents.z0, stored, batch.noise, bridge_grid(gmax()), batch.index)
     torch.testing.assert_close(spy.z, expected)
 
 
@@ -119,9 +120,9 @@ def test_other_targets_are_those_of_eps_psi(batch: TrainingBatch, target: str, w
     losses = loss_of(target=target, loss_weight=weight, schedule="vp", beta1=20.0)(Spy(), batch)
     table, z0 = bridge_grid(vp(0.01, 20.0)), batch.latents.z0
     z_t = q_sample(z0, replicate(batch.latents.image_latent, 4), batch.noise, table, batch.index)
-    wanted = target_of(target, z_t, z0, batch.noise, table, batch.index)  # type: ignore[arg-type]
-    factor = loss_weight(target, weight, table, batch.index)  # type: ignore[arg-type]
-    torch.testing.assert_close(losses, wanted.square().flatten(1).mean(1) * factor.float())
+    bridge = Bridge(table, target=target, weighting=weight)  # type: ignore[arg-type]
+    wanted = bridge.target_of(z_t, z0, batch.noise, batch.index)
+    torch.testing.assert_close(losses, wanted.square().flatten(1).mean(1) * bridge.loss_weight(batch.index).float())
 
 
 @pytest.mark.parametrize("process", ["bridge", "diffusion"])

@@ -1,4 +1,4 @@
-"""open_clip's weights compute in transformers what they compute in open_clip's own layers, written here with PyTorch's."""
+"""open_clip's weights give the same in transformers as in open_clip's own layers, written here with PyTorch's."""
 
 from collections.abc import Callable
 from typing import Any

@@ -44,7 +44,7 @@ def ldm_middle(name: str, width: int) -> Shapes:
 
 
 def ldm_shapes(widths: list[int], blocks: int) -> Shapes:
-    """Names and shapes of latent diffusion's first stage, from its construction: `widths` by level, `blocks` a level."""
+    """Names and shapes of latent diffusion's first stage, as it is built: `widths` by level, `blocks` per level."""
     shapes = ldm_layer("encoder.conv_in", 3, widths[0], 3) | ldm_layer("decoder.conv_in", 4, widths[-1], 3)
     width = widths[0]
     for level, outside in enumerate(widths):
