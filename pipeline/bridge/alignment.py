@@ -16,8 +16,6 @@ The bridge falls below the last entry only if the schedule ends with much signal
 the bridge's 1000 times lie below it. Latte's and CogVideoX's do not.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import numpy as np
@@ -45,9 +43,8 @@ def aligned_timesteps(table: BridgeTable, alphas_cumprod: Tensor, edge: Edge = "
     if edge == "cogvideox":
         pretrained[0] += bridge.max()
         pretrained = torch.cat([pretrained, pretrained.new_zeros(1)])
-    steps = np.arange(len(pretrained), dtype=np.float64)
     # np.interp wants increasing abscissae; sqrt(SNR) decreases with the step
-    t = np.interp(bridge.cpu().numpy(), pretrained.flip(0).cpu().numpy(), steps[::-1])
+    t = np.interp(bridge.cpu().numpy(), pretrained.flip(0).cpu().numpy(), np.arange(len(pretrained))[::-1])
     return torch.from_numpy(t).to(table.t.device)
 
 

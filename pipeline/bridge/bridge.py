@@ -1,7 +1,5 @@
 """The bridge that a network is trained on and sampled with, as one object of tables and choices."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

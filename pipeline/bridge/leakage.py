@@ -4,8 +4,6 @@ TimeNoise        in training, add noise to the image condition, more at later ti
 Analytic-Init    in sampling, start at M < T from the Gaussian nearest to the true marginal.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

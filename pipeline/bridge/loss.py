@@ -1,7 +1,5 @@
 """Training losses, one number per sample: the bridge's (eq. 17) and its diffusion counterpart's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -13,8 +13,6 @@ Every sampler takes `clean(z, s)`, which estimates z_0 from z at the 0-d grid in
 and returns the clean estimate.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise

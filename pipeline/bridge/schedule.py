@@ -9,8 +9,6 @@ that a network is trained on, or at any other times. The authors' grid t_i = (i+
 index b is 0.998, not 1, and c is not 0. At the ends themselves a, b, c are 1, 0, 0 (t = 0) and 0, 1, 0 (t = T).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -6,8 +6,6 @@ Three parametrisations of one clean estimate, each with its inversion:
   z0      the clip itself
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
