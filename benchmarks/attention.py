@@ -99,7 +99,7 @@ def whole(model: Latte, side: int) -> Callable[[], tuple[Tensor, Tensor]]:
         model.zero_grad(set_to_none=True)
         out = model(x, t, y)
         out.square().mean().backward()
-        gradient = model.x_embedder.proj.weight.grad
+        gradient = model.x_embedder.get_parameter("proj.weight").grad
         assert gradient is not None
         return out.detach(), gradient
 

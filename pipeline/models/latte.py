@@ -4,9 +4,8 @@ Parameter names are those of the published checkpoints. Legend: B clips, F frame
 L tokens per frame, D hidden size, p patch size.
 """
 
-from __future__ import annotations
-
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -52,6 +51,17 @@ def sinusoid_of_time(t: Tensor, size: int) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
+def embedding_network(inputs: int, size: int) -> nn.Sequential:
+    """Build the network that turns sinusoids (B, inputs) into an embedding (B, size)."""
+    return nn.Sequential(nn.Linear(inputs, size), nn.SiLU(), nn.Linear(size, size))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, head_size: int) -> Tensor:
+    """Compute multi-head attention of queries (N, L, D) over keys and values (N, M, D)."""
+    q, k, v = (x.unflatten(-1, (-1, head_size)).transpose(1, 2) for x in (q, k, v))  # N heads L head_size
+    return F_.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Shift and scale x (B, F, L, D) by adaLN; shift and scale are (B, 1, 1, D)."""
     return torch.addcmul(shift, x, 1 + scale)
@@ -64,41 +74,12 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.frequencies, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
+        self.mlp = embedding_network(self.frequencies, hidden_size)
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed timesteps (B,) as (B, D)."""
         features = sinusoid_of_time(t, self.frequencies)
-        out: Tensor = self.mlp(features.to(self.mlp.get_parameter("0.weight").dtype))
-        return out
-
-
-class LabelEmbedder(nn.Module):
-    """Embed class labels. Row `num_classes` of the table is the null class of classifier-free guidance."""
-
-    def __init__(self, num_classes: int, hidden_size: int) -> None:
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """Embed labels (B,), int64, as (B, D)."""
-        out: Tensor = self.embedding_table(y)
-        return out
-
-
-class PatchEmbed(nn.Module):
-    """Cut frames into patches and project each patch to a token."""
-
-    def __init__(self, patch_size: int, in_channels: int, hidden_size: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Turn frames (N, C, h, w) into tokens (N, L, D)."""
-        out: Tensor = self.proj(x)
-        return out.flatten(2).transpose(1, 2)
+        return self.mlp(features.to(self.mlp.get_parameter("0.weight").dtype))
 
 
 class Attention(nn.Module):
@@ -112,26 +93,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the N tokens of x (..., N, D); the shape stays."""
-        *batch, tokens, size = x.shape
-        qkv = self.qkv(x).view(-1, tokens, 3, self.num_heads, size // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        out = F_.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*batch, tokens, size)
-        projected: Tensor = self.proj(out)
-        return projected
-
-
-class Mlp(nn.Module):
-    """Feed-forward network D -> 4 D -> D with the tanh approximation of GELU."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, 4 * hidden_size)
-        self.fc2 = nn.Linear(4 * hidden_size, hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform the last dimension of x (..., D); the shape stays."""
-        out: Tensor = self.fc2(F_.gelu(self.fc1(x), approximate="tanh"))
-        return out
+        q, k, v = self.qkv(x).flatten(0, -3).chunk(3, dim=-1)
+        return self.proj(attend(q, k, v, x.shape[-1] // self.num_heads).view(x.shape))
 
 
 class Block(nn.Module):
@@ -141,7 +104,8 @@ class Block(nn.Module):
         super().__init__()
         self.temporal = temporal
         self.attn = Attention(hidden_size, num_heads)
-        self.mlp = Mlp(hidden_size)
+        widen, narrow = nn.Linear(hidden_size, 4 * hidden_size), nn.Linear(4 * hidden_size, hidden_size)
+        self.mlp = nn.Sequential(OrderedDict(fc1=widen, act=nn.GELU(approximate="tanh"), fc2=narrow))
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
@@ -170,8 +134,7 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Turn tokens (B, F, L, D) and the condition c (B, D) into patches (B, F, L, p p C_out), channels last."""
         shift, scale = self.adaLN_modulation(c)[:, None, None].chunk(2, dim=-1)
-        out: Tensor = self.linear(modulate(self.norm(x), shift, scale))
-        return out
+        return self.linear(modulate(self.norm(x), shift, scale))
 
 
 class Latte(nn.Module):
@@ -214,19 +177,18 @@ class Latte(nn.Module):
             raise ValueError(f"{depth=} must be even: spatial and temporal blocks alternate")
         if hidden_size % num_heads or hidden_size % 4:
             raise ValueError(f"{hidden_size=} must be a multiple of 4 and of {num_heads=}")
-        self.patch_size = patch_size
-        self.in_channels = in_channels
-        self.out_channels = out_channels * (2 if learn_sigma else 1)
-        self.num_frames = num_frames
-        self.null_class = num_classes
+        self.patch_size, self.num_frames, self.null_class = patch_size, num_frames, num_classes
+        self.in_channels, self.out_channels = in_channels, out_channels * (2 if learn_sigma else 1)
         self.activation_checkpointing = activation_checkpointing
         side = input_size // patch_size
         self.register_buffer("pos_embed", sinusoid_grid(side, hidden_size)[None].float())
         self.register_buffer("temp_embed", sinusoid(torch.arange(num_frames), hidden_size)[None].float())
         with torch.random.fork_rng(devices=[]):  # PyTorch draws from the global generator when it builds a layer
-            self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
+            patches = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
+            self.x_embedder = nn.Sequential(OrderedDict(proj=patches))
             self.t_embedder = TimestepEmbedder(hidden_size) if time_embedding else None
-            self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+            classes = nn.Embedding(num_classes + 1, hidden_size)  # the last is the null class of guidance
+            self.y_embedder = nn.Sequential(OrderedDict(embedding_table=classes))
             self.blocks = nn.ModuleList(Block(hidden_size, num_heads, temporal=i % 2 == 1) for i in range(depth))
             self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialise(seed)
@@ -234,19 +196,17 @@ class Latte(nn.Module):
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Initialise as DiT does (Peebles & Xie 2023): Xavier weights, and zeros in modulations and the output."""
-        device = self.x_embedder.proj.weight.device
-        if device.type == "meta":
+        patches = self.x_embedder.get_parameter("proj.weight")
+        if patches.device.type == "meta":
             return
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator(patches.device).manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
-        patches = self.x_embedder.proj
-        nn.init.xavier_uniform_(patches.weight.view(patches.out_channels, -1), generator=generator)
-        if patches.bias is not None:
-            nn.init.zeros_(patches.bias)
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02, generator=generator)
+        nn.init.xavier_uniform_(patches.view(len(patches), -1), generator=generator)
+        nn.init.zeros_(self.x_embedder.get_parameter("proj.bias"))
+        nn.init.normal_(self.y_embedder.get_parameter("embedding_table.weight"), std=0.02, generator=generator)
         if self.t_embedder is not None:
             for name in ("0.weight", "2.weight"):
                 nn.init.normal_(self.t_embedder.mlp.get_parameter(name), std=0.02, generator=generator)
@@ -273,7 +233,8 @@ class Latte(nn.Module):
                 f"t is {'missing' if t is None else 'given'}"
             )
         h, w = (size // self.patch_size for size in x.shape[-2:])
-        x = self.x_embedder(x.flatten(0, 1).to(self.x_embedder.proj.weight.dtype))
+        x = self.x_embedder(x.flatten(0, 1).to(self.x_embedder.get_parameter("proj.weight").dtype))
+        x = x.flatten(2).transpose(1, 2)  # (B F) L D
         x = (x + self.pos_embed.to(x.dtype)).unflatten(0, (-1, frames))
         c = self.y_embedder(y)
         if self.t_embedder is not None:
@@ -285,7 +246,6 @@ class Latte(nn.Module):
                 x = checkpoint(block, x, c, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, c)
-        patches = self.final_layer(x, c)
         p = self.patch_size
-        grid = patches.unflatten(-1, (p, p, self.out_channels)).unflatten(2, (h, w))  # B F h w p p C
+        grid = self.final_layer(x, c).unflatten(-1, (p, p, self.out_channels)).unflatten(2, (h, w))  # B F h w p p C
         return grid.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

@@ -4,12 +4,11 @@ It follows IP-Adapter's and Flamingo's. Learned queries for each frame attend ov
 the U-Net's cross-attention reads the results. Legend: B clips, F frames, Q queries per frame, L image tokens, D width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
-from .unet3d_layers import attend, initialise_uniform
+from .latte import attend
+from .unet3d_layers import initialise_uniform
 
 
 class PerceiverAttention(nn.Module):
@@ -18,8 +17,7 @@ class PerceiverAttention(nn.Module):
     def __init__(self, size: int, head_size: int, heads: int) -> None:
         super().__init__()
         self.head_size = head_size
-        self.norm1 = nn.LayerNorm(size)
-        self.norm2 = nn.LayerNorm(size)
+        self.norm1, self.norm2 = nn.LayerNorm(size), nn.LayerNorm(size)
         self.to_q = nn.Linear(size, heads * head_size, bias=False)
         self.to_kv = nn.Linear(size, 2 * heads * head_size, bias=False)
         self.to_out = nn.Linear(heads * head_size, size, bias=False)
@@ -28,8 +26,7 @@ class PerceiverAttention(nn.Module):
         """Attend from queries (B, N, D) over image tokens x (B, L, D) and the queries; return (B, N, D)."""
         x, queries = self.norm1(x), self.norm2(queries)
         k, v = self.to_kv(torch.cat([x, queries], dim=1)).chunk(2, dim=-1)
-        out: Tensor = self.to_out(attend(self.to_q(queries), k, v, self.head_size))
-        return out
+        return self.to_out(attend(self.to_q(queries), k, v, self.head_size))
 
 
 class Resampler(nn.Module):
@@ -82,8 +79,7 @@ class Resampler(nn.Module):
             attention, feed = layer.children()
             queries = queries + attention(x, queries)
             queries = queries + feed(queries)
-        out: Tensor = self.norm_out(self.proj_out(queries))
-        return out.unflatten(1, (self.frames, -1))
+        return self.norm_out(self.proj_out(queries)).unflatten(1, (self.frames, -1))
 
 
 def feed_forward(size: int) -> nn.Sequential:

@@ -4,8 +4,6 @@ Conditions enter in three ways: the image on extra input channels of every frame
 through cross-attention; the timestep and the frame stride (or rate) as embeddings. Legend: see unet3d_layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,17 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .latte import sinusoid_of_time
+from .latte import embedding_network, sinusoid_of_time
 from .unet3d_layers import (
     GROUPS,
     CrossAttention,
-    Downsample,
     ResidualBlock,
     SpatialTransformer,
     TemporalConvolution,
     TemporalTransformer,
-    Upsample,
+    downsample,
     initialise_uniform,
+    normed,
+    upsample,
 )
 
 Layers = Callable[[int, int, int], list[nn.Module]]  # channels in, channels out, level -> layers of a block
@@ -100,9 +99,7 @@ class UNet3D(nn.Module):
             before, after = (ResidualBlock(widths[-1], widths[-1], size, dropout) for _ in range(2))
             self.middle_block = ConditionedSequential(before, *transformers(widths[-1]), after)
             self.output_blocks = upwards(skips, widths, num_res_blocks, layers)
-            self.out = nn.Sequential(
-                nn.GroupNorm(GROUPS, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels, 3, padding=1)
-            )
+            self.out = normed(widths[0], nn.Conv2d(widths[0], out_channels, 3, padding=1))
         self.initialise(seed)
 
     @torch.no_grad()
@@ -155,15 +152,12 @@ class UNet3D(nn.Module):
         h = self._run(self.middle_block, h, *conditions)
         for block in self.output_blocks:
             h = self._run(block, torch.cat([h, skips.pop()], dim=1), *conditions)
-        out: Tensor = self.out(h)
-        return out.unflatten(0, (-1, frames))
+        return self.out(h).unflatten(0, (-1, frames))
 
     def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
         if self.activation_checkpointing and self.training:
-            keep = self.dropout > 0
-            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=keep)
-        out: Tensor = block(*inputs)
-        return out
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.dropout > 0)
+        return block(*inputs)
 
     def _check(self, x: Tensor, text: Tensor, image: Tensor | None) -> None:
         smallest = 2 ** (self.levels - 1)
@@ -191,7 +185,7 @@ def downwards(
             blocks.append(ConditionedSequential(*layers(given[-1], width, level)))
             given.append(width)
         if level + 1 < len(widths):
-            blocks.append(ConditionedSequential(Downsample(width)))
+            blocks.append(ConditionedSequential(downsample(width)))
             given.append(width)
     return blocks, given
 
@@ -203,10 +197,5 @@ def upwards(skips: list[int], widths: Sequence[int], num_res_blocks: int, layers
         for i in range(num_res_blocks + 1):
             inner = layers(channels + skips.pop(), width, level)
             channels = width
-            blocks.append(ConditionedSequential(*inner, *([Upsample(width)] if level and i == num_res_blocks else [])))
+            blocks.append(ConditionedSequential(*inner, *([upsample(width)] if level and i == num_res_blocks else [])))
     return blocks
-
-
-def embedding_network(inputs: int, size: int) -> nn.Sequential:
-    """Build the network that turns a number's sinusoids into the embedding that residual blocks add."""
-    return nn.Sequential(nn.Linear(inputs, size), nn.SiLU(), nn.Linear(size, size))

@@ -4,13 +4,13 @@ Legend: B clips, F frames, C channels, h x w latent at the layer's resolution, N
 A batch of frames is (N, C, h, w); temporal layers reshape it to B clips of F frames.
 """
 
-from __future__ import annotations
-
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F_
+
+from .latte import attend
 
 GROUPS = 32  # in every group norm
 
@@ -23,15 +23,9 @@ def initialise_uniform(layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, gen
         layer.bias.uniform_(-bound, bound, generator=generator)
 
 
-def heads_apart(x: Tensor, head_size: int) -> Tensor:
-    """Reshape (N, L, D) to (N, heads, L, head_size)."""
-    return x.unflatten(-1, (-1, head_size)).transpose(1, 2)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, head_size: int) -> Tensor:
-    """Compute multi-head attention of queries (N, L, D) over keys and values (N, M, D)."""
-    q, k, v = (heads_apart(x, head_size) for x in (q, k, v))
-    return F_.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+def normed(channels: int, *then: nn.Module) -> nn.Sequential:
+    """Build a group norm and a SiLU before the layers `then`."""
+    return nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), *then)
 
 
 class CrossAttention(nn.Module):
@@ -61,8 +55,7 @@ class CrossAttention(nn.Module):
         if image is not None:
             seen = attend(q, self.to_k_ip(image), self.to_v_ip(image), self.head_size)
             out = torch.addcmul(out, seen, 1 + self.alpha.tanh())
-        projected: Tensor = self.to_out(out)
-        return projected
+        return self.to_out(out)
 
 
 class TransformerBlock(nn.Module):
@@ -81,8 +74,7 @@ class TransformerBlock(nn.Module):
         """Transform tokens x (N, L, D); text and image are as in CrossAttention."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), text, image)
-        out: Tensor = x + self.ff(self.norm3(x))
-        return out
+        return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
@@ -128,8 +120,7 @@ class TemporalTransformer(nn.Module):
 
 def project(layer: nn.Module, tokens: Tensor) -> Tensor:
     """Apply a linear layer, or a convolution of width 1 (channels before frames), to (N, F, C)."""
-    out: Tensor = layer(tokens) if isinstance(layer, nn.Linear) else layer(tokens.transpose(1, 2)).transpose(1, 2)
-    return out
+    return layer(tokens) if isinstance(layer, nn.Linear) else layer(tokens.transpose(1, 2)).transpose(1, 2)
 
 
 class TemporalConvolution(nn.Module):
@@ -139,8 +130,7 @@ class TemporalConvolution(nn.Module):
         super().__init__()
 
         def layer(*between: nn.Module) -> nn.Sequential:
-            convolution = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-            return nn.Sequential(nn.GroupNorm(GROUPS, channels), nn.SiLU(), *between, convolution)
+            return normed(channels, *between, nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)))
 
         self.conv1 = layer()
         self.conv2, self.conv3, self.conv4 = (layer(nn.Dropout(dropout)) for _ in range(3))
@@ -148,7 +138,7 @@ class TemporalConvolution(nn.Module):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Transform x (N, C, h, w) over its clips of `frames` frames; the shape stays."""
         clips = x.unflatten(0, (-1, frames)).transpose(1, 2)  # B C F h w
-        out: Tensor = clips + self.conv4(self.conv3(self.conv2(self.conv1(clips))))
+        out = clips + self.conv4(self.conv3(self.conv2(self.conv1(clips))))
         return out.transpose(1, 2).flatten(0, 1)
 
 
@@ -157,16 +147,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
-        )
+        self.in_layers = normed(channels, nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(GROUPS, out_channels),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
-        )
+        convolution = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.out_layers = normed(out_channels, nn.Dropout(dropout), convolution)
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
         self.temopral_conv = TemporalConvolution(out_channels, dropout)  # the published name, with its typo
@@ -174,31 +158,15 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, frames: int) -> Tensor:
         """Transform x (N, C, h, w) with its time embedding (N, size) to (N, out_channels, h, w)."""
         h = self.in_layers(x) + self.emb_layers(embedding)[:, :, None, None]
-        out: Tensor = self.temopral_conv(self.skip_connection(x) + self.out_layers(h), frames)
-        return out
+        return self.temopral_conv(self.skip_connection(x) + self.out_layers(h), frames)
 
 
-class Downsample(nn.Module):
-    """Halve the resolution by a strided convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Turn (N, C, h, w) into (N, C, h / 2, w / 2)."""
-        out: Tensor = self.op(x)
-        return out
+def downsample(channels: int) -> nn.Sequential:
+    """Build the layer that halves the resolution, (N, C, h, w) to (N, C, h / 2, w / 2), by a strided convolution."""
+    return nn.Sequential(OrderedDict(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
 
 
-class Upsample(nn.Module):
-    """Double the resolution by repeating pixels, then convolve."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Turn (N, C, h, w) into (N, C, 2 h, 2 w)."""
-        out: Tensor = self.conv(F_.interpolate(x, scale_factor=2, mode="nearest"))
-        return out
+def upsample(channels: int) -> nn.Sequential:
+    """Build the layer that repeats pixels, (N, C, h, w) to (N, C, 2 h, 2 w), and convolves."""
+    convolution = nn.Conv2d(channels, channels, 3, padding=1)
+    return nn.Sequential(OrderedDict(repeat=nn.Upsample(scale_factor=2, mode="nearest"), conv=convolution))

@@ -38,7 +38,7 @@ def test_only_matrices_decay_and_nothing_is_left_out() -> None:
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
     backbone: Any = model.backbone
-    table = backbone.y_embedder.embedding_table.weight
+    table = backbone.y_embedder.get_parameter("embedding_table.weight")
     assert any(p is table for p in others["params"]) and all(p is not table for p in decayed["params"])
     every = [*decayed["params"], *others["params"]]
     assert sorted(map(id, every)) == sorted(map(id, model.parameters()))

@@ -159,7 +159,7 @@ def test_wrong_checkpoint_is_refused_in_one_line() -> None:
     state["extra"] = torch.ones(1)
     state[CLASS_TABLE] = torch.zeros(11, 16)
     target = trained()
-    before = target.x_embedder.proj.weight.clone()
+    before = target.x_embedder.get_parameter("proj.weight").clone()
     with pytest.raises(WeightsMismatch) as error:
         load_strict(target, state, "teacher.pt")
     message = str(error.value)
@@ -168,7 +168,7 @@ def test_wrong_checkpoint_is_refused_in_one_line() -> None:
     assert "1 unexpected (extra)" in message
     assert f"1 mis-shaped ({CLASS_TABLE} [11, 16] for [3, 16])" in message
     assert "\n" not in message
-    assert torch.equal(target.x_embedder.proj.weight, before)
+    assert torch.equal(target.x_embedder.get_parameter("proj.weight"), before)
 
 
 def test_report_of_many_keys_names_the_first_few() -> None:
