@@ -1,5 +1,6 @@
 """Build networks and bridges from settings, and load networks from exports."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -11,8 +12,7 @@ from ..bridge.schedule import SCHEDULES, bridge_grid, ddpm_alphas_cumprod
 from ..errors import UserError
 from ..settings import BridgeSettings, ModelSettings, VideoModelSettings
 from .checkpoints.exports import load_export
-from .checkpoints.weights import load_strict
-from .cogvideox import build_transformer
+from .checkpoints.weights import State, load_strict
 from .files.paths import shipped_path
 from .image_to_video import CogVideoXImageToVideo, ImageToVideo, VideoCrafterImageToVideo, VideoNetwork
 from .latte import LATTE_SIZES, Latte
@@ -23,7 +23,7 @@ from .videocrafter import VideoCrafter
 
 
 def build_bridge(bridge: BridgeSettings) -> Bridge:
-    """Build the bridge on its grid, in float64 on the CPU; with bridge.saf it is aligned to the pre-trained schedule."""
+    """Build the bridge on its grid, in float64 on the CPU; bridge.saf aligns it to the pre-trained schedule."""
     table = bridge_grid(SCHEDULES[bridge.schedule](bridge.beta0, bridge.beta1))
     aligned_t = aligned_timesteps(table, pretrained_schedule(bridge), bridge.saf_edge) if bridge.saf else None
     return Bridge(table, aligned_t, bridge.target, bridge.loss_weight)
@@ -59,36 +59,46 @@ def build_image_to_video(
 
     Raises UserError where the backbone takes text and the latents have none.
     """
+    frames, channels = latent_shape[:2]
     if model.backbone == "latte":
-        return _latte(model, latent_shape, num_classes, activation_checkpointing)
+        backbone = _latte(
+            model,
+            latent_shape,
+            num_classes,
+            in_channels=channels * 2 if model.prior_condition else channels,
+            num_frames=frames + 1 if model.image_condition == "frame" else frames,
+            activation_checkpointing=activation_checkpointing,
+        )
+        assert model.image_condition != "channels"
+        return ImageToVideo(backbone, model.image_condition, model.prior_condition)
     if text_shape is None:
         raise UserError(
             f"model.backbone = {model.backbone} takes text, but the cache holds none; set text.path and cache again"
         )
     if model.backbone == "unet3d":
         return _videocrafter(model, latent_shape, text_shape[1], activation_checkpointing)
-    return _cogvideox(model, latent_shape, text_shape, activation_checkpointing)
+    return _cogvideox(model, channels, text_shape, activation_checkpointing)
 
 
-def _latte(
-    model: VideoModelSettings, latent_shape: list[int], num_classes: int, activation_checkpointing: bool
-) -> ImageToVideo:
-    frames, channels, height, width = latent_shape
+def _latte(model: ModelSettings, latent_shape: list[int], num_classes: int, **others: Any) -> Latte:
+    """Build a Latte of these sizes; `others` are its other arguments."""
+    _, channels, height, width = latent_shape
+    if height != width:
+        raise UserError(
+            f"data.height x data.width give latents of {height} x {width}, but Latte's position embedding needs square "
+            "ones; make them equal"
+        )
     depth, hidden_size, num_heads = dimensions(model)
-    backbone = Latte(
-        input_size=square(height, width),
+    return Latte(
+        input_size=height,
         patch_size=model.patch_size,
-        in_channels=channels * 2 if model.prior_condition else channels,
         out_channels=channels,
-        num_frames=frames + 1 if model.image_condition == "frame" else frames,
         num_classes=num_classes,
-        activation_checkpointing=activation_checkpointing,
         depth=depth,
         hidden_size=hidden_size,
         num_heads=num_heads,
+        **others,
     )
-    assert model.image_condition != "channels"
-    return ImageToVideo(backbone, image_condition=model.image_condition, prior_condition=model.prior_condition)
 
 
 def _videocrafter(
@@ -99,52 +109,39 @@ def _videocrafter(
     smallest = 2 ** (len(sizes.channel_mult) - 1)
     if height % smallest or width % smallest:
         raise UserError(
-            f"data.height x data.width give latents of {height} x {width}, which the U-Net's {len(sizes.channel_mult)} levels "
-            f"halve {len(sizes.channel_mult) - 1} times; choose multiples of {8 * smallest}"
+            f"data.height x data.width give latents of {height} x {width}, which the U-Net's {len(sizes.channel_mult)} "
+            f"levels halve {len(sizes.channel_mult) - 1} times; choose multiples of {8 * smallest}"
         )
     unet = UNet3D(
         in_channels=2 * channels,
         out_channels=channels,
-        model_channels=sizes.model_channels,
-        channel_mult=sizes.channel_mult,
-        num_res_blocks=sizes.num_res_blocks,
-        attention_levels=sizes.attention_levels,
-        head_size=sizes.head_size,
         text_size=text_width,
         image_tokens=sizes.image_encoder is not None,
-        dropout=sizes.dropout,
         activation_checkpointing=activation_checkpointing,
+        **sizes.model_dump(include=set(inspect.signature(UNet3D).parameters)),
     )
     resampler = None
     if sizes.image_encoder is not None:
-        resampler = Resampler(
-            size=sizes.resampler_size,
-            depth=sizes.resampler_depth,
-            head_size=sizes.resampler_head_size,
-            heads=sizes.resampler_heads,
-            queries=sizes.resampler_queries,
-            frames=frames,
-            embedding_size=sizes.image_width,
-            out_size=text_width,
-        )
+        own = {name.removeprefix("resampler_"): value for name, value in sizes if name.startswith("resampler_")}
+        resampler = Resampler(frames=frames, embedding_size=sizes.image_width, out_size=text_width, **own)
     return VideoCrafterImageToVideo(VideoCrafter(unet, resampler))
 
 
 def _cogvideox(
-    model: VideoModelSettings, latent_shape: list[int], text_shape: list[int], activation_checkpointing: bool
+    model: VideoModelSettings, channels: int, text_shape: list[int], activation_checkpointing: bool
 ) -> CogVideoXImageToVideo:
-    channels = latent_shape[1]
+    from diffusers import CogVideoXTransformer3DModel  # slow import; other backbones skip it
+
     assert model.cogvideox is not None
-    transformer = build_transformer(
-        {
+    with torch.random.fork_rng(devices=[]):
+        transformer = CogVideoXTransformer3DModel(
             **model.cogvideox.model_dump(),
-            "in_channels": 2 * channels,
-            "out_channels": channels,
-            "patch_size": model.patch_size,
-            "text_embed_dim": text_shape[1],
-            "max_text_seq_length": text_shape[0],
-        }
-    )
+            in_channels=2 * channels,
+            out_channels=channels,
+            patch_size=model.patch_size,
+            text_embed_dim=text_shape[1],
+            max_text_seq_length=text_shape[0],
+        )
     if activation_checkpointing:
         transformer.enable_gradient_checkpointing()
     return CogVideoXImageToVideo(transformer)
@@ -154,40 +151,28 @@ def build_prior(
     model: ModelSettings, latent_shape: list[int], num_classes: int, activation_checkpointing: bool = False
 ) -> NeuralPrior:
     """Build an untrained neural prior F_eta: a Latte without time embedding (eq. 8)."""
-    frames, channels, height, width = latent_shape
-    depth, hidden_size, num_heads = dimensions(model)
-    backbone = Latte(
-        input_size=square(height, width),
-        patch_size=model.patch_size,
-        in_channels=channels,
-        out_channels=channels,
-        num_frames=frames,
-        num_classes=num_classes,
-        time_embedding=False,
-        activation_checkpointing=activation_checkpointing,
-        depth=depth,
-        hidden_size=hidden_size,
-        num_heads=num_heads,
-    )
-    return NeuralPrior(backbone)
-
-
-def square(height: int, width: int) -> int:
-    """Return the side of square latents, which the authors' position embedding needs. Raises UserError."""
-    if height != width:
-        raise UserError(
-            f"data.height x data.width give latents of {height} x {width}, but Latte needs square ones; make them equal"
+    frames, channels = latent_shape[:2]
+    return NeuralPrior(
+        _latte(
+            model,
+            latent_shape,
+            num_classes,
+            in_channels=channels,
+            num_frames=frames,
+            time_embedding=False,
+            activation_checkpointing=activation_checkpointing,
         )
-    return height
+    )
 
 
 def load_model(path: str) -> tuple[VideoNetwork, dict[str, Any]]:
-    """Load the video network of an export folder, in eval mode, and its config.json. Raises UserError or WeightsMismatch."""
-    state, config = load_export(shipped_path(path))
-    _expect(config, "image_to_video", path)
-    module = build_image_to_video(
-        video_model(config), config["latent_shape"], len(config["classes"]), config.get("text_shape")
-    )
+    """Load the video network of an export folder, in eval mode, and its config.json.
+
+    Raises UserError or WeightsMismatch.
+    """
+    state, config = _load(path, "image_to_video", "jobs/finetune.py (sample.model_path, train.init)")
+    model, classes = video_model(config), len(config["classes"])
+    module = build_image_to_video(model, config["latent_shape"], classes, config.get("text_shape"))
     load_strict(module.backbone, state, path)
     return module.eval().requires_grad_(False), config
 
@@ -198,21 +183,21 @@ def video_model(config: dict[str, Any]) -> VideoModelSettings:
 
 
 def load_prior(path: str) -> tuple[NeuralPrior, dict[str, Any]]:
-    """Load the neural prior of an export folder, in eval mode, and its config.json. Raises UserError or WeightsMismatch."""
-    state, config = load_export(shipped_path(path))
-    _expect(config, "prior", path)
+    """Load the neural prior of an export folder, in eval mode, and its config.json.
+
+    Raises UserError or WeightsMismatch.
+    """
+    state, config = _load(path, "prior", "jobs/train_prior.py (bridge.prior_path)")
     module = build_prior(ModelSettings(**config["model"]), config["latent_shape"], len(config["classes"]))
     load_strict(module.backbone, state, path)
     return module.eval().requires_grad_(False), config
 
 
-def _expect(config: dict[str, Any], kind: str, path: str) -> None:
+def _load(path: str, kind: str, job: str) -> tuple[State, dict[str, Any]]:
+    state, config = load_export(shipped_path(path))
     if config.get("kind") != kind:
-        remedy = {
-            "prior": "give the export of jobs/train_prior.py (bridge.prior_path)",
-            "image_to_video": "give the export of jobs/finetune.py (sample.model_path, train.init)",
-        }[kind]
-        raise UserError(f"{path}: holds a {config.get('kind')} model, expected {kind}; {remedy}")
+        raise UserError(f"{path}: holds a {config.get('kind')} model, expected {kind}; give the export of {job}")
+    return state, config
 
 
 def class_indices(labels: list[str], classes: list[str]) -> Tensor:

@@ -1,7 +1,5 @@
 """Classifier-free guidance: dropped labels in training, two labels in sampling (Ho & Salimans 2022)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

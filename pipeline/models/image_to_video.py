@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from .cogvideox import initialise_transformer
 from .latte import Latte
 from .videocrafter import VideoCrafter
 
@@ -65,20 +64,18 @@ class ImageToVideo(nn.Module):
     def forward(
         self, z: Tensor, t: Tensor, y: Tensor, image_latent: Tensor | None = None, prior: Tensor | None = None
     ) -> Tensor:
-        """Prediction for z, both (B, F, C, h, w), at t (B,) on the scale 0..999, with labels y (B,) int64.
+        """Predict (B, F, C, h, w) from z of that shape at t (B,) on the scale 0..999, with labels y (B,) int64.
 
-        image_latent (B, C, h, w) and prior (B, F, C, h, w) are given exactly where the model is conditioned
-        on them; anything else raises ValueError.
+        Raises ValueError unless image_latent (B, C, h, w) and prior (B, F, C, h, w) are given exactly where the model
+        is conditioned on them.
         """
         self._check("image_latent", image_latent, self.image_condition == "frame")
         self._check("prior", prior, self.prior_condition)
-        channels = z.shape[2]
         x = z if prior is None else torch.cat([z, prior.to(z.dtype)], dim=2)
         if image_latent is not None:
             image = image_latent.to(z.dtype).repeat(1, 1 + self.prior_condition, 1, 1)
             x = torch.cat([image[:, None], x], dim=1)
-        out: Tensor = self.backbone(x, t, y)
-        return out[:, -z.shape[1] :, :channels]
+        return self.backbone(x, t, y)[:, -z.shape[1] :, : z.shape[2]]
 
     def _check(self, name: str, value: Tensor | None, wanted: bool) -> None:
         if (value is not None) != wanted:
@@ -123,13 +120,15 @@ class VideoCrafterImageToVideo(TextImageToVideo):
         stride: Tensor,
         image_features: Tensor | None = None,
     ) -> Tensor:
-        """Prediction for z, both (B, F, C, h, w), at t (B,) on the scale 0..999."""
-        out: Tensor = self.backbone(beside_every_frame(z, image_latent), t, text, stride, image_features)
-        return out
+        """Predict (B, F, C, h, w) from z of that shape at t (B,) on the scale 0..999."""
+        return self.backbone(beside_every_frame(z, image_latent), t, text, stride, image_features)
 
 
 class CogVideoXImageToVideo(TextImageToVideo):
-    """CogVideoX's network."""
+    """CogVideoX (Yang et al. 2024): diffusers' transformer with twice the input channels.
+
+    The image's half of the patch embedding starts at zero, as in the authors' fine-tuning of CogVideoX-2B.
+    """
 
     conditions = ("image_latent", "text")
 
@@ -138,18 +137,21 @@ class CogVideoXImageToVideo(TextImageToVideo):
         self.backbone = backbone
 
     def initialise(self, seed: int) -> None:
-        """Draw fresh weights from the seed alone."""
-        initialise_transformer(self.backbone, seed)
+        """Draw fresh weights from the seed alone: each layer's own initialisation. The global generator stays as it is."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in self.backbone.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor, image_latent: Tensor, text: Tensor) -> Tensor:
-        """Prediction for z, both (B, F, C, h, w), at t (B,) on the scale 0..999."""
+        """Predict (B, F, C, h, w) from z of that shape at t (B,) on the scale 0..999."""
         x, dtype = beside_every_frame(z, image_latent), self.backbone.dtype
-        out: Tensor = self.backbone(x.to(dtype), text.to(dtype), t, return_dict=False)[0]
-        return out
+        return self.backbone(x.to(dtype), text.to(dtype), t, return_dict=False)[0]
 
 
 def beside_every_frame(z: Tensor, image_latent: Tensor) -> Tensor:
-    """z (B, F, C, h, w) and the image latent (B, C, h, w), replicated, on the channels: (B, F, 2 C, h, w)."""
+    """Concatenate z (B, F, C, h, w) and the replicated image latent (B, C, h, w) on the channels: (B, F, 2 C, h, w)."""
     return torch.cat([z, image_latent.to(z.dtype)[:, None].expand_as(z)], dim=2)
 
 

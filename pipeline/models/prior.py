@@ -1,22 +1,19 @@
 """The bridge's end point z_T: the image replicated, or the neural prior (section 4.3, eq. 8)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from .latte import Latte
 
 
 def replicate(image_latent: Tensor, frames: int) -> Tensor:
-    """The plain prior: image_latent (B, C, h, w) as every one of `frames` frames, (B, F, C, h, w). A view."""
+    """Repeat image_latent (B, C, h, w) as every one of `frames` frames, (B, F, C, h, w), in a view: the plain prior."""
     return image_latent.unsqueeze(1).expand(-1, frames, -1, -1, -1)
 
 
 class NeuralPrior(nn.Module):
     """Eq. 8: a Latte without time embedding that regresses the clip from its first frame and its class.
 
-    The backbone's frames are the clip's. Published checkpoints call it `nwarp_model` (see
-    checkpoints/published.py).
+    The backbone's frames are the clip's. Published checkpoints call it `nwarp_model` (see checkpoints/published.py).
     """
 
     def __init__(self, backbone: Latte) -> None:
@@ -30,7 +27,5 @@ class NeuralPrior(nn.Module):
         self.backbone.initialise(seed)
 
     def forward(self, image_latent: Tensor, y: Tensor) -> Tensor:
-        """image_latent (B, C, h, w) and labels y (B,) to the prior (B, F, C, h, w)."""
-        frames = replicate(image_latent, self.backbone.num_frames)
-        prior: Tensor = self.backbone(frames, None, y)
-        return prior
+        """Predict the prior (B, F, C, h, w) from image_latent (B, C, h, w) and labels y (B,)."""
+        return self.backbone(replicate(image_latent, self.backbone.num_frames), None, y)

@@ -1,11 +1,10 @@
 """VideoCrafter1 and DynamiCrafter: U-Net and resampler under one roof, and their published checkpoints.
 
-A checkpoint of either holds the whole of a latent diffusion model: `model.diffusion_model.*` (the U-Net),
-`image_proj_model.*` (DynamiCrafter's resampler), `first_stage_model.*` (the VAE, see files/vae.py), `cond_stage_model.*` and
-`embedder.*` (open_clip's text and image encoder, see files/open_clip.py). The module here has these very names.
+A checkpoint of either holds a whole latent diffusion model: `model.diffusion_model.*` (the U-Net),
+`image_proj_model.*` (DynamiCrafter's resampler), `first_stage_model.*` (the VAE, see files/vae.py),
+`cond_stage_model.*` and `embedder.*` (open_clip's text and image encoders, see files/open_clip.py). The module here has
+these very names.
 """
-
-from __future__ import annotations
 
 from torch import Tensor, nn
 
@@ -39,9 +38,7 @@ class VideoCrafter(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, text: Tensor, stride: Tensor, image_features: Tensor | None = None
     ) -> Tensor:
-        """As UNet3D's, with image_features (B, L, D) of the image encoder instead of tokens of each frame."""
-        image = None
+        """Predict as UNet3D does, from image_features (B, L, D) of the image encoder instead of tokens of each frame."""
         if self.image_proj_model is not None and image_features is not None:
-            image = self.image_proj_model(image_features)
-        out: Tensor = self.unet(x, t, text, stride, image)
-        return out
+            image_features = self.image_proj_model(image_features)
+        return self.unet(x, t, text, stride, image_features)
