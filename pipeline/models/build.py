@@ -15,7 +15,7 @@ from .checkpoints.exports import load_export
 from .checkpoints.weights import State, load_strict
 from .files.paths import shipped_path
 from .image_to_video import CogVideoXImageToVideo, ImageToVideo, VideoCrafterImageToVideo, VideoNetwork
-from .latte import LATTE_SIZES, Latte
+from .latte import LATTE_SIZES, Latte, LatteSize
 from .prior import NeuralPrior
 from .resampler import Resampler
 from .unet3d import UNet3D
@@ -40,12 +40,12 @@ def pretrained_schedule(bridge: BridgeSettings) -> Tensor:
     )
 
 
-def dimensions(model: ModelSettings) -> tuple[int, int, int]:
-    """Return (depth, hidden_size, num_heads), from the named size or as set one by one."""
+def dimensions(model: ModelSettings) -> LatteSize:
+    """Return a Latte's dimensions, from the named size or as set one by one."""
     if model.size is not None:
         return LATTE_SIZES[model.size]
     assert model.depth and model.hidden_size and model.num_heads
-    return model.depth, model.hidden_size, model.num_heads
+    return LatteSize(model.depth, model.hidden_size, model.num_heads)
 
 
 def build_image_to_video(
@@ -88,15 +88,12 @@ def _latte(model: ModelSettings, latent_shape: list[int], num_classes: int, **ot
             f"data.height x data.width give latents of {height} x {width}, but Latte's position embedding needs square "
             "ones; make them equal"
         )
-    depth, hidden_size, num_heads = dimensions(model)
     return Latte(
         input_size=height,
         patch_size=model.patch_size,
         out_channels=channels,
         num_classes=num_classes,
-        depth=depth,
-        hidden_size=hidden_size,
-        num_heads=num_heads,
+        **dimensions(model)._asdict(),
         **others,
     )
 

@@ -5,9 +5,6 @@ latents, at the cost of decoding one frame and one pass of the encoder. Training
 image: the VAE's reconstruction of the true one.
 """
 
-from __future__ import annotations
-
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +15,8 @@ from torch.nn import functional as F_
 from ..errors import UserError
 from ..settings import VideoModelSettings
 from .checkpoints.published import load_published
-from .checkpoints.weights import WeightsError
 from .files.open_clip import image_model
-from .files.paths import hub_folder, local_path
+from .files.paths import CONFIG, hub_folder, local_path, model_config, naming
 from .vae import Vae
 
 if TYPE_CHECKING:
@@ -35,10 +31,9 @@ DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 class ImageEncoder:
     """Turn scaled image latents into tokens of the last layer, class token first, before the final norm."""
 
-    def __init__(self, vae: Vae, clip: CLIPVisionModel) -> None:
+    def __init__(self, vae: Vae, clip: "CLIPVisionModel") -> None:
         self.vae, self.clip = vae, clip
-        mean, deviation = (torch.tensor(values, device=clip.device).view(1, 3, 1, 1) for values in (MEAN, DEVIATION))
-        self.mean, self.deviation = mean, deviation
+        self.mean, self.deviation = torch.tensor((MEAN, DEVIATION), device=clip.device).view(2, 1, 3, 1, 1)
 
     @torch.no_grad()
     def __call__(self, image_latent: Tensor, shown: Tensor | None = None) -> Tensor:
@@ -52,8 +47,7 @@ class ImageEncoder:
         side: int = self.clip.config.image_size  # type: ignore[assignment]
         resized = F_.interpolate(pixels, (side, side), mode="bicubic", align_corners=True, antialias=True)
         normed = ((resized + 1) / 2 - self.mean) / self.deviation
-        tokens: Tensor = self.clip(pixel_values=normed.to(self.clip.dtype)).last_hidden_state
-        return tokens.float()
+        return self.clip(pixel_values=normed.to(self.clip.dtype)).last_hidden_state.float()
 
 
 def load_image_encoder(
@@ -67,13 +61,12 @@ def load_image_encoder(
     assert model.unet3d is not None and model.unet3d.image_encoder is not None
     path, width = model.unet3d.image_encoder, model.unet3d.image_width
     local = local_path(path)
-    if local is not None and local.is_file():
-        try:
-            clip = image_model(load_published(local), f"{KEY} = {path}")
-        except WeightsError as error:
-            raise UserError(f"{KEY} = {path}: {error}") from error
-    else:
-        clip = _from_folder(path, local or hub_folder(path, ["config.json", "model*.safetensors"]))
+    remedy = "give a DynamiCrafter checkpoint, or a CLIP folder or hub name of transformers, or null"
+    with naming(KEY, path, "CLIP image encoder", remedy):
+        if local is not None and local.is_file():
+            clip = image_model(load_published(local), str(local))
+        else:
+            clip = _from_folder(local or hub_folder(path, [CONFIG, "model*.safetensors"]))
     if clip.config.hidden_size != width:
         raise UserError(
             f"{KEY} = {path}: its tokens are {clip.config.hidden_size} wide, but model.unet3d.image_width = {width}; "
@@ -83,19 +76,14 @@ def load_image_encoder(
     return ImageEncoder(vae, torch.nn.Module.to(clip, torch.device(device), dtype))
 
 
-def _from_folder(path: str, folder: Path | None) -> CLIPVisionModel:
+def _from_folder(folder: Path | None) -> "CLIPVisionModel":
     from transformers import CLIPVisionModel
 
-    remedy = "give a DynamiCrafter checkpoint, or a CLIP folder or hub name of transformers, or null"
     if folder is None:
-        raise UserError(f"{KEY} = {path}: no such file or folder, nor on the hub; {remedy}")
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind not in ("clip", "clip_vision_model"):
-            raise UserError(f"{KEY} = {path}: holds a model of type {kind}, expected clip; {remedy}")
-        model = CLIPVisionModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{KEY} = {path}: {str(error).strip().splitlines()[0]}; {remedy}") from error
-    return model.eval().requires_grad_(False)
+        raise ValueError("no such file or folder, nor on the hub")
+    model_config(folder / CONFIG, "model_type", ("clip", "clip_vision_model"))
+    return (
+        CLIPVisionModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        .eval()
+        .requires_grad_(False)
+    )

@@ -9,8 +9,6 @@ A network answers `network(z, t, y, **conditions)`; `conditions` names the input
     image_features  (B, L, D)           tokens of the image encoder
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -132,12 +130,12 @@ class CogVideoXImageToVideo(TextImageToVideo):
 
     conditions = ("image_latent", "text")
 
-    def __init__(self, backbone: CogVideoXTransformer3DModel) -> None:
+    def __init__(self, backbone: "CogVideoXTransformer3DModel") -> None:
         super().__init__()
         self.backbone = backbone
 
     def initialise(self, seed: int) -> None:
-        """Draw fresh weights from the seed alone: each layer's own initialisation. The global generator stays as it is."""
+        """Draw fresh weights by each layer's own initialisation, from the seed; the global generator stays as it is."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for module in self.backbone.modules():

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..settings import TextSettings
 from .checkpoints.published import load_published
 from .files.open_clip import text_model
-from .files.text import find_text_encoder
+from .files.text import find_text_encoder, naming_text
 from .vae import DTYPES
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class TextEncoder:
 
 def final_norm(module: "PreTrainedModel") -> torch.nn.Module:
     """Return the norm after the last layer."""
-    found = [part for name, part in module.named_modules() if name.split(".")[-1] == "final_layer_norm"]
-    return found[-1]
+    return [part for name, part in module.named_modules() if name.split(".")[-1] == "final_layer_norm"][-1]
 
 
 def load_text_encoder(text: TextSettings, device: str | torch.device = "cpu") -> TextEncoder:
@@ -63,22 +62,16 @@ def load_text_encoder(text: TextSettings, device: str | torch.device = "cpu") ->
     assert text.path is not None
     files = find_text_encoder(text.path, text.tokenizer)
     transformers.utils.logging.disable_progress_bar()
-    try:
+    with naming_text(text.path):
         tokenizer = transformers.AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True)
         if files.encoder.is_file():
-            module: Any = text_model(load_published(files.encoder), f"text.path = {text.path}")
+            module: Any = text_model(load_published(files.encoder), str(files.encoder))
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # as open_clip pads
         else:
             kind: Any = getattr(transformers, files.kind)
             module = kind.from_pretrained(
                 files.encoder, dtype=DTYPES[text.dtype], use_safetensors=True, local_files_only=True
             )
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"text.path = {text.path}: {str(error).strip().splitlines()[0]}; get its files again"
-        ) from error
     torch.nn.Module.to(module, DTYPES[text.dtype])  # not module.to(), which transformers wraps without types
     longest = getattr(module.config, "max_position_embeddings", None)
     if longest is not None and text.max_length > longest:

@@ -104,7 +104,7 @@ class UNet3D(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw weights uniformly from +-1/sqrt(inputs); zero the last layers of branches, added conditions and output."""
+        """Draw weights uniformly from +-1/sqrt(inputs); zero the ends of branches, added conditions and output."""
         if self.out.get_parameter("2.weight").device.type == "meta":
             return
         generator = torch.Generator(self.out.get_parameter("2.weight").device).manual_seed(seed)
@@ -191,7 +191,7 @@ def downwards(
 
 
 def upwards(skips: list[int], widths: Sequence[int], num_res_blocks: int, layers: Layers) -> nn.ModuleList:
-    """Build the blocks from lowest to full resolution; each also takes the output of a downward block, last one first."""
+    """Build the blocks from lowest to full resolution; each also takes a downward block's output, last one first."""
     blocks, channels, skips = nn.ModuleList(), widths[-1], list(skips)
     for level, width in reversed(list(enumerate(widths))):
         for i in range(num_res_blocks + 1):

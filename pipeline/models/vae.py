@@ -13,7 +13,7 @@ import torch
 from ..errors import UserError
 from ..settings import VAE_DOWNSAMPLING
 from .checkpoints.weights import load_strict
-from .files.vae import IMAGE_VAE, derive_config, find_vae, read_state, unloadable, vae_geometry, vae_identity
+from .files.vae import IMAGE_VAE, derive_config, find_vae, naming_vae, read_state, vae_geometry, vae_identity
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
@@ -39,24 +39,31 @@ class Vae:
 
     @torch.inference_mode()
     def encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the posterior's mean and log-variance, each (N, C, h, w) float32, unscaled; log-variances lie in -30..20.
+        """Return the posterior's mean and log-variance (in -30..20), each (N, C, h, w) float32, unscaled.
 
         Uploads frames as bytes, asynchronously from pinned memory, and does not wait for the result.
         """
-        pixels = frames.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-        pixels = pixels.to(self.module.dtype, memory_format=torch.channels_last)
-        posterior = self.module.encode(pixels).latent_dist
-        return posterior.mean.float(), posterior.logvar.float()
+        return self._posterior(self._pixels(frames).to(self.module.dtype, memory_format=torch.channels_last))
 
     @torch.inference_mode()
     def encode_clips(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode clips (B, F, H, W, 3) like frames; return (B, F', C, h, w), where F' is F or (F - 1) / temporal + 1."""
+        """Encode clips (B, F, H, W, 3) like frames; return (B, F', C, h, w).
+
+        F' is F for an image VAE, and (F - 1) / temporal + 1 for a video VAE.
+        """
         if self.temporal == 1:
             mean, logvar = (values.unflatten(0, clips.shape[:2]) for values in self.encode(clips.flatten(0, 1)))
             return mean, logvar
-        pixels = clips.to(self.device).permute(0, 4, 1, 2, 3).float().div_(127.5).sub_(1).to(self.module.dtype)
-        posterior = self.module.encode(pixels).latent_dist  # (B, C, F', h, w)
-        return posterior.mean.transpose(1, 2).float(), posterior.logvar.transpose(1, 2).float()
+        mean, logvar = self._posterior(self._pixels(clips).to(self.module.dtype))  # (B, C, F', h, w)
+        return mean.transpose(1, 2), logvar.transpose(1, 2)
+
+    def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 (..., 3) into float32 in -1..1 on the VAE's device, channels second."""
+        return frames.to(self.device, non_blocking=True).movedim(-1, 1).float().div_(127.5).sub_(1)
+
+    def _posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = self.module.encode(pixels).latent_dist
+        return posterior.mean.float(), posterior.logvar.float()
 
     @torch.inference_mode()
     def decode_clips(self, latents: torch.Tensor, at_once: int) -> torch.Tensor:
@@ -67,35 +74,35 @@ class Vae:
         if self.temporal == 1:
             parts = [self.decode(part) for part in latents.flatten(0, 1).split(at_once)]
             return torch.cat(parts).unflatten(0, latents.shape[:2])
-        unscaled = (latents / self.scaling_factor).to(self.device, self.module.dtype).transpose(1, 2)
-        pixels = torch.cat([self.module.decode(clip).sample for clip in unscaled.split(1)])  # (B, 3, F, H, W)
-        return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+        return torch.cat([self.decode(clip) for clip in latents.transpose(1, 2).split(1)])
 
     def decode_image(self, image_latent: torch.Tensor) -> torch.Tensor:
         """Decode scaled latents of single images (B, C, h, w) to pixels (B, 3, H, W) in -1..1."""
-        unscaled = (image_latent / self.scaling_factor).to(self.device, self.module.dtype)
         if self.temporal > 1:
-            return self.module.decode(unscaled[:, :, None]).sample[:, :, 0].float().clamp(-1, 1)
-        return self.module.decode(unscaled).sample.float().clamp(-1, 1)
+            return self._decoded(image_latent[:, :, None])[:, :, 0].float().clamp(-1, 1)
+        return self._decoded(image_latent).float().clamp(-1, 1)
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode scaled latents (N, C, h, w) to uint8 frames (N, H, W, 3) on the CPU."""
-        pixels = self.module.decode((latents / self.scaling_factor).to(self.device, self.module.dtype)).sample
-        return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        """Decode scaled latents (N, C, ..., h, w) to uint8 frames (N, ..., H, W, 3) on the CPU."""
+        return ((self._decoded(latents).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu()
+
+    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.module.decode((latents / self.scaling_factor).to(self.device, self.module.dtype)).sample
 
 
 def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cpu") -> Vae:
     """Load the VAE of a diffusers folder, latent diffusion checkpoint, hub name or "shipped:vae". Raises UserError."""
     files = find_vae(path)
-    state, _ = read_state(files)
-    module = _empty_module(path, files.config or derive_config(state))
+    with naming_vae(path):
+        state, _ = read_state(files.weights)
+        module = _empty_module(files.config or derive_config(state))
     channels, temporal = vae_geometry(path)
     down = 2 ** (len(module.config.block_out_channels) - 1)
     if down != VAE_DOWNSAMPLING or module.config.latent_channels != channels:
         raise UserError(
-            f"vae.path = {path}: {down}x downsampling to {module.config.latent_channels} channels; the pipeline expects "
-            f"{VAE_DOWNSAMPLING}x and {channels}, as the Stable Diffusion VAE has"
+            f"vae.path = {path}: {down}x downsampling to {module.config.latent_channels} channels; the pipeline "
+            f"expects {VAE_DOWNSAMPLING}x and {channels}, as the Stable Diffusion VAE has"
         )
     load_strict(module, state, f"vae.path = {path}")
     layout = torch.channels_last if temporal == 1 else torch.contiguous_format
@@ -106,7 +113,7 @@ def load_vae(path: str, dtype: str = "float32", device: str | torch.device = "cp
     return Vae(module, scaling_factor, digest, temporal)
 
 
-def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL | AutoencoderKLCogVideoX":
+def _empty_module(config: dict[str, object]) -> "AutoencoderKL | AutoencoderKLCogVideoX":
     """Build a VAE with uninitialised weights: random initialisation would take a second."""
     import diffusers  # slow import; training skips it
 
@@ -115,7 +122,7 @@ def _empty_module(path: str, config: dict[str, object]) -> "AutoencoderKL | Auto
         with torch.device("meta"):
             module = kind.from_config(config)
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise unloadable(path, f"diffusers rejects its configuration: {error}") from error
+        raise ValueError(f"diffusers rejects its configuration: {error}") from error
     return module.to_empty(device="cpu")
 
 

@@ -38,7 +38,7 @@ class VideoCrafter(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, text: Tensor, stride: Tensor, image_features: Tensor | None = None
     ) -> Tensor:
-        """Predict as UNet3D does, from image_features (B, L, D) of the image encoder instead of tokens of each frame."""
+        """Predict as UNet3D does, from image_features (B, L, D) of the image encoder, not tokens of each frame."""
         if self.image_proj_model is not None and image_features is not None:
             image_features = self.image_proj_model(image_features)
         return self.unet(x, t, text, stride, image_features)

@@ -81,7 +81,7 @@ def test_other_models_are_refused_in_one_line(vae: Vae, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     torch.save({"x": torch.ones(1)}, tmp_path / "model.ckpt")
     for path, message in {
-        str(tmp_path): "holds a model of type t5, expected clip",
+        str(tmp_path): "has model_type t5, expected clip",
         str(tmp_path / "model.ckpt"): "holds no tensors named embedder.model.visual",
         "no such place": "no such file or folder",
     }.items():

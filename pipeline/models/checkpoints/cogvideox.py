@@ -1,14 +1,13 @@
 """Read published CogVideoX transformers and widen them to twice the input channels."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...storage.files import read_json
+from .exports import CONFIG_FILE
 from .weights import State, WeightsError, WeightsMismatch, load_safetensors, widen_inputs
 
 if TYPE_CHECKING:
@@ -23,9 +22,9 @@ def read_transformer(folder: str | Path) -> State:
     folder = Path(folder)
     inner = folder / "transformer" if (folder / "transformer").is_dir() else folder
     try:
-        kind = json.loads((inner / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        kind = read_json(str(inner / CONFIG_FILE)).get("_class_name")
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{inner / 'config.json'} cannot be read ({error}): give a diffusers folder") from error
+        raise WeightsError(f"{inner / CONFIG_FILE} cannot be read ({error}): give a diffusers folder") from error
     if kind != "CogVideoXTransformer3DModel":
         raise WeightsError(f"{inner} holds a {kind}, expected a CogVideoXTransformer3DModel of diffusers")
     files = sorted(inner.glob(TRANSFORMER_WEIGHTS))
@@ -34,7 +33,7 @@ def read_transformer(folder: str | Path) -> State:
     return {name: value for file in files for name, value in load_safetensors(file).items()}
 
 
-def widened(state: Mapping[str, Tensor], target: CogVideoXTransformer3DModel) -> State:
+def widened(state: Mapping[str, Tensor], target: "CogVideoXTransformer3DModel") -> State:
     """Widen the patch embedding of a text-to-video model by zeros to the target's input channels.
 
     The image's channels therefore change nothing at first. Raises WeightsMismatch without a patch embedding.

@@ -1,7 +1,5 @@
 """Our exports: a folder with `model.safetensors` and `config.json`, which appears whole or not at all."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

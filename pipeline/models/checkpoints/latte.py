@@ -1,7 +1,5 @@
 """Turn a published Latte into the weights that a bridge starts from: input channels, image frame, class embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Read published checkpoints, whatever wraps their weights, without unpickling code."""
 
-from __future__ import annotations
-
 import argparse
 import pickle
 import zipfile

@@ -1,13 +1,11 @@
-"""Convert published checkpoints of VideoCrafter1 and DynamiCrafter to the names and shapes of models/videocrafter.py."""
-
-from __future__ import annotations
+"""Convert published checkpoints of VideoCrafter1 and DynamiCrafter to names and shapes of models/videocrafter.py."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from ..videocrafter import VideoCrafter
-from .weights import State, WeightsMismatch, widen_inputs
+from .weights import State, WeightsMismatch, first_few, widen_inputs
 
 UNET, RESAMPLER = "model.diffusion_model.", "image_proj_model."
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -32,7 +30,7 @@ def state_from_published(state: Mapping[str, Tensor], target: VideoCrafter) -> S
             found[name] = value
     if FIRST not in found:
         raise WeightsMismatch(
-            f"{FIRST} is missing: not a checkpoint of VideoCrafter or DynamiCrafter (it has {', '.join(list(state)[:3])})"
+            f"{FIRST} is missing: not a checkpoint of VideoCrafter or DynamiCrafter (it has {first_few(list(state))})"
         )
     own = target.state_dict()
     found[FIRST] = widen_inputs(found[FIRST], own[FIRST].shape[1])

@@ -1,7 +1,5 @@
 """Read weights from disk and load them strictly, without unpickling code."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,12 +1,18 @@
 """Find a model's files: shipped with the package, in a local folder, or on the Hugging Face hub. Imports no torch."""
 
 import hashlib
+import json
 import lzma
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
 
 from ...errors import UserError
 
@@ -27,7 +33,7 @@ def shipped_path(path: str) -> str:
 
 
 def _unpacked(folder: Path) -> Path:
-    """Return a copy of `folder` with unpacked .xz files, made at first use. Every submitted job carries the packed ones."""
+    """Return a copy of `folder` with unpacked .xz files, made at first use; submitted jobs carry the packed ones."""
     digest = hashlib.blake2b(digest_size=8)
     for packed in sorted(folder.iterdir()):
         digest.update(packed.name.encode() + packed.read_bytes())
@@ -58,31 +64,12 @@ def local_path(path: str) -> Path | None:
     return local if local.exists() else None
 
 
-def hub_file(path: str, name: str) -> Path | None:
-    """Return the local copy of a file from the hub name `path` (owner/name or owner/name/folder); download it if needed.
-
-    Returns None if `path` is not a hub name, if its repository has no file `name`, or if there is neither network nor
-    copy.
-    """
-    match = HUB_NAME.fullmatch(path)
-    if match is None:
-        return None
-    import huggingface_hub
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(huggingface_hub.hf_hub_download(match[1], name, subfolder=match[2]))
-    except (EntryNotFoundError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError):
-        return None
-
-
 def hub_folder(path: str, patterns: list[str]) -> Path | None:
-    """Return the local folder of the hub name `path` with the files that match `patterns`; None as in hub_file."""
+    """Return the local folder of the hub name `path`, with the files that match `patterns`; download them if needed.
+
+    A hub name is owner/name or owner/name/folder. Returns None if `path` is none, if there is no such repository, or if
+    there is neither network nor copy.
+    """
     match = HUB_NAME.fullmatch(path)
     if match is None:
         return None
@@ -95,3 +82,26 @@ def hub_folder(path: str, patterns: list[str]) -> Path | None:
         return Path(huggingface_hub.snapshot_download(match[1], allow_patterns=wanted)) / inside
     except (HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError):
         return None
+
+
+def model_config(file: Path, key: str, expected: Collection[str], default: str | None = None) -> dict[str, Any]:
+    """Read the config.json of a model whose `key` names its class. Raises OSError, or ValueError for another class."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    kind = config.get(key, default) if isinstance(config, dict) else type(config).__name__
+    if kind not in expected:
+        raise ValueError(f"{file} has {key} {kind}, expected {' or '.join(expected)}")
+    return config
+
+
+@contextmanager
+def naming(setting: str, path: str, what: str, remedy: str) -> Iterator[None]:
+    """Turn errors of a model's files into a UserError of one line: the setting, the reason and the remedy."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        damaged = "not a whole safetensors file: " if isinstance(error, SafetensorError) else ""
+        reason = damaged + str(error).strip().splitlines()[0]
+        raise UserError(f"{setting} = {path}: no {what} could be loaded ({reason}); {remedy}") from error

@@ -7,13 +7,14 @@ open_clip's weights (see open_clip), with a tokenizer from elsewhere.
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .paths import CONFIG, hub_folder, local_path
+from .paths import CONFIG, hub_folder, local_path, model_config, naming
 
 WEIGHTS_PATTERN = "model*.safetensors"  # one file or several
 TOKENIZER = (
@@ -70,34 +71,33 @@ class TextFiles:
 
 def find_text_encoder(path: str, tokenizer_path: str | None = None) -> TextFiles:
     """Find the files of `text.path`: a folder, a hub name, or a checkpoint with `text.tokenizer`. Raises UserError."""
-    names = [CONFIG, WEIGHTS_PATTERN, "model.safetensors.index.json", *TOKENIZER]
     folder = local_path(path)
     if folder is not None and folder.is_file():
         return _in_checkpoint(path, folder, tokenizer_path)
-    if folder is None:
-        folder = hub_folder(path, [part + name for part in ("", "text_encoder/", "tokenizer/") for name in names])
-    if folder is None:
-        raise _unloadable(path, "no such folder, nor on the hub")
-    encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
-    encoder, tokenizer = (encoder if encoder.is_dir() else folder), (tokenizer if tokenizer.is_dir() else folder)
-    try:
-        config = json.loads((encoder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unloadable(path, f"{encoder / CONFIG}: {error}") from error
-    if not isinstance(config, dict) or config.get("model_type") not in ENCODERS:
-        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise _unloadable(path, f"{encoder / CONFIG} has model_type {kind}, expected {', '.join(ENCODERS)}")
-    files = TextFiles(encoder, tokenizer, config)
-    if not files.weights:
-        raise _unloadable(path, f"no {WEIGHTS_PATTERN} in {encoder}")
-    if not any(file.name in ("tokenizer.json", "vocab.json", "spiece.model") for file in files.tokenizer_files):
-        raise _unloadable(path, f"no tokenizer.json, vocab.json or spiece.model in {tokenizer}")
+    names = [CONFIG, WEIGHTS_PATTERN, "model.safetensors.index.json", *TOKENIZER]
+    folder = folder or hub_folder(path, [part + name for part in ("", "text_encoder/", "tokenizer/") for name in names])
+    with naming_text(path):
+        if folder is None:
+            raise ValueError("no such folder, nor on the hub")
+        encoder, tokenizer = folder / "text_encoder", folder / "tokenizer"
+        encoder, tokenizer = (encoder if encoder.is_dir() else folder), (tokenizer if tokenizer.is_dir() else folder)
+        files = TextFiles(encoder, tokenizer, model_config(encoder / CONFIG, "model_type", ENCODERS))
+        if not files.weights:
+            raise ValueError(f"no {WEIGHTS_PATTERN} in {encoder}")
+        if not any(file.name in ("tokenizer.json", "vocab.json", "spiece.model") for file in files.tokenizer_files):
+            raise ValueError(f"no tokenizer.json, vocab.json or spiece.model in {tokenizer}")
     return files
+
+
+def naming_text(path: str) -> AbstractContextManager[None]:
+    """Turn errors inside the block into a UserError that names `text.path`."""
+    files = f"{CONFIG}, {WEIGHTS_PATTERN}, tokenizer files"
+    remedy = f"give a folder or hub name with a CLIP or T5 model of transformers ({files}), or null for no text"
+    return naming("text.path", path, "text encoder", remedy)
 
 
 def _in_checkpoint(path: str, file: Path, tokenizer_path: str | None) -> TextFiles:
     from ..checkpoints.published import load_published
-    from ..checkpoints.weights import WeightsError
     from .open_clip import TEXT
 
     if tokenizer_path is None:
@@ -110,24 +110,15 @@ def _in_checkpoint(path: str, file: Path, tokenizer_path: str | None) -> TextFil
         raise UserError(
             f"text.tokenizer = {tokenizer_path}: no tokenizer.json or vocab.json there; give a CLIP tokenizer"
         )
-    try:
+    with naming_text(path):
         table = load_published(file).get(f"{TEXT}token_embedding.weight")
-    except WeightsError as error:
-        raise _unloadable(path, str(error)) from error
-    if table is None:
-        raise _unloadable(path, f"{file} holds no {TEXT}token_embedding.weight")
+        if table is None:
+            raise ValueError(f"{file} holds no {TEXT}token_embedding.weight")
     return TextFiles(file, folder, {"model_type": OPEN_CLIP, "hidden_size": table.shape[1]})
 
 
-def _unloadable(path: str, reason: str) -> UserError:
-    return UserError(
-        f"text.path = {path}: no text encoder could be loaded ({reason}); give a folder or hub name with a CLIP or T5 "
-        f"model of transformers ({CONFIG}, {WEIGHTS_PATTERN}, tokenizer files), or null for no text"
-    )
-
-
 def text_identity(files: TextFiles) -> str:
-    """Hash all that decides an embedding by SHA-256: the encoder's configuration and weights, and the tokenizer's files."""
+    """Hash by SHA-256 all that decides an embedding: the encoder's configuration and weights, the tokenizer's files."""
     digest = hashlib.sha256(json.dumps(_significant(files.config), sort_keys=True).encode())
     for file in [*files.weights, *files.tokenizer_files]:
         status = file.stat()

@@ -10,17 +10,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from ...errors import UserError
 from ...settings import LATENT_CHANNELS
-from .paths import CONFIG, hub_file, local_path
+from .paths import CONFIG, hub_folder, local_path, model_config, naming
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,6 @@ SD_GROUPS = 32  # in every group norm of latent diffusion; no tensor reveals it
 class VaeFiles:
     """Files of a VAE, and its diffusers configuration if it has one."""
 
-    path: str  # as the settings name it
     weights: Path
     config: dict[str, Any] | None  # None: derive it from the weights
 
@@ -48,38 +47,28 @@ class VaeFiles:
 def find_vae(path: str) -> VaeFiles:
     """Find the files of `vae.path`: shipped:NAME, a folder or file, or a hub name. Raises UserError."""
     local = local_path(path)
-    if local is not None and local.is_file():
-        beside = local.with_name(CONFIG)
-        own = local.name in WEIGHTS_NAMES and beside.is_file()
-        return VaeFiles(path, local, _read_config(path, beside) if own else None)
-    for name in WEIGHTS_NAMES:
-        weights = hub_file(path, name) if local is None else local / name
-        config = hub_file(path, CONFIG) if local is None else local / CONFIG
-        if weights is not None and config is not None and weights.is_file() and config.is_file():
-            return VaeFiles(path, weights, _read_config(path, config))
-    where = (
-        f"no {CONFIG} with {' or '.join(WEIGHTS_NAMES)} there" if local else "no such file or folder, nor on the hub"
-    )
-    raise unloadable(path, where)
+    with naming_vae(path):
+        if local is not None and local.is_file():
+            beside = local.with_name(CONFIG)
+            own = local.name in WEIGHTS_NAMES and beside.is_file()
+            return VaeFiles(local, _config(beside) if own else None)
+        for name in WEIGHTS_NAMES:
+            folder = local or hub_folder(path, [CONFIG, name])
+            if folder is not None and (folder / name).is_file() and (folder / CONFIG).is_file():
+                return VaeFiles(folder / name, _config(folder / CONFIG))
+        missing = f"no {CONFIG} with {' or '.join(WEIGHTS_NAMES)} there"
+        raise ValueError(missing if local else "no such file or folder, nor on the hub")
 
 
-def unloadable(path: str, reason: str) -> UserError:
-    """Make the error for a `vae.path` without a usable VAE; it names the reason and the remedy."""
-    return UserError(
-        f"vae.path = {path}: no AutoencoderKL could be loaded ({reason}); give a diffusers folder with {CONFIG} and "
-        f"{WEIGHTS_NAMES[0]}, a latent diffusion checkpoint (.ckpt or .safetensors), a hub name, or shipped:vae"
-    )
+def naming_vae(path: str) -> AbstractContextManager[None]:
+    """Turn errors inside the block into a UserError that names `vae.path`."""
+    checkpoint = "a latent diffusion checkpoint (.ckpt or .safetensors)"
+    remedy = f"give a diffusers folder with {CONFIG} and {WEIGHTS_NAMES[0]}, {checkpoint}, a hub name, or shipped:vae"
+    return naming("vae.path", path, IMAGE_VAE, remedy)
 
 
-def _read_config(path: str, file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise unloadable(path, f"{file} is not JSON: {error}") from error
-    kind = config.get("_class_name", IMAGE_VAE) if isinstance(config, dict) else type(config).__name__
-    if kind not in (IMAGE_VAE, VIDEO_VAE):
-        raise unloadable(path, f"{file} is of class {kind}, not {IMAGE_VAE} or {VIDEO_VAE}")
-    return config
+def _config(file: Path) -> dict[str, Any]:
+    return model_config(file, "_class_name", (IMAGE_VAE, VIDEO_VAE), IMAGE_VAE)
 
 
 def vae_geometry(path: str) -> tuple[int, int]:
@@ -97,16 +86,17 @@ def vae_identity(path: str) -> tuple[str, float]:
     """Return the hash of the weights and the scaling factor of `vae.path`. Raises UserError."""
     files = find_vae(path)
     status = files.weights.stat()
-    digest, scaling_factor = _identity(files.weights, path, status.st_mtime_ns, status.st_size)
+    with naming_vae(path):
+        digest, scaling_factor = _identity(files.weights, status.st_mtime_ns, status.st_size)
     return digest, float((files.config or {}).get("scaling_factor", scaling_factor))
 
 
 @lru_cache(maxsize=8)
-def _identity(weights: Path, path: str, changed_ns: int, size: int) -> tuple[str, float]:
-    arrays = _diffusers_arrays(path, weights) if weights.suffix == ".safetensors" else None
+def _identity(weights: Path, changed_ns: int, size: int) -> tuple[str, float]:
+    arrays = _diffusers_arrays(weights) if weights.suffix == ".safetensors" else None
     if arrays is not None:
         return hash_arrays(arrays), SD_SCALING_FACTOR
-    state, scaling_factor = read_state(VaeFiles(path, weights, None))
+    state, scaling_factor = read_state(weights)
     return hash_arrays({name: tensor.float().numpy() for name, tensor in state.items()}), scaling_factor
 
 
@@ -120,13 +110,10 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _diffusers_arrays(path: str, file: Path) -> dict[str, np.ndarray] | None:
+def _diffusers_arrays(file: Path) -> dict[str, np.ndarray] | None:
     """Read a safetensors file lazily, under today's diffusers names. Return None if it has latent diffusion's names."""
-    try:
-        with safe_open(file, framework="numpy") as opened:  # checks the file
-            names = list(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise unloadable(path, f"{file} is not a whole safetensors file: {error}") from error
+    with safe_open(file, framework="numpy") as opened:  # checks the file
+        names = list(opened.keys())
     if any(LDM_NAME.search(name) for name in names):
         return None
     content = np.memmap(file, np.uint8, "r")
@@ -138,7 +125,7 @@ def _diffusers_arrays(path: str, file: Path) -> dict[str, np.ndarray] | None:
         values = _float_view(content[start + first : start + last], header[name]["dtype"])
         arrays[canonical_name(name)] = values.reshape(canonical_shape(name, header[name]["shape"]))
     if not arrays:
-        raise unloadable(path, f"{file} holds no tensors named {' or '.join(VAE_PARTS)}...")
+        raise ValueError(f"{file} holds no tensors named {' or '.join(VAE_PARTS)}...")
     return arrays
 
 
@@ -159,19 +146,18 @@ def canonical_shape(name: str, shape: list[int]) -> list[int]:
     return shape[:2] if is_projection else shape
 
 
-def read_state(files: VaeFiles) -> "tuple[dict[str, Tensor], float]":
-    """Read the tensors, under today's diffusers names, and the scaling factor in the file. Raises UserError."""
-    from ..checkpoints.published import load_published
-    from ..checkpoints.weights import WeightsError
+def read_state(weights: Path) -> "tuple[dict[str, Tensor], float]":
+    """Read the tensors, under today's diffusers names, and the scaling factor in the file.
 
-    try:
-        loaded = load_published(files.weights)
-    except WeightsError as error:
-        raise unloadable(files.path, str(error)) from error
+    Raises WeightsError, or ValueError for a file without a VAE.
+    """
+    from ..checkpoints.published import load_published
+
+    loaded = load_published(weights)
     scale = loaded.get("scale_factor")
     state = to_diffusers(loaded)
     if not state:
-        raise unloadable(files.path, f"{files.weights} holds no tensors named {' or '.join(VAE_PARTS)}...")
+        raise ValueError(f"{weights} holds no tensors named {' or '.join(VAE_PARTS)}...")
     return state, SD_SCALING_FACTOR if scale is None else float(scale)
 
 
@@ -192,7 +178,7 @@ def to_diffusers(loaded: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def derive_config(state: "Mapping[str, Tensor]") -> dict[str, Any]:
-    """Derive the AutoencoderKL configuration from weights under diffusers' names, with Stable Diffusion's group norms."""
+    """Derive AutoencoderKL's configuration from weights under diffusers' names, with Stable Diffusion's group norms."""
     first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
     levels = 0
     while first.format(levels) in state:

@@ -240,7 +240,7 @@ def test_other_files_are_refused_in_one_line(folder: Path, tmp_path: Path, monke
         "other.safetensors": "holds no tensors named encoder",
         "cut.safetensors": "not a whole safetensors file",
         "lacking.ckpt": r"1 missing \(encoder.mid_block.attentions.0.to_q.weight\)",
-        "tiny": "is of class AutoencoderTiny",
+        "tiny": "has _class_name AutoencoderTiny",
     }.items():
         with pytest.raises(UserError, match=expected) as error:
             load_vae(str(tmp_path / name))
