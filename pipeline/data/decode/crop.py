@@ -1,12 +1,7 @@
 """FRAME -> PICTURE: resize a frame so that it covers the clip's size, and crop the centre."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from PIL import Image
-
-if TYPE_CHECKING:
-    pass
 
 
 def crop_box(source_height: int, source_width: int, height: int, width: int) -> tuple[float, float, float, float]:

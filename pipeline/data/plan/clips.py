@@ -1,8 +1,9 @@
-"""VIDEOS -> PLANNED CLIPS, and where each stands in a cache. All in Arrow: there may be millions."""
+"""VIDEOS -> PLANNED CLIPS. All in Arrow: there may be millions."""
 
 import logging
+import sys
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +13,14 @@ from ...errors import UserError
 from ...schema import PLAN_SCHEMA, TEST, TRAIN, PlannedClip
 from ...settings import DataSettings
 from ...storage.files import exists
-from .sources import EXPECTED, SOURCES, Video
+from .sources import SOURCES, Video, Videos
+from .tables import BATCH, conform
 from .windows import unit_hashes
 
 log = logging.getLogger("plan")
 
 VIDEO_SCHEMA = pa.schema([PLAN_SCHEMA.field(name) for name in ("uri", "video", "size", "split", "label", "caption")])
-BLANK = {"size": -1, "label": "", "caption": ""}  # what a source does not say; split: null
-BATCH = 2**16
+BLANK = {"size": -1, "label": "", "caption": ""}  # where a source does not say; its split is null
 
 
 def plan_clips(data: DataSettings) -> Iterator[PlannedClip]:
@@ -31,15 +32,14 @@ def plan_clips(data: DataSettings) -> Iterator[PlannedClip]:
 def plan_table(data: DataSettings) -> pa.Table:
     """The planned clips as an Arrow table of PLAN_SCHEMA. Raises UserError.
 
-    clips_per_video rows a video; with data.flip each of a training video is followed by its mirrored one.
+    clips_per_video rows a video; with data.flip each clip of a training video is followed by its mirrored one.
     """
     if not exists(data.path):
         raise UserError(f"data.path = {data.path}: no such folder; give the folder of the videos with --data.path")
-    videos = _videos(data)
+    list_videos, expected = SOURCES[data.source]
+    videos = _distinct(list_videos(data), data)
     if not videos.num_rows:
-        raise UserError(
-            f"data.path = {data.path}: holds no videos for data.source = {data.source}; {EXPECTED[data.source]}"
-        )
+        raise UserError(f"data.path = {data.path}: holds no videos for data.source = {data.source}; {expected}")
     videos = videos.set_column(3, "split", _split(videos, data.holdout_fraction))
     return pa.Table.from_batches([_clips(batch, data) for batch in videos.to_batches(BATCH)], PLAN_SCHEMA)
 
@@ -59,16 +59,15 @@ def _clips(videos: pa.RecordBatch, data: DataSettings) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*videos.columns, ordinal, clips, flip], schema=PLAN_SCHEMA)
 
 
-def _videos(data: DataSettings) -> pa.Table:
+def _distinct(videos: Videos, data: DataSettings) -> pa.Table:
     """The source's first data.max_videos videos, each name once, as VIDEO_SCHEMA."""
-    parts, left = [], data.max_videos
-    for part in _tables(SOURCES[data.source](data)):
-        parts.append(part if left is None else part.slice(0, left))
-        if left is not None:
-            left -= parts[-1].num_rows
-            if left == 0:
-                break
-    table = pa.concat_tables(parts) if parts else VIDEO_SCHEMA.empty_table()
+    parts, left = [VIDEO_SCHEMA.empty_table()], data.max_videos or sys.maxsize
+    for part in _tables(videos):
+        parts.append(part.slice(0, left))
+        left -= parts[-1].num_rows
+        if not left:
+            break
+    table = pa.concat_tables(parts)
     distinct = pc.count_distinct(table["video"]).as_py()
     if distinct < table.num_rows:
         log.warning("%d videos of %s come more than once; the first counts", table.num_rows - distinct, data.path)
@@ -82,27 +81,14 @@ def first_places(column: pa.ChunkedArray) -> pa.Array:
     return pa.array(np.sort(np.unique(codes, return_index=True)[1]))
 
 
-def _tables(videos: Iterator[Video | pa.Table]) -> Iterator[pa.Table]:
-    """What a source gives, as tables of VIDEO_SCHEMA in its order."""
+def _tables(videos: Videos) -> Iterator[pa.Table]:
+    """The source's videos as tables of VIDEO_SCHEMA, in its order."""
     for plain, group in groupby(videos, lambda video: isinstance(video, Video)):
         if plain:
-            while part := [vars(video) for _, video in zip(range(BATCH), group, strict=False)]:
+            while part := list(map(vars, islice(group, BATCH))):
                 yield pa.Table.from_pylist(part, schema=VIDEO_SCHEMA)
         else:
-            for table in group:
-                yield _conform(table)
-
-
-def _conform(table: pa.Table) -> pa.Table:
-    """A source's table as VIDEO_SCHEMA: what it does not say is BLANK."""
-    arrays = []
-    for field in VIDEO_SCHEMA:
-        named = field.name in table.column_names
-        array = table[field.name].cast(field.type) if named else pa.nulls(table.num_rows, field.type)
-        if field.name in BLANK:
-            array = pc.fill_null(array, BLANK[field.name])
-        arrays.append(array)
-    return pa.table(arrays, schema=VIDEO_SCHEMA)
+            yield from (conform(table, VIDEO_SCHEMA, BLANK) for table in group)
 
 
 def _split(videos: pa.Table, fraction: float) -> pa.ChunkedArray:

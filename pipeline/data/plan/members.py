@@ -14,10 +14,11 @@ class Member(NamedTuple):
 
 
 def member_uri(member: Member) -> str:
+    """The address of a file within a tar."""
     return f"{member.tar}#{member.name}@{member.offset}+{member.size}"
 
 
 def parse_member(uri: str) -> Member | None:
-    """The tar, and what of it, that `uri` names; None if it names a whole file."""
+    """The file within a tar that `uri` addresses; None if it addresses a whole file."""
     found = re.fullmatch(r"(.+\.tar)#(.+)@(\d+)\+(\d+)", uri, re.DOTALL)
     return Member(found[1], found[2], int(found[3]), int(found[4])) if found else None

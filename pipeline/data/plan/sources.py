@@ -1,9 +1,8 @@
 """DATA SET -> VIDEOS: what a source holds, without opening a video.
 
 One function a source: it lists the videos in the source's own order, as `Video`s or, where there may be millions, as
-Arrow tables with columns of Video's names (uri and video, and any of the others). Adding a source is one function
-here, and its name in SOURCES and DataSettings.source. What a listing or a table says is enough: no file is asked for
-by itself.
+Arrow tables with columns of Video's names (uri and video, and any of the others). A new source is one function here,
+and its name in SOURCES and DataSettings.source. A listing or a table is enough: no request is made for a single file.
 """
 
 import io
@@ -25,9 +24,9 @@ import pyarrow.compute as pc
 from ...errors import UserError
 from ...schema import TEST, TRAIN
 from ...settings import DataSettings
-from ...storage.files import exists, list_files, read_bytes, read_json, resolve, walk
+from ...storage.files import exists, list_files, read_bytes, resolve, walk
 from .members import Member, member_uri
-from .tables import read_table
+from .tables import BATCH, read_table
 
 log = logging.getLogger("sources")
 
@@ -40,7 +39,6 @@ VIDEO_SUFFIXES = frozenset((
 READERS = 16  # files read at once: captions beside videos, tars
 TAR_BUFFER = 2**16  # bytes read around a header: mostly the sample's other members and the next header too
 MAX_CAPTION = 2**20
-BATCH = 2**16
 
 
 @dataclass(frozen=True)
@@ -190,33 +188,25 @@ def manifest(data: DataSettings) -> Iterator[pa.Table]:
             yield rows.set_column(0, "uri", uri).drop_columns("video").append_column("video", video)
 
 
-SOURCES: dict[str, Callable[[DataSettings], Videos]] = {
-    "ucf101": ucf101,
-    "webvid": webvid,
-    "msrvtt": msrvtt,
-    "folder": folder,
-    "webdataset": webdataset,
-    "manifest": manifest,
-}
-EXPECTED = {
-    "ucf101": "expected CLASS/v_CLASS_g01_c01.avi; for any other folder set data.source folder",
-    "webvid": "expected PAGE_DIR/VIDEOID.mp4 or VIDEOID.mp4; for any other folder set data.source folder",
-    "msrvtt": "expected videoN.mp4 somewhere below it; for any other folder set data.source folder",
-    "folder": "expected files such as .mp4, .mkv, .webm, .avi somewhere below it",
-    "webdataset": "expected NNNNN.tar with KEY.mp4 somewhere below it",
-    "manifest": "expected a table with a row a video",
+OTHERWISE = "for any other folder set data.source folder"
+SOURCES: dict[str, tuple[Callable[[DataSettings], Videos], str]] = {  # each with what it expects in data.path
+    "ucf101": (ucf101, f"expected CLASS/v_CLASS_g01_c01.avi; {OTHERWISE}"),
+    "webvid": (webvid, f"expected PAGE_DIR/VIDEOID.mp4 or VIDEOID.mp4; {OTHERWISE}"),
+    "msrvtt": (msrvtt, f"expected videoN.mp4 somewhere below it; {OTHERWISE}"),
+    "folder": (folder, "expected files such as .mp4, .mkv, .webm, .avi somewhere below it"),
+    "webdataset": (webdataset, "expected NNNNN.tar with KEY.mp4 somewhere below it"),
+    "manifest": (manifest, "expected a table with a row a video"),
 }
 
 
 def _listing(root: str) -> pa.Table:
     """uri, video and size of every video file below `root`."""
     files = ((name, size) for _, name, size in walk(root) if _is_video(name))
-    parts = []
+    schema = pa.schema({"video": pa.string(), "size": pa.int64()})
+    parts = [schema.empty_table()]
     while part := list(islice(files, BATCH)):
-        names, sizes = zip(*part, strict=True)
-        parts.append(pa.table({"video": pa.array(names, pa.string()), "size": pa.array(sizes, pa.int64())}))
-    empty = pa.table({"video": pa.array([], pa.string()), "size": pa.array([], pa.int64())})
-    table = pa.concat_tables(parts or [empty])
+        parts.append(pa.Table.from_arrays([list(column) for column in zip(*part, strict=True)], schema=schema))
+    table = pa.concat_tables(parts)
     prefix = root.rstrip("/") if "://" in root else resolve(root)[1]
     return table.add_column(0, "uri", pc.binary_join_element_wise(prefix, table["video"], "/"))
 
@@ -257,7 +247,7 @@ def _sample_key(name: str) -> tuple[str, str]:
 
 
 def _add_caption(texts: dict[str, str], key: str, suffix: str, content: bytes) -> None:
-    """A .txt counts before a .json."""
+    """Note the caption of a sample; a .txt counts before a .json."""
     if suffix == ".txt":
         texts[key] = content.decode("utf-8", "replace").strip()
     else:
@@ -286,12 +276,7 @@ def _text(path: str, remedy: str) -> str:
 
 def _captions(folder: str) -> dict[str, str]:
     path = f"{folder.rstrip('/')}/captions.json"
-    if not exists(path):
-        return {}
-    try:
-        captions = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); expected {{'CLASS/FILE': 'caption'}}") from error
+    captions = _json(path, "expected {'CLASS/FILE': 'caption'}") if exists(path) else {}
     if not isinstance(captions, dict) or any(not isinstance(value, str) for value in captions.values()):
         raise UserError(f"{path}: expected {{'CLASS/FILE': 'caption', ...}}")
     return captions
@@ -305,7 +290,7 @@ def _json(path: str, remedy: str) -> Any:
 
 
 def _only_csv(folder: str) -> str:
-    found = [path for path in list_files(folder, ".csv") if re.match(r"results_.*\.csv$", path.rsplit("/", 1)[-1])]
+    found = [path for path in list_files(folder, ".csv") if PurePosixPath(path).name.startswith("results_")]
     if len(found) != 1:
         raise UserError(
             f"data.path = {folder}: holds {len(found)} files results_*.csv, expected one; give it with data.annotations"
@@ -316,12 +301,9 @@ def _only_csv(folder: str) -> str:
 def _msrvtt_files(path: str) -> list[str]:
     if path.endswith(".json"):
         return [path]
-    found = [file for file in list_files(path, ".json") if re.search(r"(videodatainfo|MSRVTT_data)\.json$", file)]
-    if not found:
-        raise UserError(
-            f"{path}: holds no *videodatainfo.json or MSRVTT_data.json; give the json with data.annotations"
-        )
-    return found
+    if found := [file for file in list_files(path) if file.endswith(("videodatainfo.json", "MSRVTT_data.json"))]:
+        return found
+    raise UserError(f"{path}: holds no *videodatainfo.json or MSRVTT_data.json; give the json with data.annotations")
 
 
 def _sibling_caption(name: str, addresses: dict[str, str]) -> str:
@@ -335,6 +317,6 @@ def _sibling_caption(name: str, addresses: dict[str, str]) -> str:
 
 
 def _caption_in(described: Any) -> str:
-    """Of {"caption": ...} or of a string; "" if it is neither."""
+    """The caption in {"caption": ...}, or a string itself; "" for anything else."""
     caption = described.get("caption", "") if isinstance(described, dict) else described
     return caption.strip() if isinstance(caption, str) else ""

@@ -1,4 +1,4 @@
-"""VIDEO -> CLIP: which frames of a video make a clip, how they are cropped, and what the clip is called.
+"""VIDEO -> WINDOW: which frames of a video make a clip, and what the clip is called.
 
 Pure functions of numbers; nothing here opens a file. A window is `span` source frames from `start` on, and its clip
 takes `frames` of them, evenly: that is every stride-th frame where span = (frames - 1) * stride + 1, and the uneven
@@ -20,6 +20,8 @@ class TooShort(ValueError):
 
 
 class Window(NamedTuple):
+    """Where a clip lies in its video."""
+
     start: int  # first source frame
     span: int  # source frames from the first to the last, both counted
     stride: int  # source frames between clip frames, rounded down
@@ -28,7 +30,7 @@ class Window(NamedTuple):
 def place_window(
     source_frames: int, ordinal: int, clips: int, video: str, source_hash: str, data: "DataSettings"
 ) -> Window:
-    """The window of clip `ordinal` of `clips` in a video of so many frames. Raises TooShort.
+    """The window of clip `ordinal` of `clips` in a video of `source_frames` frames. Raises TooShort.
 
     Random strides and starts are functions of data.clip_seed, the video (its path and content) and the ordinal.
     """
@@ -36,7 +38,7 @@ def place_window(
     def draw(what: str) -> float:
         return unit_hash("\0".join(map(str, (data.clip_seed, what, video, source_hash, ordinal))))
 
-    low, high = (data.stride, data.stride) if isinstance(data.stride, int) else data.stride
+    low, high = data.stride_range
     stride = low + int(draw("stride") * (high - low + 1))
     span = fitting_span(source_frames, data.frames, stride, data.window, data.short_video)
     if span is None:
@@ -71,10 +73,10 @@ def fitting_span(source_frames: int, frames: int, stride: int, window: str, shor
 
 
 def window_start(room: int, ordinal: int, clips: int, position: float | None) -> int | None:
-    """First frame of a window that may start at 0 ... room; None if there is none left for it.
+    """First frame of a window that may start at 0 ... room; None if no frame is left for it.
 
-    Each of `clips` has its own equal share of the room, so no two start alike: it starts in the middle of that, or
-    at `position`, a number in [0, 1), of it.
+    Each of `clips` has its own equal share of the room, so no two start alike. It starts in the middle of its share, or
+    at `position`, a number in [0, 1), within it.
     """
     low, high = (-(-(room + 1) * number // clips) for number in (ordinal, ordinal + 1))
     if low == high:
@@ -94,12 +96,12 @@ def clip_key(video: str, source_hash: str, window: Window, frames: int, height: 
 
 
 def unit_hash(name: str) -> float:
-    """A number in [0, 1) from `name`."""
+    """A number in [0, 1) from `name`, the same one always."""
     return float(unit_hashes([name])[0])
 
 
 def unit_hashes(names: Iterable[str]) -> np.ndarray:
-    """(N,) float64 in [0, 1): the unit_hash of each."""
+    """(N,) float64 in [0, 1): a number from each name."""
     digests = b"".join(hashlib.blake2b(_bytes(name), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, ">u8") / 2.0**64
 
