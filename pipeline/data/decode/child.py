@@ -1,12 +1,12 @@
-"""Decoding in a child process: a decoder that crashes, exits, hangs or eats memory costs its video only.
+"""Decode in a child process: a decoder that crashes, exits, hangs or eats memory costs its video only.
 
-Ray would retry a task that segfaults without end, so nothing that can take a process down runs in a Ray
-worker. Each worker drives one child, used again for clip after clip and replaced when it dies, is killed for
-lateness, or has grown. Requests and spans go through a pipe; frames, which are megabytes, through a file in
-memory that both have open: a pipe would copy them four times, in pieces of a few pages.
+Ray would retry a task that segfaults without end, so nothing that can take a process down runs in a Ray worker. Each
+worker drives one child, which decodes clip after clip and is replaced when it dies, is killed for lateness, or has
+grown. Requests and spans go through a pipe. Frames, which are megabytes, go through a file in memory that both have
+open: a pipe would copy them four times, in pieces of a few pages.
 
-A child never outlives its work: it ends when the pipe to its parent closes, the kernel kills it when its
-parent dies, and a timer of the kernel's ends a decode that hangs while no parent is there to see it.
+A child never outlives its work. It ends when the pipe to its parent closes, the kernel kills it when its parent dies,
+and a timer of the kernel ends a decode that hangs while no parent is there to see it.
 """
 
 import contextlib
@@ -37,47 +37,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("decode")
 
-
 ROOT = Path(__file__).resolve().parents[3]
-
-
 START_LIMIT_S = 120  # to start a child on a busy machine
-
-
-START_TRIES = 10  # of a child that somebody else kills while it starts
-
-
-GRACE_S = 5  # after which the kernel's timer ends a child whose parent did not
-
-
+START_TRIES = 10  # starts of a child that something else kills while it starts
+GRACE_S = 5  # seconds after the limit at which the kernel's timer ends a child whose parent did not
 PR_SET_PDEATHSIG = 1
-
-
 MIB = 2**20
-
-
-# For glibc, in bytes: keep freed memory for the next clip. Given back and taken again, its pages cost a sixth of the time
-# of decoding a small video.
+# For glibc, in bytes: keep freed memory for the next clip. Returning its pages and taking them again costs a sixth of the
+# time of decoding a small video.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 * MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * MIB)}
-
 
 Decode = Callable[["PlannedClip", "DataSettings", str | None], tuple[np.ndarray, "ClipSpan"]]  # as decode_clip
 
 
 class IsolatedDecoder:
-    """Runs `decode_clip` in a child process, which starts with the first clip."""
+    """Run `decode_clip` in a child process, which starts with the first clip."""
 
     def __init__(self, decode: Decode = decode_clip) -> None:
         self._decode = decode
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._frames = -1  # descriptor of the file in memory in which the child leaves the frames of a clip
-        self._asked: tuple[float, float] | None = None  # (when, time limit) of the request without an answer
+        self._asked: tuple[float, DecodeFailure] | None = None  # (deadline, failure after it) of the open request
 
     def decode(self, planned: "PlannedClip", data: "DataSettings") -> tuple[np.ndarray, "ClipSpan"]:
-        """As decode_clip. Raises DecodeFailure: "timeout", "crashed", "killed" or "out_of_memory" if the child
-        had to be given up.
-        """
+        """As decode_clip. Raises DecodeFailure, also "timeout", "crashed", "killed" and "out_of_memory"."""
         self.submit(planned, data)
         return self.result()
 
@@ -90,21 +74,27 @@ class IsolatedDecoder:
         """
         self.drop()
         pipe = self._start()
-        self._asked = (time.monotonic(), timeout_s or data.decode_timeout_s)
+        limit = timeout_s or data.decode_timeout_s
+        late = DecodeFailure("timeout", f"no frames after data.decode_timeout_s = {limit:g} s")
+        self._asked = (time.monotonic() + limit, late)
         with contextlib.suppress(OSError):  # a dead child: `result` says how it ended
             pipe.send((self._decode, planned, data, decoder))
 
     def result(self) -> tuple[np.ndarray, "ClipSpan"]:
-        """What became of the submitted clip, as `decode`."""
+        """Wait for the submitted clip; returns and raises as `decode`."""
         assert self._asked is not None and self._pipe is not None, "nothing was submitted"
-        asked, limit = self._asked
+        deadline, late = self._asked
         try:
-            if not self._pipe.poll(max(0.0, asked + limit - time.monotonic())):
+            if not self._pipe.poll(max(0.0, deadline - time.monotonic())):
                 self.close()
-                raise DecodeFailure("timeout", f"no frames after data.decode_timeout_s = {limit:g} s")
+                raise late
             answer, grown = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._ended(limit) from error
+        except (EOFError, OSError) as error:  # the child closed its pipe without an answer
+            status = self._give_up()
+            if status == -signal.SIGALRM:  # its own timer, while nobody waited for it
+                raise late from error
+            reason = "killed" if status == -signal.SIGKILL else "crashed"
+            raise DecodeFailure(reason, f"the decoder process ended with {_ending(status)}") from error
         self._asked = None
         try:
             if isinstance(answer, DecodeFailure):
@@ -120,6 +110,7 @@ class IsolatedDecoder:
 
     @property
     def pid(self) -> int | None:
+        """Process id of the child; None while there is none."""
         return None if self._process is None else self._process.pid
 
     def drop(self) -> None:
@@ -140,10 +131,10 @@ class IsolatedDecoder:
         self._process = self._pipe = None
 
     def _start(self) -> Connection:
-        """The pipe to the child, which is started if there is none that lives. Raises RuntimeError."""
+        """Return the pipe to the child, after starting one if none lives. Raises RuntimeError."""
         if self._pipe is not None and self._process is not None and self._process.poll() is None:
             return self._pipe
-        self.close()  # one that died between two clips
+        self.close()  # a child that died between two clips
         for _ in range(START_TRIES):
             pipe = self._spawn()
             try:
@@ -163,8 +154,7 @@ class IsolatedDecoder:
         self._frames = _file_in_memory()
         environment = dict(MALLOC | dict(os.environ), OMP_NUM_THREADS="1")
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        # the kernel's death signal goes by the thread that started the child: only one that stays may ask for
-        # it
+        # the kernel's death signal follows the thread that started the child: only a thread that stays may ask for it
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         numbers = [theirs.fileno(), self._frames]
         self._process = subprocess.Popen(
@@ -178,16 +168,8 @@ class IsolatedDecoder:
         theirs.close()
         return ours
 
-    def _ended(self, limit: float) -> DecodeFailure:
-        """Why the child closed its pipe without an answer."""
-        status = self._give_up()
-        if status == -signal.SIGALRM:  # its own timer, while nobody waited for it
-            return DecodeFailure("timeout", f"no frames after data.decode_timeout_s = {limit:g} s")
-        reason = "killed" if status == -signal.SIGKILL else "crashed"
-        return DecodeFailure(reason, f"the decoder process ended with {_ending(status)}")
-
     def _give_up(self) -> int:
-        """Exit status of the child, as Popen.returncode has it; one that does not end by itself is killed."""
+        """Return the child's exit status, as Popen.returncode; kill it if it does not end by itself."""
         assert self._process is not None
         try:
             status = self._process.wait(timeout=GRACE_S)
@@ -210,13 +192,13 @@ def _file_in_memory() -> int:
 
 
 def serve(requests: int, frames: int, parent: int) -> None:
-    """The child: answer requests on the pipe `requests` until it closes, with frames in the file `frames`.
+    """Be the child: answer requests on the pipe `requests` until it closes, and leave frames in the file `frames`.
 
     `parent`: the process to die with, or 0.
     """
     if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
+        if os.getppid() != parent:  # the parent died before the call
             return
     pipe = Connection(requests)
     idle = _heap()
@@ -231,11 +213,11 @@ def serve(requests: int, frames: int, parent: int) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             pipe.send((answer, _heap() > idle + limit // 2))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone, or has done with this child
+        return  # the parent is gone, or needs this child no more
 
 
 def _answer(decode: Decode, planned: "PlannedClip", data: "DataSettings", decoder: str | None, frames: int) -> Any:
-    """(shape, span) with the frames in the file, or the DecodeFailure."""
+    """Return (shape, span), with the frames in the file, or the DecodeFailure."""
     try:
         clip, span = decode(planned, data, decoder)
     except (DecodeFailure, MemoryError) as failure:

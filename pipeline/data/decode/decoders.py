@@ -5,7 +5,7 @@ gives. PyAV, read in sequence, is that by definition. decord and torchcodec seek
 but they are wrong where timestamps are missing or frames are dropped. So `auto` takes decord only for files whose
 packets rule that out, and with either set by name the other files are rejected, never decoded to wrong frames.
 
-Runs in a child process (child.py), so it imports little.
+This runs in a child process (child.py), so it imports little.
 """
 
 import hashlib
@@ -25,8 +25,6 @@ from .probe import AV_ERRORS, Probe, dropped, opened, probe_packets
 if TYPE_CHECKING:
     from ...schema import ClipSpan, PlannedClip
     from ...settings import DataSettings
-
-__all__ = ["DecodeFailure", "check_decoder", "decode_clip"]
 
 FrameAt = Callable[[int], np.ndarray]  # source index -> uint8 (H, W, channels)
 
@@ -108,7 +106,7 @@ class _Clip:
     def __init__(self, path: Path, probe: Probe, place: Callable[[int], Window], data: "DataSettings") -> None:
         self.path, self.probe, self.place, self.data = path, probe, place, data
         self.window, self.source_frames = Window(0, 0, 0), 0
-        self.source_size = (probe.height, probe.width)
+        self.source_size: tuple[int, ...] = ()  # height and width of the frames, once there is one
 
     def decode(self, wanted: str) -> tuple[list[np.ndarray], str]:
         """(frames, the decoder that gave them)."""
@@ -125,12 +123,12 @@ class _Clip:
         return self.by_pyav(), "pyav"
 
     def indices(self, source_frames: int) -> list[int]:
-        """Source indices of the clip in a video of so many frames. Raises DecodeFailure."""
-        self.window, self.source_frames = self.place(source_frames), source_frames
+        """Start over: source indices of the clip in a video of `source_frames` frames. Raises DecodeFailure."""
+        self.window, self.source_frames, self.source_size = self.place(source_frames), source_frames, ()
         return window_indices(self.window.start, self.window.span, self.data.frames)
 
     def by_seeking(self, decoder: str) -> list[np.ndarray]:
-        """The frames. Raises DecodeFailure: unreadable, miscounted if it disagrees with the packets, ..."""
+        """The frames. Raises DecodeFailure, also "unreadable", and "miscounted" if it disagrees with the packets."""
         try:
             count, frame_at = SEEKING[decoder](str(self.path))
             if count != self.probe.packets:
@@ -140,7 +138,7 @@ class _Clip:
                 frame = frame_at(index)
                 if frame.shape[2] != 3:  # decord takes the padding of some narrow frames (48, 72 wide) for a channel
                     raise DecodeFailure("unreadable", f"{decoder}: frames of {frame.shape[2]} channels")
-                frames.append(self.shrink(frame, first=not frames))
+                frames.append(self.shrink(frame))
             return frames
         except DecodeFailure:
             raise
@@ -153,12 +151,9 @@ class _Clip:
         The packets say how many frames to expect, which places the window. Where that was wrong, the video is
         decoded once more with the number of frames that it gave. Raises DecodeFailure.
         """
-        probe = self.probe
-        expected = probe.packets
-        if not probe.counted:
-            expected = sum(1 for _ in _pictures(self.path))
-            if not expected:
-                raise DecodeFailure("no_frames", "nothing in the video stream decodes to a frame")
+        expected = self.probe.packets if self.probe.counted else sum(1 for _ in _pictures(self.path))
+        if not expected:
+            raise DecodeFailure("no_frames", "nothing in the video stream decodes to a frame")
         frames, seen = self._collect(self.indices(expected))
         if len(frames) < self.data.frames:
             frames, _ = self._collect(self.indices(seen))
@@ -171,24 +166,23 @@ class _Clip:
         seen = 0
         for picture in _pictures(self.path):
             if seen in wanted:
-                frames.append(self.shrink(_upright(picture, self.data.max_pixels), first=not frames))
+                frames.append(self.shrink(_upright(picture, self.data.max_pixels)))
             seen += 1
             if seen > indices[-1]:
                 break
         return frames, seen
 
-    def shrink(self, frame: np.ndarray, first: bool) -> np.ndarray:
-        height, width = frame.shape[:2]
-        if not first and (height, width) != self.source_size:
-            raise DecodeFailure(
-                "resolution_change", f"from {self.source_size[1]} x {self.source_size[0]} to {width} x {height}"
-            )
-        self.source_size = (height, width)
+    def shrink(self, frame: np.ndarray) -> np.ndarray:
+        """The frame at the clip's size. Raises DecodeFailure if it is not as large as those before it."""
+        before, now = self.source_size or frame.shape[:2], frame.shape[:2]
+        if now != before:
+            raise DecodeFailure("resolution_change", f"from {before[1]} x {before[0]} to {now[1]} x {now[0]}")
+        self.source_size = now
         return resize_and_crop(frame, self.data.height, self.data.width)
 
 
 def _open_decord(path: str) -> tuple[int, FrameAt]:
-    """(number of frames, what gives one)."""
+    """Return the number of frames, and a function that gives one."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -198,7 +192,7 @@ def _open_decord(path: str) -> tuple[int, FrameAt]:
 
 
 def _open_torchcodec(path: str) -> tuple[int, FrameAt]:
-    """(number of frames, what gives one)."""
+    """Return the number of frames, and a function that gives one."""
     from torchcodec.decoders import VideoDecoder
 
     reader = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
@@ -206,12 +200,12 @@ def _open_torchcodec(path: str) -> tuple[int, FrameAt]:
 
 
 def _errors(decoder: str) -> tuple[type[Exception], ...]:
-    """What a seeking decoder raises on a file that it cannot read."""
-    if decoder == "decord":
-        import decord
+    """The exceptions of a seeking decoder on a file that it cannot read."""
+    if decoder == "torchcodec":
+        return RuntimeError, IndexError, ValueError
+    import decord
 
-        return RuntimeError, IndexError, decord.DECORDError, decord.DECORDLimitReachedError
-    return RuntimeError, IndexError, ValueError
+    return RuntimeError, IndexError, decord.DECORDError, decord.DECORDLimitReachedError
 
 
 SEEKING = {"decord": _open_decord, "torchcodec": _open_torchcodec}
@@ -230,7 +224,7 @@ def _pictures(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def _upright(picture: av.VideoFrame, max_pixels: int) -> np.ndarray:
-    """uint8 (H, W, 3), turned as the container's display matrix says."""
+    """uint8 (H, W, 3), turned as the container's display matrix says. Raises DecodeFailure."""
     if picture.height * picture.width > max_pixels:  # streams may change their size on the way
         raise DecodeFailure("too_large", f"a frame of {picture.width} x {picture.height}")
     if picture.is_corrupt:
