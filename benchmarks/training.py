@@ -39,9 +39,10 @@ from circumstances import circumstances
 from vae_encode import vae_path
 
 from pipeline.data.cache.commit import commit
-from pipeline.data.cache.encode import EncodeClips, npy_bytes
+from pipeline.data.cache.encode import EncodeClips
 from pipeline.data.cache.info import resolve_spec, write_spec
 from pipeline.data.cache.manifest import open_cache
+from pipeline.data.cache.shards import npy_bytes
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.load import reader
 from pipeline.data.load.batches import training_batches

@@ -14,9 +14,8 @@ import logging
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.cache.manifest import open_cache
+from pipeline.data.cache.manifest import Rows, open_cache
 from pipeline.data.cache.moments import Moments, merge, read_moments, save_moments
-from pipeline.data.cache.rows import Rows
 from pipeline.errors import UserError
 from pipeline.runtime.connect import bars_for_people_only, start_ray
 from pipeline.runtime.job import run_job

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.cache.commit import commit
-from pipeline.data.cache.encode import npy_bytes
 from pipeline.data.cache.info import resolve_spec, write_spec
 from pipeline.data.cache.manifest import Cache, open_cache
+from pipeline.data.cache.shards import npy_bytes
 from pipeline.schema import ENCODED_SCHEMA, NULL_TEXT
 from pipeline.settings import Settings, load
 from pipeline.storage.files import write_bytes

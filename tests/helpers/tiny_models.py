@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from pipeline.data.cache.commit import commit
-from pipeline.data.cache.encode import EncodeClips, npy_bytes
+from pipeline.data.cache.encode import EncodeClips
 from pipeline.data.cache.info import resolve_spec, write_spec
+from pipeline.data.cache.shards import npy_bytes
 from pipeline.data.decode.decoders import decode_clip
 from pipeline.data.plan.clips import plan_clips
 from pipeline.models.build import VideoNetwork, build_image_to_video, build_prior

@@ -1,13 +1,12 @@
-"""FRAMES -> LATENTS, CAPTIONS -> EMBEDDINGS: the actor of the cache that holds the VAE and, where one is wanted, the text
-encoder, and keeps the device full across clips.
+"""FRAMES -> LATENTS, CAPTIONS -> EMBEDDINGS: an actor that holds the VAE and, with text.path, the text encoder.
 
-A latent does not depend on the clips that it was encoded with. On a CPU, where the rounding of a convolution depends on
-the size of its batch, no batch reaches over the end of a clip; on a GPU all batches are of one size, the last filled up.
-On a CPU the last bits of a latent, and of all that is made from it, depend on the number of threads too: it is
-cluster.encode.num_cpus, so caches of the same bytes need the same value there, and the same kind of processor.
+It keeps the device full across clips, and still a latent does not depend on the clips that it was encoded with. On a
+CPU, where the rounding of a convolution depends on the size of its batch, no batch crosses the end of a clip; on a GPU
+all batches have one size, the last filled up. On a CPU the last bits of a latent, and of everything made from it,
+depend on the number of threads too, which is cluster.encode.num_cpus. So caches of the same bytes need the same value
+there, and the same kind of processor.
 """
 
-import io
 import logging
 from typing import Any
 
@@ -18,25 +17,26 @@ import torch
 from ...schema import ENCODED_SCHEMA
 from ...settings import VAE_DOWNSAMPLING, DataSettings, TextSettings, VaeSettings
 from ...storage.files import write_bytes
+from .shards import npy_bytes
 
 log = logging.getLogger("encode")
 
-# a batch on a CPU: what its caches hold; 8 to 16 frames of 64 x 64 are best (benchmarks/results/vae_encode_cpu.json)
+# pixels of a batch that a CPU's caches hold; 8 to 16 frames of 64 x 64 are best (benchmarks/results/vae_encode_cpu.json)
 CPU_PIXELS = 8 * 64 * 64
-GPU_BATCHES = 4  # a call on a GPU: enough that what happens between two calls hardly counts
+GPU_BATCHES = 4  # batches in a call on a GPU: enough that the time between two calls hardly counts
 
 
 def clips_a_call(vae: VaeSettings, frames: int, num_gpus: float) -> int:
-    """How many clips of so many frames an actor should be handed at once."""
+    """How many clips of `frames` frames an actor should get in one call."""
     return max(1, vae.batch_frames * (GPU_BATCHES if num_gpus else 1) // frames)
 
 
 class EncodeClips:
     """map_batches over actors, one row in, one row out: DECODED_SCHEMA -> ENCODED_SCHEMA.
 
-    A clip's frames become a .npy of its VAE posterior: float16 (2, F, C, h, w), mean and log-variance,
-    unscaled. With text.path, its caption, or its class where it has none, becomes one of float16 (tokens, width), and
-    the empty caption's is written to the address `null_text`.
+    A clip's frames become a .npy of its VAE posterior: float16 (2, F, C, h, w), mean and log-variance, unscaled. With
+    text.path, its caption, or its class where it has none, becomes a .npy of float16 (tokens, width), and the empty
+    caption's is written to the address `null_text`.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class EncodeClips:
         self._host = torch.empty(0, *self._frame, dtype=torch.uint8)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        frames = [value.as_buffer() for value in batch["frames"] if value.is_valid]
-        latents = iter(self.encode([np.frombuffer(buffer, np.uint8) for buffer in frames]) if frames else ())
+        frames = [np.frombuffer(value.as_buffer(), np.uint8) for value in batch["frames"] if value.is_valid]
+        latents = iter(self.encode(frames) if frames else ())
         rows = batch.drop_columns(["frames"]).to_pylist()
         texts = self.embed([row["caption"] or row["label"] for row in rows if row["reason"] is None])
         for row in rows:
@@ -95,9 +95,9 @@ class EncodeClips:
     def encode(self, clips: list[np.ndarray]) -> np.ndarray:
         """Posteriors float16 (N, 2, F, C, h, w) of N clips of uint8 frames.
 
-        On a GPU nothing is waited for until all batches are under way: while one is computed, the frames of the next
-        are copied to pinned memory, and go from there behind it. Raises torch.OutOfMemoryError where the GPU has no
-        room for a single frame.
+        On a GPU nothing waits until all batches are under way: while one batch is computed, the frames of the next are
+        copied to pinned memory and follow from there. Raises torch.OutOfMemoryError where the GPU has no room for a
+        single frame.
         """
         if self.vae.temporal > 1:
             return self._encode_whole(clips)
@@ -112,7 +112,7 @@ class EncodeClips:
                 own = slice(copied * self._clip_frames, (copied + 1) * self._clip_frames)
                 np.copyto(host[own].numpy(), clips[copied].reshape(-1, *self._frame))
                 copied += 1
-            # beyond the last clip lie frames of earlier calls, which fill the batch up
+            # after the last clip come frames of earlier calls, which fill the batch up
             frames = host[start : start + self.batch_frames if self._fill_batches else stop]
             try:
                 for part, values in zip(out, self.vae.encode(frames), strict=True):
@@ -123,17 +123,16 @@ class EncodeClips:
             start = stop
         if self._on_gpu:
             torch.cuda.synchronize()
-        posteriors = out.numpy().reshape(2, len(clips), self._clip_frames, *self._latent)
-        return posteriors.swapaxes(0, 1)
+        return out.numpy().reshape(2, len(clips), self._clip_frames, *self._latent).swapaxes(0, 1)
 
     def _encode_whole(self, clips: list[np.ndarray]) -> np.ndarray:
-        """As encode, with a VAE that looks over the frames of a clip, and so takes each whole."""
+        """As encode, with a VAE that sees all frames of a clip together."""
         shape = (1, self._clip_frames, *self._frame)
         found = [self.vae.encode_clips(torch.from_numpy(clip.copy()).view(shape)) for clip in clips]
         return np.stack([torch.cat(posterior).half().cpu().numpy() for posterior in found])
 
     def _host_frames(self, count: int) -> torch.Tensor:
-        """Memory for `count` frames and a batch to fill up with, pinned on a GPU's host; kept from call to call."""
+        """Memory for `count` frames and a batch that fills up the last one; pinned for a GPU, kept from call to call."""
         if len(self._host) < count + self.batch_frames:
             shape = (count + self.batch_frames, *self._frame)
             self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._on_gpu)
@@ -145,24 +144,14 @@ class EncodeClips:
             raise torch.OutOfMemoryError("no room for a single frame on the GPU; give the actor one of its own")
         self.batch_frames //= 2
         torch.cuda.empty_cache()
-        log.warning(
-            "out of GPU memory with %d frames at once; going on with %d (set vae.batch_frames to spare the try)",
-            self.batch_frames * 2,
-            self.batch_frames,
-        )
+        said = "out of GPU memory with %d frames at once; going on with %d (set vae.batch_frames to spare the try)"
+        log.warning(said, self.batch_frames * 2, self.batch_frames)
 
 
 def _payload(latent: np.ndarray, text: np.ndarray | None) -> dict[str, Any]:
-    """The columns of ENCODED_SCHEMA that say how encoding a clip went."""
+    """Return the columns of ENCODED_SCHEMA that encoding fills in, or that say why it failed."""
     for values, section in ((latent, "vae"), (text, "text")):
         if values is not None and not np.isfinite(values).all():
             detail = f"the encoder of {section}.path gave infinite or undefined values; try --{section}.dtype float32"
             return {"stage": "encode", "reason": "not_finite", "attempts": 1, "detail": detail}
     return {"latent": npy_bytes(latent), "text": None if text is None else npy_bytes(text)}
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """`array` as a .npy file."""
-    stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""CACHE -> FACTS: what is in a cache, for people and for programs. A manifest of millions of rows stays in Arrow."""
+"""CACHE -> COUNTS, STATISTICS: inspect a cache. A manifest of millions of rows stays in Arrow."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,7 +13,7 @@ from .shards import read_latent
 
 
 def counts(cache: Cache) -> dict[str, Any]:
-    """Clips by class and split, rejected clips by reason, bytes."""
+    """Count clips by class and split, rejected clips by reason, and bytes."""
     classes: dict[str, dict[str, int]] = {}
     for entry in cache.table.group_by(["label", "split"]).aggregate([("key", "count")]).to_pylist():
         classes.setdefault(entry["label"], {})[entry["split"]] = entry["key_count"]
@@ -29,8 +29,9 @@ def counts(cache: Cache) -> dict[str, Any]:
 
 
 def statistics(cache: Cache, clips: int) -> dict[str, Any]:
-    """Of so many clips, by channel: mean and standard deviation of the scaled posterior mean, and the mean of the scaled
-    posterior's standard deviation. Diffusion models expect a deviation of about 1."""
+    """Measure `clips` clips by channel: mean and standard deviation of the scaled posterior mean, and the mean of the
+    scaled posterior's standard deviation. Diffusion models expect a deviation of about 1. Raises CorruptShard.
+    """
     with ThreadPoolExecutor(READS) as pool:
         latents = list(pool.map(lambda row: read_latent(cache.path, row), cache.rows.spread(clips)))
     posteriors = np.stack(latents).astype(np.float32)  # (N, 2, F, C, h, w)

@@ -1,11 +1,10 @@
-"""One job at a time writes to a cache: a lease in CACHE/lock.json, which its owner renews every few seconds.
+"""One job at a time writes to a cache: its lease is CACHE/lock.json, which it renews every few seconds.
 
-A killed owner's lease ends by itself: at once where its process can be seen to be gone, elsewhere when it was
-not renewed for a while. No clock is compared with another machine's: whoever finds a lease watches it change.
+A killed owner's lease ends by itself: at once where its process can be seen to be gone, elsewhere when it was not
+renewed for a while. No clock is compared with another machine's: a job that finds a lease watches it change.
 
-The lock spares two jobs the work of making the same clips. It is not what keeps a cache whole: folders on a
-network and object stores give no lock that an owner who was only paused could not outlive, so commits are
-safe whoever makes them (manifest.commit).
+The lock spares two jobs the work of making the same clips. It does not keep a cache whole: folders on a network and
+object stores give no lock that a paused owner could not outlive, so commits are safe whoever makes them (commit.py).
 """
 
 import contextlib
@@ -27,15 +26,17 @@ log = logging.getLogger("cache")
 
 LOCK = "lock.json"
 RENEW_S = 5.0
-EXPIRY_S = 30.0  # a lease that nobody renews for so long is nobody's
+EXPIRY_S = 30.0  # a lease that was not renewed for this long is free
 SETTLE_S = 1.0  # after which the later of two jobs that took the lease at once has written it
 
 
 class LeaseRecord(TypedDict):
+    """The content of lock.json."""
+
     owner: str  # a random name of one job
     host: str
     pid: int
-    process: str  # machine, process table, number and start of the owner, "" where that is not known
+    process: str  # machine, process table, number and start of the owner; "" if unknown
     since: str  # UTC, for people
     renewed: int  # times
 
@@ -45,7 +46,7 @@ class Lease:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._lease = LeaseRecord(
+        self.record = LeaseRecord(
             owner=uuid.uuid4().hex,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -57,60 +58,63 @@ class Lease:
         self._taken: LeaseRecord | None = None
 
     def check(self) -> None:
-        """Raise JobFailed if another job took the cache over, because this one was not heard of."""
+        """Raise JobFailed if another job took the cache over, because this one did not renew its lease."""
         if self._taken is not None:
             raise JobFailed(
-                f"{self._path}: {_who(self._taken)} took this cache over, for this job did not renew its lock for "
-                f"{EXPIRY_S:g} s; what was committed stays; when the other job has ended, run again for the rest"
+                f"{self._path}: {_who(self._taken)} took this cache over, because this job did not renew its lock "
+                f"for {EXPIRY_S:g} s; committed clips stay; when the other job has ended, run again for the rest"
             )
 
     def take(self) -> None:
-        """Raises UserError if another job has it."""
+        """Write the lease. Raises UserError if another job has one."""
         found = _read(self._path)
         if found is not None and not _gone(found):
             _watch(self._path, found)
-        write_json(f"{self._path}/{LOCK}", self._lease)
+        write_json(f"{self._path}/{LOCK}", self.record)
         time.sleep(SETTLE_S)
-        found = _read(self._path)
-        if found is not None and found["owner"] != self._lease["owner"]:
-            raise _refusal(self._path, found)
+        if other := self._other():
+            raise _refusal(self._path, other)
 
     def keep(self) -> None:
         """Renew the lease until `release`, in a thread of its own."""
         while not self._ended.wait(RENEW_S):
             try:
-                found = _read(self._path)
-                if found is not None and found["owner"] != self._lease["owner"]:
-                    self._taken = found
+                self._taken = self._other()
+                if self._taken:
                     return
-                self._lease["renewed"] += 1
-                write_json(f"{self._path}/{LOCK}", self._lease)
+                self.record["renewed"] += 1
+                write_json(f"{self._path}/{LOCK}", self.record)
             except OSError as error:
                 log.warning("%s: the lock could not be renewed (%s); trying again", self._path, error)
 
     def release(self, keeper: threading.Thread) -> None:
+        """End the thread `keeper` of `keep`, and delete the lease."""
         self._ended.set()
         keeper.join()
-        found = _read(self._path)
-        if found is not None and found["owner"] == self._lease["owner"]:
+        if not self._other():
             remove(f"{self._path}/{LOCK}")
+
+    def _other(self) -> LeaseRecord | None:
+        """The lease of another job, if that is what lock.json holds."""
+        found = _read(self._path)
+        return found if found is not None and found["owner"] != self.record["owner"] else None
 
 
 @contextlib.contextmanager
 def only_writer(path: str) -> Iterator[Lease]:
-    """Hold the cache at `path` for the while. Raises UserError if another job holds it."""
-    held = Lease(path)
-    held.take()
-    keeper = threading.Thread(target=held.keep, name="cache lock", daemon=True)
+    """Hold the cache at `path` during the context. Raises UserError if another job holds it."""
+    lease = Lease(path)
+    lease.take()
+    keeper = threading.Thread(target=lease.keep, name="cache lock", daemon=True)
     keeper.start()
     try:
-        yield held
+        yield lease
     finally:
-        held.release(keeper)
+        lease.release(keeper)
 
 
 def _watch(path: str, found: LeaseRecord) -> None:
-    """Return when the lease `found` turns out to be nobody's. Raises UserError when its owner renews it."""
+    """Return when the lease `found` turns out to be free. Raises UserError when its owner renews it."""
     log.info("%s: %s may be writing there; watching its lock for up to %.0f s", path, _who(found), EXPIRY_S)
     deadline = time.monotonic() + EXPIRY_S
     while time.monotonic() < deadline:
@@ -122,14 +126,14 @@ def _watch(path: str, found: LeaseRecord) -> None:
             raise _refusal(path, now)
 
 
-def _refusal(path: str, lease: LeaseRecord) -> UserError:
+def _refusal(path: str, record: LeaseRecord) -> UserError:
     return UserError(
-        f"{path}: {_who(lease)} is writing to this cache; wait until that job ends, or give another --cache.path"
+        f"{path}: {_who(record)} is writing to this cache; wait until that job ends, or give another --cache.path"
     )
 
 
-def _who(lease: LeaseRecord) -> str:
-    return f"process {lease['pid']} on {lease['host']}, since {lease['since']},"
+def _who(record: LeaseRecord) -> str:
+    return f"process {record['pid']} on {record['host']}, since {record['since']},"
 
 
 def _read(path: str) -> LeaseRecord | None:
@@ -139,18 +143,14 @@ def _read(path: str) -> LeaseRecord | None:
         return None
 
 
-def _gone(lease: LeaseRecord) -> bool:
+def _gone(record: LeaseRecord) -> bool:
     """Whether the owner ran in this process table and runs no more."""
-    ours = _process(os.getpid()).split("/")[:2]
-    return (
-        bool(lease["process"])
-        and lease["process"].split("/")[:2] == ours != [""]
-        and (_process(lease["pid"]) != lease["process"])
-    )
+    ours, owner = _process(os.getpid()), record["process"]
+    return ours != "" and owner.split("/")[:2] == ours.split("/")[:2] and _process(record["pid"]) != owner
 
 
 def _process(pid: int) -> str:
-    """MACHINE'S BOOT/PROCESS TABLE/PID/START of a process; "" where /proc does not tell."""
+    """MACHINE'S BOOT/PROCESS TABLE/PID/START of a process; "" if /proc does not say."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         table = os.readlink("/proc/self/ns/pid")

@@ -1,19 +1,20 @@
-"""What a cache says of itself: cache.json, the manifest parts that commit shards, and the rejected clips.
+"""Read the manifest of a cache: its committed clips and the rejected ones.
 
-CACHE/cache.json             settings that decide a latent's value, their hash, classes (info.CacheSpec)
+CACHE/cache.json                    settings that decide a latent's value, their hash, classes (info.CacheSpec)
 CACHE/shards/CLIPS-BYTES.tar        latents; CLIPS and BYTES: hashes of the set of clips and of the tar
-CACHE/manifest/CLIPS.parquet        one row a clip of that shard; written last, its presence commits the shard
-CACHE/rejects/rROUND-CLIPS.parquet  clips that could not be used; a later round counts where one was tried again
-CACHE/lock.json                     who writes here, while somebody does (lease.py)
+CACHE/manifest/CLIPS.parquet        one row for each clip of that shard; written last, it commits the shard
+CACHE/rejects/rROUND-CLIPS.parquet  rejected clips; the latest round that tried a clip counts
+CACHE/lock.json                     the job that writes here, while one does (lease.py)
 
 Commits are safe whoever makes them, however often, at the same time or half: a tar's name holds its hash, so no
 file that a manifest part points to is ever overwritten by another, and a reader takes every clip once.
 """
 
-import io
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +22,59 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import UserError
-from ...schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECTED_SCHEMA
+from ...schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECTED_SCHEMA, ManifestRow
 from ...storage.files import list_files, read_all, read_bytes
 from .info import CacheSpec, require_spec
-from .rows import Rows
+from .shards import npy_array
 
 MANIFEST, REJECTS = "manifest", "rejects"
-
-
 BY_IDENTITY = [(name, "ascending") for name in IDENTITY]
+AT_ONCE = 1024  # rows that are dictionaries at the same time, when all are gone through
+
+
+class Rows(Sequence[ManifestRow]):
+    """A MANIFEST_SCHEMA table as a sequence of its rows.
+
+    A row becomes a dictionary when it is asked for: millions of dictionaries would fill a machine's memory.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> ManifestRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Rows": ...
+    def __getitem__(self, index: int | slice) -> "ManifestRow | Rows":
+        if isinstance(index, slice):
+            return Rows(self.table.take(pa.array(range(*index.indices(len(self))), pa.int64())))
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        row: Any = self.table.slice(index % len(self), 1).to_pylist()[0]
+        return row
+
+    def __iter__(self) -> Iterator[ManifestRow]:
+        for batch in self.table.to_batches(max_chunksize=AT_ONCE):
+            yield from batch.to_pylist()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows) and self.table.equals(other.table)
+
+    def spread(self, count: int, columns: Sequence[str] = ()) -> "Rows":
+        """`count` rows, evenly over all, or over all sorted by `columns`; all if there are no more."""
+        places = spread(len(self), count)
+        if columns:
+            places = pc.sort_indices(self.table, [(column, "ascending") for column in columns]).take(places)
+        return Rows(self.table.take(places))
+
+
+def spread(total: int, count: int) -> pa.Array:
+    """(count,) int64: places spread evenly over `total`; all of them if there are no more."""
+    count = min(count, total)
+    return pa.array([index * total // count for index in range(count)], pa.int64())
 
 
 @dataclass(frozen=True)
@@ -52,7 +97,7 @@ class Cache:
 
 
 def open_cache(path: str) -> Cache:
-    """Raises UserError if there is no cache at `path`, or nothing in it."""
+    """Read a cache's manifest and cache.json. Raises UserError if there is no cache at `path`, or nothing in it."""
     spec = require_spec(path)
     table = read_manifest(path)
     left = read_rejected(path).join(table.select(IDENTITY), IDENTITY, join_type="left anti")  # some were cached later
@@ -66,7 +111,7 @@ def read_null_text(path: str) -> np.ndarray:
     """float16 (tokens, width): the embedding of the empty caption. Raises UserError where the cache has none."""
     address = f"{path}/{NULL_TEXT}"
     try:
-        return np.load(io.BytesIO(read_bytes(address)), allow_pickle=False)
+        return npy_array(read_bytes(address))
     except FileNotFoundError as error:
         raise UserError(
             f"{address}: missing, the cache was made without it; cache again, or set train.label_dropout 0"
@@ -74,15 +119,16 @@ def read_null_text(path: str) -> np.ndarray:
 
 
 def read_manifest(path: str) -> pa.Table:
-    """Every committed clip once, sorted by key. A task that Ray ran again may have committed one twice."""
+    """Return every committed clip once, sorted by key. A task that Ray ran again may have committed some twice."""
     parts = list_files(f"{path}/{MANIFEST}", ".parquet")
     table = _read_parts(parts, MANIFEST_SCHEMA).sort_by([("key", "ascending"), ("shard", "ascending")])
     return _first_of_each(table, ["key"])
 
 
 def read_columns(path: str, columns: dict[str, pa.DataType]) -> pa.Table:
-    """These columns of the manifest, of these types, as it was committed: in no order, and a clip that was committed
-    twice is there twice. At millions of clips a fraction of what read_manifest takes.
+    """Return these columns of the manifest, as these types, in no order.
+
+    A clip that was committed twice is there twice. For millions of clips this takes a fraction of read_manifest's time.
     """
     return _read_parts(list_files(f"{path}/{MANIFEST}", ".parquet"), pa.schema(list(columns.items())))
 
@@ -95,7 +141,7 @@ def read_rejected(path: str) -> pa.Table:
 
 
 def committed_parts(path: str) -> list[str]:
-    """What commits left so far: a fingerprint of the cache's contents that is read without opening a file."""
+    """List the files that commits wrote: a fingerprint of the cache's contents, without opening a file."""
     return [part for folder in (MANIFEST, REJECTS) for part in list_files(f"{path}/{folder}", ".parquet")]
 
 
@@ -106,7 +152,7 @@ def next_round(path: str) -> int:
 
 
 def _first_of_each(table: pa.Table, columns: list[str]) -> pa.Table:
-    """Rows of a table sorted by `columns` that differ there from the row before."""
+    """Of a table sorted by `columns`, the rows that differ there from the row before."""
     if table.num_rows < 2:
         return table
     differs = pa.array([False] * (table.num_rows - 1))
@@ -117,7 +163,7 @@ def _first_of_each(table: pa.Table, columns: list[str]) -> pa.Table:
 
 
 def _read_parts(parts: list[str], schema: pa.Schema, number: str | None = None) -> pa.Table:
-    """The rows of the files `parts`, as `schema`; `number`: a further column for the index of the file."""
+    """Read the files `parts` as `schema`; `number` names a further column, for the index of the file."""
     tables = []
     for index, content in enumerate(read_all(parts)):
         try:

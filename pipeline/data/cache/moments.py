@@ -1,11 +1,10 @@
 """Moments of the latents over a cache, streaming: E[z0] and tr(Cov[z0])/d, which CIL's Analytic-Init starts from.
 
-Partial moments of any split of the clips merge to those of all of them (Chan et al. 1983), without the cancellation of
-sums of squares. z0 is what training sees, a sample of the posterior: to the spread of the posteriors' means its own
-variance is added (law of total variance).
+Moments of parts merge to the moments of all clips (Chan et al. 1983), without the cancellation of sums of squares. z0
+is the sample of the posterior that training sees, so the posterior's own variance is added to the spread of the
+posteriors' means (law of total variance).
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,13 +13,13 @@ import numpy as np
 from ...errors import UserError
 from ...schema import ManifestRow
 from ...storage.files import exists, read_bytes, read_json, write_bytes, write_json
-from .shards import read_latent
+from .shards import npy_array, npy_bytes, read_latent
 
 MOMENTS, MEAN = "moments.json", "mean.npy"
 
 
 class Moments(NamedTuple):
-    """Of so many clips: the mean clip, and the sum over clips of squared distance from it, posterior variance included."""
+    """The mean of some clips, and the sum of their squared distances from it, posterior variance included."""
 
     clips: int
     mean: np.ndarray  # (F, C, h, w) float64, scaled latents
@@ -33,7 +32,7 @@ class Moments(NamedTuple):
 
 
 def moments_of(posteriors: np.ndarray, scaling_factor: float) -> Moments:
-    """Of a few clips: (N, 2, F, C, h, w) unscaled posterior means and log-variances."""
+    """Moments of a few clips, from (N, 2, F, C, h, w) unscaled posterior means and log-variances."""
     means, logvars = np.moveaxis(posteriors.astype(np.float64), 1, 0)
     mean = means.mean(0)
     squares = np.square(means - mean).sum() + np.exp(np.clip(logvars, -30, 20)).sum()
@@ -41,7 +40,7 @@ def moments_of(posteriors: np.ndarray, scaling_factor: float) -> Moments:
 
 
 def merge(one: Moments, other: Moments) -> Moments:
-    """Of the clips of both."""
+    """Moments of the clips of both."""
     count = one.clips + other.clips
     step = other.mean - one.mean
     squares = one.squares + other.squares + float(np.square(step).sum()) * one.clips * other.clips / count
@@ -49,28 +48,19 @@ def merge(one: Moments, other: Moments) -> Moments:
 
 
 def read_moments(cache_path: str, rows: Iterable[ManifestRow], scaling_factor: float) -> Moments:
-    """Of the clips of these manifest rows, in one go. Raises CorruptShard."""
+    """Moments of the clips of these manifest rows, all in memory at once. Raises CorruptShard."""
     return moments_of(np.stack([read_latent(cache_path, row) for row in rows]), scaling_factor)
 
 
 def save_moments(folder: str, moments: Moments, fingerprint: str) -> None:
-    """FOLDER/mean.npy and moments.json, the latter last: without it there is nothing there."""
-    stream = io.BytesIO()
-    np.save(stream, moments.mean)
-    write_bytes(f"{folder}/{MEAN}", stream.getvalue())
-    write_json(
-        f"{folder}/{MOMENTS}",
-        {
-            "clips": moments.clips,
-            "variance": moments.variance,
-            "latent_shape": list(moments.mean.shape),
-            "cache_fingerprint": fingerprint,
-        },
-    )
+    """Write FOLDER/mean.npy, then moments.json, which makes them count."""
+    write_bytes(f"{folder}/{MEAN}", npy_bytes(moments.mean))
+    described = {"clips": moments.clips, "variance": moments.variance, "latent_shape": list(moments.mean.shape)}
+    write_json(f"{folder}/{MOMENTS}", described | {"cache_fingerprint": fingerprint})
 
 
 def load_moments(folder: str, latent_shape: Sequence[int]) -> Moments:
-    """What `save_moments` wrote. Raises UserError where there is nothing, or of latents of another shape."""
+    """Read what `save_moments` wrote. Raises UserError if there is nothing, or moments of another latent shape."""
     if not exists(f"{folder}/{MOMENTS}"):
         raise UserError(
             f"sample.analytic_init = {folder}: no {MOMENTS} there; run jobs/latent_moments.py and give RUN/moments"
@@ -81,5 +71,5 @@ def load_moments(folder: str, latent_shape: Sequence[int]) -> Moments:
             f"sample.analytic_init = {folder}: moments of latents {found['latent_shape']}, but the model's are "
             f"{list(latent_shape)}; run jobs/latent_moments.py on the cache that it was trained from"
         )
-    mean = np.load(io.BytesIO(read_bytes(f"{folder}/{MEAN}")), allow_pickle=False)
+    mean = npy_array(read_bytes(f"{folder}/{MEAN}"))
     return Moments(found["clips"], mean, found["variance"] * found["clips"] * mean.size)

@@ -1,16 +1,16 @@
-"""F_eta's output stored beside the latents it was made of, so that bridge training need not run the prior at every step.
+"""F_eta's output for each clip, beside the latents: bridge training need not run the prior at every step.
 
     CACHE/priors/HASH/prior.json            which cache and which checkpoint (HASH: of its weights); the shape
     CACHE/priors/HASH/SHARD.npy             float16 (N, F, C, h, w): the shard's N clips, sorted by key
 
-Shards never change, so neither do these; a shard that came later has none yet. The stored output is that of the clip's own
-class and of the mean of its image's posterior, which is what sampling uses; computed in training it would see a sample of
+Shards never change, so neither do these; a shard that came later has none yet. The stored output is made from the
+clip's own class and the mean of its image's posterior, as in sampling. Computed in training, it would see a sample of
 the posterior, and the null class where the label is dropped.
 """
 
 import functools
-import io
 from collections.abc import Callable
+from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow.compute as pc
@@ -21,18 +21,16 @@ from ...models.build import class_indices
 from ...models.prior import NeuralPrior
 from ...schema import ManifestRow
 from ...storage.files import list_files, read_json, read_range, write_bytes, write_json
-from .manifest import Cache
-from .rows import Rows
-from .shards import read_latent
+from .manifest import Cache, Rows
+from .shards import npy_bytes, read_latent
 
 PRIOR = "prior.json"
-
-
-HEADER = 128  # bytes before the numbers in a .npy of so few dimensions: the format pads to 64
+HEADER = 128  # bytes before the numbers in a .npy of few dimensions: the format pads to 64
+AT_ONCE = 16  # clips that go through the prior together
 
 
 def folder_of(cache_path: str, weights: str) -> str:
-    """Where the outputs of the prior with this hash of its weights are."""
+    """The folder of the outputs of the prior whose weights have this hash."""
     return f"{cache_path}/priors/{weights}"
 
 
@@ -49,23 +47,22 @@ def rows_of_shard(cache: Cache, shard: str) -> Rows:
 
 def missing_shards(cache: Cache, weights: str) -> list[str]:
     """Shards of the cache whose outputs are not there yet, sorted."""
-    there = {
-        address.rsplit("/", 1)[-1].removesuffix(".npy")
-        for address in list_files(folder_of(cache.path, weights), ".npy")
-    }
-    return sorted(shard for shard in set(cache.table["shard"].to_pylist()) if _stem(shard) not in there)
+    there = {_stem(address) for address in list_files(folder_of(cache.path, weights), ".npy")}
+    return sorted(shard for shard in cache.table["shard"].unique().to_pylist() if _stem(shard) not in there)
 
 
 def save_outputs(cache: Cache, weights: str, shard: str, outputs: np.ndarray) -> None:
     """Write the (N, F, C, h, w) outputs of a shard's clips, in the order of `rows_of_shard`."""
-    stream = io.BytesIO()
-    np.save(stream, outputs.astype(np.float16))
-    assert stream.getbuffer().nbytes == HEADER + 2 * outputs.size
-    write_bytes(f"{folder_of(cache.path, weights)}/{_stem(shard)}.npy", stream.getvalue())
+    content = npy_bytes(outputs.astype(np.float16))
+    assert len(content) == HEADER + 2 * outputs.size
+    write_bytes(f"{folder_of(cache.path, weights)}/{_stem(shard)}.npy", content)
 
 
 def prior_reader(cache: Cache, weights: str) -> Callable[[ManifestRow], np.ndarray]:
-    """What gives F_eta's output for a manifest row, (F, C, h, w) float16. Raises UserError as `check_outputs` does."""
+    """Return a function that reads F_eta's output for a manifest row, (F, C, h, w) float16.
+
+    Raises UserError as `check_outputs`.
+    """
     check_outputs(cache, weights)
     folder, shape = folder_of(cache.path, weights), tuple(cache.spec.latent_shape)
     size = 2 * int(np.prod(shape))
@@ -83,7 +80,7 @@ def prior_reader(cache: Cache, weights: str) -> Callable[[ManifestRow], np.ndarr
 
 
 def check_outputs(cache: Cache, weights: str) -> None:
-    """Raise UserError unless the outputs of the prior with these weights are there for every clip of this cache."""
+    """Raise UserError unless every clip of this cache has its output of the prior with these weights."""
     folder = folder_of(cache.path, weights)
     remedy = "run jobs/cache_prior.py with the same settings, or set bridge.cached_prior false"
     try:
@@ -92,18 +89,15 @@ def check_outputs(cache: Cache, weights: str) -> None:
         raise UserError(f"{folder}: no outputs of this neural prior (bridge.cached_prior); {remedy}") from error
     if found["cache_fingerprint"] != cache.spec.fingerprint or found["prior_weights"] != weights:
         raise UserError(
-            f"{folder}: outputs of prior {found['prior_weights']} on cache {found['cache_fingerprint']}, not of {weights} on "
-            f"{cache.spec.fingerprint}; delete that folder and {remedy}"
+            f"{folder}: outputs of prior {found['prior_weights']} on cache {found['cache_fingerprint']}, not of "
+            f"{weights} on {cache.spec.fingerprint}; delete that folder and {remedy}"
         )
     if lacking := missing_shards(cache, weights):
         raise UserError(f"{folder}: {len(lacking)} shards are without outputs, the first {lacking[0]}; {remedy}")
 
 
-def _stem(shard: str) -> str:
-    return shard.removesuffix(".tar")
-
-
-AT_ONCE = 16  # clips
+def _stem(address: str) -> str:
+    return PurePosixPath(address).stem
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""PLAN + CACHE -> WHAT IS LEFT: each planned clip is cached, rejected or pending. In Arrow: there may be millions."""
+"""PLAN + CACHE -> PROGRESS: each planned clip is cached, rejected or pending. In Arrow: there may be millions."""
 
 from typing import Any, NamedTuple
 
@@ -9,15 +9,13 @@ from ...schema import IDENTITY, MANIFEST_SCHEMA
 from ..plan.clips import first_places
 from .manifest import read_columns, read_rejected
 
-NAME = pa.dictionary(pa.int32(), pa.string())  # what few values of are: a number a row
-COMMITTED = {name: MANIFEST_SCHEMA.field(name).type for name in [*IDENTITY, "length"]} | {
-    "shard": NAME,
-    "decoder": NAME,
-}
+NAME = pa.dictionary(pa.int32(), pa.string())  # dictionary-encoded: few distinct values
+COMMITTED = {name: MANIFEST_SCHEMA.field(name).type for name in [*IDENTITY, "length"]}
+COMMITTED |= {"shard": NAME, "decoder": NAME}
 
 
 class CacheProgress(NamedTuple):
-    """Where the clips of a plan stand; each is in exactly one of the first three tables, in the plan's order."""
+    """The clips of a plan; each is in exactly one of the first three tables, in the plan's order."""
 
     cached: pa.Table  # their "split"
     rejected: pa.Table  # the plan's columns and "reason"
@@ -26,6 +24,7 @@ class CacheProgress(NamedTuple):
 
     @property
     def planned(self) -> int:
+        """Clips of the plan."""
         return self.cached.num_rows + self.rejected.num_rows + self.pending.num_rows
 
 
@@ -58,7 +57,7 @@ def _identity(table: pa.Table) -> pa.ChunkedArray:
 
 
 def counts_of(path: str, progress: CacheProgress) -> dict[str, Any]:
-    """What summary.json says of the cache at `path` as it stands."""
+    """The counts of the cache at `path` that summary.json holds."""
     return {
         "cache": path,
         "planned": progress.planned,
@@ -73,6 +72,6 @@ def counts_of(path: str, progress: CacheProgress) -> dict[str, Any]:
 
 
 def tally(column: pa.ChunkedArray) -> dict[str, int]:
-    """How often each value occurs, the most frequent first."""
+    """How often each value occurs, the most frequent value first."""
     counts = ((each["values"], each["counts"]) for each in column.value_counts().to_pylist())
     return dict(sorted(counts, key=lambda each: -each[1]))

@@ -1,9 +1,9 @@
-"""CACHE -> FINDINGS: whether everything that the manifest promises is there, byte for byte, and what lies about besides.
+"""CACHE -> FINDINGS: check every committed byte, and list orphaned files.
 
-check_shards     every committed latent against its checksum, index, tar and shape
-check_source     committed clips against the videos that the source has now
+check_shards     compare every committed latent with its checksum, index, tar and shape
+check_source     compare committed clips with the videos that the source has now
 uncommit         take damaged shards back, so that the next caching job makes their clips again
-find_orphans     files that no manifest part speaks of: what killed jobs leave
+find_orphans     list the files that no manifest part names: killed jobs leave them
 """
 
 import io
@@ -12,6 +12,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ...errors import UserError
-from ...schema import LATENT_MEMBER, MANIFEST_SCHEMA, META_MEMBER, TEXT_MEMBER, ManifestRow
+from ...schema import LATENT_MEMBER, MANIFEST_SCHEMA, META_MEMBER, ManifestRow
 from ...storage.files import entries, is_s3, list_files, read_all, read_bytes, remove
 from ...storage.s3 import abort_upload, unfinished_uploads
+from ..decode.fetch import one_line
 from .info import CacheSpec
 from .manifest import MANIFEST, REJECTS
-from .shards import SHARDS, checksum
+from .shards import SHARDS, arrays_of, checksum, npy_array
 
 AT_ONCE = 4  # shards that are read at the same time; each is in memory
 
@@ -35,24 +37,24 @@ class Finding(NamedTuple):
 
     part: str  # address of its manifest part
     shard: str  # file name, "" if not known
-    key: str  # of the clip, "" if it is the whole shard
+    key: str  # of the clip; "" for the whole shard
     problem: str
 
 
 class Orphan(NamedTuple):
-    """Something that no manifest part speaks of."""
+    """A file or upload that no manifest part names."""
 
     address: str
     size: int  # bytes; 0 where it is not known
     modified: float  # seconds since the epoch
-    upload: str | None = None  # id, if it is an upload to S3 that nobody finished
+    upload: str | None = None  # id of an unfinished upload to S3
 
 
 class Checked(NamedTuple):
-    """What was read of one shard."""
+    """The result for one manifest part."""
 
     clips: int
-    size: int  # bytes of its tar
+    size: int  # bytes of its tars
     findings: list[Finding]
 
 
@@ -60,14 +62,14 @@ def check_shards(path: str, spec: CacheSpec) -> Iterator[Checked]:
     """Read every shard of the cache once, whole."""
     parts = list_files(f"{path}/{MANIFEST}", ".parquet")
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield from pool.map(lambda part: _check_shard(path, part, spec), parts)
+        yield from pool.map(partial(_check_part, path, spec), parts)
 
 
-def _check_shard(path: str, part: str, spec: CacheSpec) -> Checked:
+def _check_part(path: str, spec: CacheSpec, part: str) -> Checked:
     try:
         table = pq.read_table(io.BytesIO(read_bytes(part))).cast(MANIFEST_SCHEMA)
     except (pa.ArrowException, KeyError, ValueError) as error:
-        return Checked(0, 0, [Finding(part, "", "", f"the manifest part is unreadable ({_line(error)})")])
+        return Checked(0, 0, [Finding(part, "", "", f"the manifest part is unreadable ({one_line(error)})")])
     findings, size = [], 0
     for shard in table["shard"].unique().to_pylist():
         rows: list[ManifestRow] = table.filter(pc.equal(table["shard"], shard)).to_pylist()
@@ -82,58 +84,54 @@ def _check_shard(path: str, part: str, spec: CacheSpec) -> Checked:
 
 
 def _check_tar(tar: bytes, rows: list[ManifestRow], spec: CacheSpec) -> Iterator[tuple[str, str]]:
-    """(key, or "" for the whole tar; what is wrong)."""
+    """Yield (key, or "" for the whole tar; the problem)."""
     try:
         with tarfile.open(fileobj=io.BytesIO(tar)) as opened:
             members = {member.name: member for member in opened.getmembers()}
     except tarfile.TarError as error:
-        yield "", f"the tar is unreadable ({_line(error)})"
+        yield "", f"the tar is unreadable ({one_line(error)})"
         return
     expected = set()
     for row in rows:
-        placed = {LATENT_MEMBER: (row["offset"], row["length"], row["checksum"])}
-        if row["text_offset"] is not None:
-            assert row["text_length"] is not None and row["text_checksum"] is not None
-            placed[TEXT_MEMBER] = (row["text_offset"], row["text_length"], row["text_checksum"])
-        for suffix, (offset, length, crc) in placed.items():
-            name = f"{row['key']}.{suffix}"
-            expected.add(name)
-            member = members.get(name)
+        key = row["key"]
+        for suffix, (offset, length, crc) in arrays_of(row).items():
+            expected.add(f"{key}.{suffix}")
+            member = members.get(f"{key}.{suffix}")
             content = tar[offset : offset + length]
             if member is None or (member.offset_data, member.size) != (offset, length):
                 where = "not in the tar" if member is None else f"at {member.offset_data}, {member.size} bytes"
-                yield row["key"], f"{suffix} is {where}; the index says at {offset}, {length} bytes"
+                yield key, f"{suffix} is {where}; the index says at {offset}, {length} bytes"
             elif len(content) != length or checksum(content) != crc:
-                yield row["key"], f"{suffix} has another checksum than when it was written"
+                yield key, f"{suffix} has another checksum than when it was written"
             elif suffix == LATENT_MEMBER and (problem := _misshapen(content, spec)):
-                yield row["key"], problem
-        expected.add(f"{row['key']}.{META_MEMBER}")
-        yield from ((row["key"], problem) for problem in _check_meta(tar, members, row))
+                yield key, problem
+        expected.add(f"{key}.{META_MEMBER}")
+        meta = members.get(f"{key}.{META_MEMBER}")
+        if meta is None:
+            yield key, f"{META_MEMBER} is missing"
+        elif _video_in(tar[meta.offset_data : meta.offset_data + meta.size]) != row["video"]:
+            yield key, f"{META_MEMBER} does not describe this clip"
     if extra := members.keys() - expected:
         yield "", f"{len(extra)} members that the index does not know, for example {min(extra)}"
 
 
 def _misshapen(content: bytes, spec: CacheSpec) -> str:
-    latent = np.load(io.BytesIO(content), allow_pickle=False)
+    latent = npy_array(content)
     wanted = (2, *spec.latent_shape)
     if latent.dtype != np.float16 or latent.shape != wanted:
         return f"the latent is {latent.dtype} {latent.shape}, not float16 {wanted}"
     return "" if np.isfinite(latent).all() else "the latent has infinite or undefined values"
 
 
-def _check_meta(tar: bytes, members: dict[str, tarfile.TarInfo], row: ManifestRow) -> Iterator[str]:
-    member = members.get(f"{row['key']}.{META_MEMBER}")
+def _video_in(meta: bytes) -> str | None:
     try:
-        meta = json.loads(tar[member.offset_data : member.offset_data + member.size]) if member else {}
+        return json.loads(meta).get("video")
     except ValueError:
-        meta = {}
-    if meta.get("video") != row["video"]:
-        yield f"{META_MEMBER} {'is missing' if member is None else 'does not describe this clip'}"
+        return None
 
 
 def check_source(made: pa.Table, plan: pa.Table) -> dict[str, pa.Table]:
-    """{"gone": ..., "changed": ...}: clips of the manifest `made` whose video the source no longer has, or has in
-    another size."""
+    """Return {"gone": clips of the manifest `made` whose video the source has no more, "changed": in another size}."""
     columns = ["key", "video", "size"]
     videos = plan.select(["video", "size"]).group_by(["video"]).aggregate([("size", "max")])
     found = made.select(columns).join(videos, "video", join_type="left outer")
@@ -144,7 +142,7 @@ def check_source(made: pa.Table, plan: pa.Table) -> dict[str, pa.Table]:
 
 
 def uncommit(path: str, findings: list[Finding]) -> int:
-    """Remove the manifest parts of damaged shards; their tars become orphans. Returns how many."""
+    """Remove the manifest parts of damaged shards; their tars become orphans. Returns the number of parts."""
     parts = sorted({finding.part for finding in findings})
     for part in parts:
         remove(part)
@@ -152,11 +150,10 @@ def uncommit(path: str, findings: list[Finding]) -> int:
 
 
 def find_orphans(path: str, older_than: float) -> tuple[list[Orphan], list[str]]:
-    """(what no manifest part speaks of, last written at least `older_than` seconds ago; tars that parts speak of and
-    that are gone).
+    """Return (orphans last written at least `older_than` seconds ago; tars that manifest parts name and that are gone).
 
-    Tars are listed before the parts are read: one that is committed in between is no orphan. Raises UserError if a
-    part cannot be read, for then nobody knows.
+    Tars are listed before the parts are read: a tar that is committed in between is no orphan. Raises UserError if a
+    part cannot be read.
     """
     latest = time.time() - older_than
     tars = [entry for entry in entries(f"{path}/{SHARDS}", hidden=True) if entry.address.endswith(".tar")]
@@ -166,19 +163,21 @@ def find_orphans(path: str, older_than: float) -> tuple[list[Orphan], list[str]]
         try:
             wanted.update(pq.read_table(io.BytesIO(content), columns=["shard"])["shard"].unique().to_pylist())
         except (pa.ArrowException, KeyError) as error:
-            raise UserError(f"{part}: unreadable ({_line(error)}); run jobs/verify_cache.py --repair first") from error
-    found = [Orphan(entry.address, entry.size, entry.modified) for entry in tars if _name(entry.address) not in wanted]
-    if is_s3(path):
-        found += [Orphan(address, 0, begun, upload) for address, upload, begun in unfinished_uploads(path)]
-    else:
-        for folder in (path, *(f"{path}/{name}" for name in (SHARDS, MANIFEST, REJECTS))):
-            beside = (entry for entry in entries(folder, hidden=True) if _unfinished(_name(entry.address)))
-            found += [Orphan(entry.address, entry.size, entry.modified) for entry in beside]
-    names = {_name(entry.address) for entry in tars}
-    return sorted(orphan for orphan in found if orphan.modified <= latest), sorted(wanted - names)
+            raise UserError(
+                f"{part}: unreadable ({one_line(error)}); run jobs/verify_cache.py --repair first"
+            ) from error
+    found = [entry for entry in tars if entry.relative not in wanted]
+    uploads = unfinished_uploads(path) if is_s3(path) else ()
+    for folder in () if is_s3(path) else (path, *(f"{path}/{name}" for name in (SHARDS, MANIFEST, REJECTS))):
+        found += [entry for entry in entries(folder, hidden=True) if _unfinished(entry.relative)]
+    orphans = [Orphan(entry.address, entry.size, entry.modified) for entry in found]
+    orphans += [Orphan(address, 0, begun, upload) for address, upload, begun in uploads]
+    gone = wanted - {entry.relative for entry in tars}
+    return sorted(orphan for orphan in orphans if orphan.modified <= latest), sorted(gone)
 
 
 def remove_orphans(orphans: list[Orphan]) -> None:
+    """Delete the files, and abort the uploads."""
     for orphan in orphans:
         if orphan.upload is None:
             remove(orphan.address)
@@ -187,13 +186,5 @@ def remove_orphans(orphans: list[Orphan]) -> None:
 
 
 def _unfinished(name: str) -> bool:
-    """Whether a file is one that storage.write_bytes has not renamed yet."""
+    """Whether the file is one that storage.write_bytes has not renamed yet."""
     return name.startswith(".") and name.endswith(".tmp")
-
-
-def _name(address: str) -> str:
-    return address.rpartition("/")[2]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

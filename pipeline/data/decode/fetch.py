@@ -1,4 +1,4 @@
-"""URI -> LOCAL FILE: the bytes of one video, wherever they lie, as a path that every decoder can open.
+"""URI -> LOCAL FILE: the bytes of one video, wherever they lie, at a path that every decoder can open.
 
 A video in a tar has the URI TAR#MEMBER@OFFSET+SIZE, so that only its own bytes are read.
 """
@@ -17,7 +17,7 @@ CHUNK = 8 << 20
 
 
 class DecodeFailure(ValueError):
-    """A clip that cannot be made: `reason`, a word that rejected clips are counted by, and `detail`, one line."""
+    """A clip that cannot be made: `reason`, a word by which rejected clips are counted, and `detail`, one line."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)  # both, so that it survives pickling
@@ -30,7 +30,7 @@ class DecodeFailure(ValueError):
 
 @contextmanager
 def local_file(uri: str) -> Iterator[Path]:
-    """A path to the video's bytes; from s3:// or out of a tar they are copied for the while.
+    """A path to the video's bytes; those on s3:// or in a tar are copied, and the copy is deleted afterwards.
 
     Raises DecodeFailure: missing, refused, truncated (a tar that ends too early); StorageUnavailable.
     """
@@ -48,7 +48,7 @@ def local_file(uri: str) -> Iterator[Path]:
                 _extract(member, copy)
         except FileNotFoundError as error:
             raise DecodeFailure("missing", one_line(error)) from error
-        except StorageRefused as error:  # this object; that the bucket can be read, planning has shown
+        except StorageRefused as error:  # this object only: planning has read the bucket
             raise DecodeFailure("refused", str(error)) from error
         copy.flush()
         yield Path(copy.name)
@@ -64,4 +64,5 @@ def _extract(member: Member, stream: IO[bytes]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+    """The error's type and message, on one line."""
+    return " ".join(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}".split())

@@ -11,15 +11,16 @@ import av
 
 from .fetch import DecodeFailure, one_line
 
-# Where the frames that a seek gives equal a sequential decode's, measured file by file (tests/data/decode/test_decoders.py).
-# decord: of more bits other colours, of 4:4:4 wrong frames after a seek past x264's version mark
+# Codecs for which the frames after a seek equal those of a sequential decode, measured file by file
+# (tests/data/decode/test_decoders.py). decord gives other colours for more than 8 bits, and wrong frames of 4:4:4 after a
+# seek past x264's version mark.
 CODECS = {
     "decord": {"h264", "hevc", "vp8", "vp9", "mpeg4"},
     "torchcodec": {"h264", "hevc", "vp8", "vp9", "mpeg4", "libdav1d", "av1"},
 }
 PIXELS = {"yuv420p", "yuvj420p"}
 MIN_SIDE = 17  # decord cannot read frames of up to 16 pixels
-COMPLETE = 0.9  # a video with fewer of the frames that its header promises is truncated
+COMPLETE = 0.9  # a video with a smaller share of the frames that its header promises is truncated
 AV_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError, MemoryError)
 
 
@@ -27,7 +28,7 @@ AV_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError, MemoryError)
 class Probe:
     """What the packets of a video's main stream tell without decoding."""
 
-    packets: int  # that carry a picture to be shown
+    packets: int  # those that carry a picture to be shown
     counted: bool  # the header agrees with `packets`; where it does not, only a decode can tell
     height: int  # as coded, before rotation
     width: int

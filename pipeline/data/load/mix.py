@@ -17,8 +17,7 @@ from ...errors import UserError
 from ...schema import TRAIN, ManifestRow
 from ...settings import MixedCache
 from ..cache.info import CacheSpec, check_same, differences
-from ..cache.manifest import Cache, open_cache
-from ..cache.rows import Rows
+from ..cache.manifest import Cache, Rows, open_cache
 from .order import mix_counts
 
 CACHE_COLUMN = "cache"  # of a mix's table: the path of the cache that holds a clip

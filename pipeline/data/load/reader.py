@@ -14,8 +14,7 @@ from torch import Tensor
 from ...errors import UserError
 from ...schema import ManifestRow
 from ...storage.files import is_remote
-from ..cache.manifest import Cache, read_null_text
-from ..cache.rows import Rows
+from ..cache.manifest import Cache, Rows, read_null_text
 from ..cache.shards import CorruptShard, read_latent, read_text
 from .mix import Mix, cache_of, paths_of
 from .node_cache import NodeCache

@@ -1,4 +1,4 @@
-"""Two jobs, one cache: whoever comes second stops, unless the first one is gone."""
+"""Two jobs, one cache: the second stops, unless the first is gone."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_an_owner_that_was_paused_too_long_stops_when_it_wakes(other: subprocess
 def test_of_two_that_take_it_at_once_one_remains(tmp_path: Path) -> None:
     first, second = Lease(str(tmp_path)), Lease(str(tmp_path))
     first.take()
-    lease.write_json(f"{tmp_path}/lock.json", second._lease)  # as if both had found none
+    lease.write_json(f"{tmp_path}/lock.json", second.record)  # as if both had found none
     with pytest.raises(JobFailed, match="took this cache over"):
         first.keep()
         first.check()

@@ -8,9 +8,8 @@ import pytest
 from helpers.tiny_cache import tiny_settings, write_cache
 
 from pipeline.data.cache.inspect import counts, statistics
-from pipeline.data.cache.manifest import Cache
+from pipeline.data.cache.manifest import Cache, Rows, spread
 from pipeline.data.cache.progress import tally
-from pipeline.data.cache.rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +29,14 @@ def test_rows_are_those_of_the_table(cache: Cache) -> None:
         rows[13]
 
 
-def test_a_spread_covers_all_and_by_columns_all_their_values(cache: Cache) -> None:
+def test_a_spread_covers_all_rows_and_sorted_all_values_of_a_column(cache: Cache) -> None:
     keys = [row["key"] for row in cache.rows]
     assert [row["key"] for row in cache.rows.spread(4)] == [keys[index] for index in (0, 3, 6, 9)]
     assert cache.rows.spread(99) == cache.rows
-    spread = list(cache.rows.spread_by(["label", "key"], 4))
-    assert [row["label"] for row in spread] == ["bounce", "bounce", "bounce", "slide"]
-    assert len(cache.rows.spread_by(["label", "key"], 99)) == 13
+    assert spread(1000, 4).to_pylist() == [0, 250, 500, 750] and spread(3, 4).to_pylist() == [0, 1, 2]
+    chosen = list(cache.rows.spread(4, ["label", "key"]))
+    assert [row["label"] for row in chosen] == ["bounce", "bounce", "bounce", "slide"]
+    assert len(cache.rows.spread(99, ["label", "key"])) == 13
 
 
 def test_rows_of_a_large_table_take_no_memory_until_asked_for(cache: Cache) -> None:
@@ -55,7 +55,7 @@ def test_tally_counts_the_most_frequent_first() -> None:
     assert tally(pa.chunked_array([], pa.string())) == {}
 
 
-def test_facts_are_of_all_clips(cache: Cache, tmp_path: Path) -> None:
+def test_counts_and_statistics_describe_all_clips(cache: Cache, tmp_path: Path) -> None:
     found = counts(cache)
     assert (found["clips"], found["shards"], found["rejected"], found["rejects"]) == (13, 2, 0, {})
     assert found["classes"] == {"bounce": {"train": 5, "test": 2}, "slide": {"train": 5, "test": 1}}

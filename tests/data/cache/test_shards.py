@@ -15,10 +15,9 @@ import webdataset
 from helpers.tiny_text import save_tiny_clip
 
 from pipeline.data.cache.commit import commit
-from pipeline.data.cache.encode import npy_bytes
 from pipeline.data.cache.info import CacheSpec, check_same, read_spec, resolve_spec, write_spec
 from pipeline.data.cache.manifest import Cache, next_round, open_cache, read_manifest, read_rejected
-from pipeline.data.cache.shards import CorruptShard, read_latent, read_text
+from pipeline.data.cache.shards import CorruptShard, npy_bytes, read_latent, read_text
 from pipeline.errors import UserError
 from pipeline.schema import ENCODED_SCHEMA
 from pipeline.settings import load
