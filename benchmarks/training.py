@@ -205,7 +205,7 @@ def waited(settings: Settings, steps: int = 3) -> dict[str, float]:
 
 def stepper(settings: Settings) -> Any:
     """step(batch): forward, backward and optimizer of the settings' network."""
-    spec = resolve_spec(settings, CLASSES)
+    spec = resolve_spec(settings.data, settings.vae, settings.text, CLASSES)
     model = build_image_to_video(settings.model, spec.latent_shape, len(CLASSES))
     model.initialise(0)
     loss, optimizer = finetune_loss(model.conditions, settings.bridge), make_optimizer(model, settings.train)
@@ -314,7 +314,7 @@ def gpu(folder: Path) -> dict[str, Any]:
 
 def write_cache(settings: Settings, clips: int) -> None:
     """A cache of random latents in the true format, one held out."""
-    spec = resolve_spec(settings, CLASSES)
+    spec = resolve_spec(settings.data, settings.vae, settings.text, CLASSES)
     write_spec(settings.cache_path, spec)
     random = np.random.default_rng(0)
     rows = []

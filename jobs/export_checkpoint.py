@@ -18,7 +18,9 @@ from pipeline.train.spec import train_spec
 def job(settings: Settings) -> None:
     """Write the export and print its folder."""
     found = choose_checkpoint(f"{settings.run.folder}/finetune", settings.sample.checkpoint)
-    cache = open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
+    cache = open_training_cache(
+        settings.cache_path, settings.cache.mix, resolve_spec(settings.data, settings.vae, settings.text)
+    )
     target = export_of_checkpoint(train_spec("finetune", settings, cache.spec), found)
     print(f"{target}; sample from it with --sample.model_path {target}")
 

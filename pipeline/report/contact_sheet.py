@@ -18,7 +18,7 @@ def draw_cache(cache: Cache, vae_path: str) -> bytes:
     """Draw clips of all classes, decoded from the means of their posteriors, as a PNG file. Raises UserError."""
     vae = load_vae(vae_path, "float32")
     clips = []
-    for row in cache.rows.spread_by(["label", "key"], CLIPS):
+    for row in cache.rows.spread(CLIPS, ["label", "key"]):
         mean = read_latent(cache.path, row)[0]
         if vae.temporal == 1:  # a temporal VAE decodes a clip from all of its frames
             mean = mean[shown_frames(len(mean))]

@@ -75,7 +75,7 @@ class Run:
 def prepare(job: Job, settings: Settings) -> Run:
     """Find and check cache, initial weights and prior. Reads only. Raises UserError or WeightsMismatch."""
     check_trackers(settings.run.track)
-    wanted = resolve_spec(settings)
+    wanted = resolve_spec(settings.data, settings.vae, settings.text)
     if settings.data.online:
         cache = planned_cache(settings.data, wanted)
     else:

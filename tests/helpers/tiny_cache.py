@@ -45,7 +45,7 @@ def tiny_arguments(storage: Path, *more: str) -> list[str]:
 
 def write_cache(settings: Settings, clips: int = 10, held_out: int = 3, seed: int = 0) -> Cache:
     """Commit `clips` training and `held_out` test clips in two shards to settings.cache_path."""
-    spec = resolve_spec(settings, CLASSES)
+    spec = resolve_spec(settings.data, settings.vae, settings.text, CLASSES)
     write_spec(settings.cache_path, spec)
     rows = [
         _row(number, "train" if number < clips else "test", spec.latent_shape, seed)

@@ -100,7 +100,7 @@ def write_cache(settings: Settings) -> None:
         latent = npy_bytes(encoder.encode([frames])[0])
         rows.append({**planned, **span, "latent": latent, "stage": None, "reason": None, "detail": None, "attempts": 1})
     labels = sorted({row["label"] for row in rows})
-    write_spec(settings.cache_path, resolve_spec(settings, labels))
+    write_spec(settings.cache_path, resolve_spec(settings.data, settings.vae, settings.text, labels))
     commit(settings.cache_path, pa.Table.from_pylist(rows, schema=ENCODED_SCHEMA))
 
 

@@ -67,7 +67,8 @@ PROGRAM = """
     rank = RankInfo(0, 1, torch.device("cpu"))
     for path in sys.argv[1:]:
         settings = build([yaml.safe_load(Path(path).read_text())])
-        cache = open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
+        spec = resolve_spec(settings.data, settings.vae, settings.text)
+        cache = open_training_cache(settings.cache_path, settings.cache.mix, spec)
         source = Source(cache, cache.select("train"), cache.spec.classes, 0.0, 0, bool(cache.spec.text_shape))
 
         spec = train_spec("finetune", settings, cache.spec)

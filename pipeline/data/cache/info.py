@@ -10,12 +10,15 @@ from typing import Any
 from ...errors import UserError
 from ...models.files.text import find_text_encoder, text_identity
 from ...models.files.vae import vae_geometry, vae_identity
-from ...settings import VAE_DOWNSAMPLING, Settings
+from ...settings import DataSettings, TextSettings, VaeSettings
 from ...storage.files import read_json, write_json
 
 VERSION = 1
 INFO = "cache.json"
 VAE_HASH = "vae.path (hash of its weights)"  # a key of CacheSpec.settings
+# settings of section data that decide a latent's value
+DECISIVE = {"frames", "window", "stride", "clips_per_video", "clip_starts", "clip_seed", "flip", "short_video"}
+DECISIVE |= {"height", "width"}
 
 
 @dataclass(frozen=True)
@@ -44,57 +47,38 @@ class CacheSpec:
         return 2 * 2 * math.prod(self.latent_shape)
 
 
-def resolve_spec(settings: Settings, classes: Iterable[str] = ()) -> CacheSpec:
+def resolve_spec(data: DataSettings, vae: VaeSettings, text: TextSettings, classes: Iterable[str] = ()) -> CacheSpec:
     """The spec of a cache that these settings make. Raises UserError.
 
     Reads the VAE and the text encoder, so only the driver calls it.
     """
-    data, vae, text = settings.data, settings.vae, settings.text
     weights_hash, scaling_factor = vae_identity(vae.path)
-    decisive: dict[str, Any] = {
-        "data.frames": data.frames,
-        "data.window": data.window,
-        "data.stride": data.stride if isinstance(data.stride, int) else list(data.stride),
-        "data.clips_per_video": data.clips_per_video,
-        "data.clip_starts": data.clip_starts,
-        "data.clip_seed": data.clip_seed,
-        "data.flip": data.flip,
-        "data.short_video": data.short_video,
-        "data.height": data.height,
-        "data.width": data.width,
-        "vae.dtype": vae.dtype,
-        VAE_HASH: weights_hash,
-    }
+    decisive = {f"data.{name}": value for name, value in data.model_dump(mode="json", include=DECISIVE).items()}
+    decisive |= {"vae.dtype": vae.dtype, VAE_HASH: weights_hash}
     text_shape = None
     if text.path is not None:
         files = find_text_encoder(text.path, text.tokenizer)
         text_shape = [text.max_length, files.width]
-        decisive |= {
-            "text.path (hash of its files)": text_identity(files),
-            "text.layer": text.layer,
-            "text.max_length": text.max_length,
-            "text.dtype": text.dtype,
-        }
+        decisive |= {"text.path (hash of its files)": text_identity(files), "text.layer": text.layer}
+        decisive |= {"text.max_length": text.max_length, "text.dtype": text.dtype}
     fingerprint = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16).hexdigest()
-    return CacheSpec(fingerprint, decisive, scaling_factor, _latent_shape(settings), text_shape, sorted(classes))
+    return CacheSpec(fingerprint, decisive, scaling_factor, _latent_shape(data, vae), text_shape, sorted(classes))
 
 
-def _latent_shape(settings: Settings) -> list[int]:
+def _latent_shape(data: DataSettings, vae: VaeSettings) -> list[int]:
     """F, C, h, w of a clip's latent. Raises UserError if the VAE cannot take this number of frames."""
-    data = settings.data
-    channels, temporal = vae_geometry(settings.vae.path)
+    channels, temporal = vae_geometry(vae.path)
     if temporal > 1 and (data.frames - 1) % (2 * temporal):
         fewer = data.frames - (data.frames - 1) % (2 * temporal)
         raise UserError(
-            f"data.frames = {data.frames}: the VAE of vae.path = {settings.vae.path} gives back 1 + a multiple of "
+            f"data.frames = {data.frames}: the VAE of vae.path = {vae.path} gives back 1 + a multiple of "
             f"{2 * temporal} frames; set {fewer} or {fewer + 2 * temporal}"
         )
-    frames = (data.frames - 1) // temporal + 1
-    return [frames, channels, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING]
+    return [(data.frames - 1) // temporal + 1, channels, *data.latent_size]
 
 
 def require_spec(path: str) -> CacheSpec:
-    """As read_spec. Raises UserError if there is no cache."""
+    """As read_spec. Raises UserError also if there is no cache."""
     spec = read_spec(path)
     if spec is None:
         raise UserError(f"{path}: no cache there; make one with jobs/cache_latents.py, or give another --cache.path")
@@ -102,22 +86,24 @@ def require_spec(path: str) -> CacheSpec:
 
 
 def read_spec(path: str) -> CacheSpec | None:
-    """cache.json of the cache at `path`, or None if there is none. Raises UserError if it is unreadable or of
-    another version.
+    """Read cache.json of the cache at `path`; None if there is none.
+
+    Raises UserError if the file is unreadable, of another version or incomplete.
     """
-    address = f"{path}/{INFO}"
+    address, remedy = f"{path}/{INFO}", "give another --cache.path, or delete that cache"
     try:
         found = read_json(address)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(
-            f"{address}: not valid JSON ({error}); give another --cache.path, or delete that cache"
-        ) from error
+        raise UserError(f"{address}: not valid JSON ({error}); {remedy}") from error
     version = found.get("version") if isinstance(found, dict) else None
     if version != VERSION:
         raise UserError(f"{address}: is of version {version}, expected {VERSION}; give another --cache.path")
-    return CacheSpec(**{each.name: found[each.name] for each in fields(CacheSpec)})
+    names = [each.name for each in fields(CacheSpec)]
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{address}: has no key {' and '.join(missing)}; restore the file, or {remedy}")
+    return CacheSpec(**{name: found[name] for name in names})
 
 
 def check_same(path: str, found: CacheSpec, wanted: CacheSpec) -> None:

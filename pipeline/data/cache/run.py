@@ -166,7 +166,7 @@ def _survey(settings: Settings) -> tuple[CacheSpec, pa.Table, CacheProgress]:
     check_decoder(settings.data)
     plan = plan_table(settings.data)
     found = read_spec(path)
-    spec = resolve_spec(settings)
+    spec = resolve_spec(settings.data, settings.vae, settings.text)
     if found is not None:
         check_same(path, found, spec)
     progress = cache_progress(plan, path)

@@ -48,7 +48,7 @@ def test_the_sample_is_spread_evenly_and_always_the_same() -> None:
 
 def test_the_estimate_is_of_clips_that_were_really_made(settings: Settings, tmp_path: Path) -> None:
     pending = plan_table(settings.data)
-    found = estimate(pending, settings, resolve_spec(settings))
+    found = estimate(pending, settings, resolve_spec(settings.data, settings.vae, settings.text))
     assert (found.clips, found.sample, found.rejected) == (10, 8, {"too_short": 1, "unreadable": 1})
     assert found.measured and found.decode_s > 0 and found.encode_s > 0 and found.gpu_hours == 0
     actor = EncodeClips(settings.vae, settings.data, 1, 0)
@@ -72,7 +72,9 @@ def test_without_the_gpu_that_is_asked_for_the_vaes_arithmetic_is_used(
     resources = settings.cluster.encode.model_copy(update={"num_gpus": 1.0, "actors": 8})
     cluster = settings.cluster.model_copy(update={"encode": resources})
     found = estimate(
-        plan_table(settings.data), settings.model_copy(update={"cluster": cluster}), resolve_spec(settings)
+        plan_table(settings.data),
+        settings.model_copy(update={"cluster": cluster}),
+        resolve_spec(settings.data, settings.vae, settings.text),
     )
     assert not found.measured
     assert found.gpu_hours == pytest.approx(10 * 6 / 8 * found.encode_s / 3600)

@@ -110,7 +110,7 @@ def test_latents_are_the_posterior_of_the_decoded_frames(built: Settings) -> Non
 
 @pytest.mark.ray
 def test_decoding_is_not_fused_into_the_vae_actors(built: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    chain(plan_table(built.data), built, resolve_spec(built)).explain()
+    chain(plan_table(built.data), built, resolve_spec(built.data, built.vae, built.text)).explain()
     stages = capsys.readouterr().out.rsplit("Physical Plan (Optimized)")[-1]
     assert "TaskPoolMapOperator[MapBatches(decode_clips)]" in stages
     assert "ActorPoolMapOperator[MapBatches(EncodeClips)]" in stages
@@ -121,7 +121,7 @@ def test_shards_are_cut_by_the_commits_and_not_by_tasks_of_their_own(
     built: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A fusion that Ray Data does, and that `chain` relies on; the sizes of the shards show that it cuts."""
-    chain(plan_table(built.data), built, resolve_spec(built)).explain()
+    chain(plan_table(built.data), built, resolve_spec(built.data, built.vae, built.text)).explain()
     stages = capsys.readouterr().out.rsplit("Physical Plan (Optimized)")[-1]
     assert "TaskPoolMapOperator[MapBatches(commit_clips)->StreamingRepartition[" in stages
     assert stages.count("StreamingRepartition") == 1

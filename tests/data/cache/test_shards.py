@@ -1,6 +1,7 @@
 """Shards: the same bytes for the same clips, read by offset, checked; commit decides what exists."""
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -113,13 +114,14 @@ def test_the_text_encoder_is_part_of_what_a_cache_is_made_with(tmp_path: Path) -
     first, other = (save_tiny_clip(tmp_path / str(seed), seed) for seed in range(2))
 
     def described(*more: str) -> CacheSpec:
-        return resolve_spec(load(["--recipe", "demo", *more])[0])
+        settings = load(["--recipe", "demo", *more])[0]
+        return resolve_spec(settings.data, settings.vae, settings.text)
 
     without, clip = described(), described("--text.path", first, "--text.max_length", "8")
     assert (without.text_shape, clip.text_shape) == (None, [8, 16])
     demo = load(["--recipe", "demo"])[0]
-    shorter = demo.model_copy(update={"text": demo.text.model_copy(update={"max_length": 5})})
-    assert without.fingerprint == resolve_spec(shorter).fingerprint, "nothing is embedded"
+    shorter = demo.text.model_copy(update={"max_length": 5})
+    assert without.fingerprint == resolve_spec(demo.data, demo.vae, shorter).fingerprint, "nothing is embedded"
     for changed, expected in [
         (["--text.path", other, "--text.max_length", "8"], "text.path .hash of its files"),
         (["--text.path", first, "--text.max_length", "9"], "text.max_length: cache has 8, settings say 9"),
@@ -219,6 +221,15 @@ def test_no_cache_and_an_empty_one_are_clear_errors(tmp_path: Path) -> None:
     (tmp_path / "cache.json").write_text('{"version": 99}')
     with pytest.raises(UserError, match="version 99, expected 1"):
         open_cache(str(tmp_path))
+
+
+def test_a_description_that_lacks_a_key_is_refused_with_file_key_and_remedy(tmp_path: Path) -> None:
+    write_spec(str(tmp_path), spec())
+    content = json.loads((tmp_path / "cache.json").read_text())
+    del content["scaling_factor"]
+    (tmp_path / "cache.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"cache.json: has no key scaling_factor; restore the file, or .*--cache.path"):
+        read_spec(str(tmp_path))
 
 
 def test_classes_of_earlier_runs_stay(tmp_path: Path) -> None:

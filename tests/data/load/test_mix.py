@@ -22,7 +22,9 @@ SHARES = ((10, 12), (6, 4))  # clips and draws of 10 : 6 clips at weights 3 : 1
 
 
 def open_wanted(settings: Settings) -> Cache:
-    return open_training_cache(settings.cache_path, settings.cache.mix, resolve_spec(settings))
+    return open_training_cache(
+        settings.cache_path, settings.cache.mix, resolve_spec(settings.data, settings.vae, settings.text)
+    )
 
 
 def mixed(folder: Path, *more: str) -> Settings:

@@ -57,7 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[list[TrainingBatch]]:
-    cache, steps = planned_cache(settings.data, resolve_spec(settings)), range(start, STEPS)
+    cache, steps = (
+        planned_cache(settings.data, resolve_spec(settings.data, settings.vae, settings.text)),
+        range(start, STEPS),
+    )
     source = Source(cache, cache.select("train"), [], 0.0, 0)
     stages = partial(encoded, settings=settings, actors=1)
     source = made_while_training(source, stages, SIZE, rank, workers, steps)
@@ -69,7 +72,7 @@ def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluste
     settings = settings_of(folder)
     whole = [micro_batches[0] for micro_batches in stream(settings, 0, 1, 0)]
     encoder = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
-    spec = resolve_spec(settings)
+    spec = resolve_spec(settings.data, settings.vae, settings.text)
     cached = {}  # as the stages of the cache make it, by hand
     for planned in plan_clips(settings.data):
         frames, span = decode_clip(planned, settings.data)
