@@ -48,7 +48,8 @@ def commit(path: str, rows: pa.Table, round_number: int = 1) -> tuple[int, list[
 
 def _write_shard(path: str, part: str, good: pa.Table, keys: list[str]) -> None:
     rows = good.select([name for name in MANIFEST_SCHEMA.names if name in good.column_names]).to_pylist()
-    latents, texts = ([value.as_buffer() if value.is_valid else None for value in good[n]] for n in ("latent", "text"))
+    latents = [value.as_buffer() for value in good["latent"]]
+    texts = [value.as_buffer() if value.is_valid else None for value in good["text"]]
     tar, places = build_shard(zip(rows, latents, texts, strict=True))
     name = shard_name(keys, tar)
     write_bytes(f"{path}/{SHARDS}/{name}", tar)

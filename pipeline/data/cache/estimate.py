@@ -131,7 +131,7 @@ def _clip_bytes(good: pa.Table, spec: CacheSpec) -> float:
     if not good.num_rows:
         return float(len(latent))
     rows = good.select([name for name in MANIFEST_SCHEMA.names if name in good.column_names]).to_pylist()
-    tar, _ = build_shard([(row, latent) for row in rows])
+    tar, _ = build_shard((row, latent, None) for row in rows)
     return len(tar) / len(rows)
 
 

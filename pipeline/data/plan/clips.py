@@ -20,7 +20,7 @@ from .windows import unit_hashes
 log = logging.getLogger("plan")
 
 VIDEO_SCHEMA = pa.schema([PLAN_SCHEMA.field(name) for name in ("uri", "video", "size", "split", "label", "caption")])
-BLANK = {"size": -1, "label": "", "caption": ""}  # where a source does not say; its split is null
+BLANK: dict[str, str | int] = {"size": -1, "label": "", "caption": ""}  # where a source does not say; its split is null
 
 
 def plan_clips(data: DataSettings) -> Iterator[PlannedClip]:
