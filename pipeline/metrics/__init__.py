@@ -1,1 +1,1 @@
-"""Measure clips: per clip (PSNR, motion, latent error) and over many (Frechet distances, inception score)."""
+"""Measure sets of clips: Frechet distances, inception score, CLIPSIM and others, each with its interval."""

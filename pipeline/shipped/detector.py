@@ -5,7 +5,6 @@ features are not comparable with those of other networks.
 """
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..models.files.paths import local_path
 
-SIDE = 32  # of its input in pixels, whatever the clip's size
+SIDE = 32  # pixels of its input's sides, for clips of any size
 CHANNELS = (16, 24, 32)
 NORM_GROUPS = 8
 FEATURES = 16
@@ -35,19 +34,10 @@ class Detector(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         first, second, third = CHANNELS
-        self.convolutions = nn.Sequential(
-            nn.Conv3d(3, first, 3, (1, 2, 2), 1),
-            nn.GroupNorm(NORM_GROUPS, first),
-            nn.SiLU(),
-            nn.Conv3d(first, second, 3, 2, 1),
-            nn.GroupNorm(NORM_GROUPS, second),
-            nn.SiLU(),
-            nn.Conv3d(second, third, 3, 2, 1),
-            nn.GroupNorm(NORM_GROUPS, third),
-            nn.SiLU(),
-            nn.Conv3d(third, third, 3, 1, 1),
-            nn.SiLU(),
-        )
+        layers: list[nn.Module] = []
+        for before, after, stride in ((3, first, (1, 2, 2)), (first, second, 2), (second, third, 2)):
+            layers += [nn.Conv3d(before, after, 3, stride, 1), nn.GroupNorm(NORM_GROUPS, after), nn.SiLU()]
+        self.convolutions = nn.Sequential(*layers, nn.Conv3d(third, third, 3, 1, 1), nn.SiLU())
         self.feature = nn.Linear(third * 2 * 4 * 4, FEATURES)
         self.classify = nn.Linear(FEATURES, classes)
 
@@ -66,7 +56,7 @@ def to_input(frames: Tensor) -> Tensor:
 
 
 def shrink(frames: Tensor) -> Tensor:
-    """Shrink uint8 (B, F, H, W, 3) to uint8 (B, F, SIDE, SIDE, 3), the detector's own input but for the rounding."""
+    """Shrink uint8 (B, F, H, W, 3) to uint8 (B, F, SIDE, SIDE, 3), the size at which the detector looks; rounded."""
     x = frames.flatten(0, 1).permute(0, 3, 1, 2).float()
     return F.interpolate(x, (SIDE, SIDE), mode="area").round().byte().permute(0, 2, 3, 1).unflatten(0, frames.shape[:2])
 
@@ -82,12 +72,10 @@ def load_detector(path: str) -> tuple[Detector, list[str]]:
             raise FileNotFoundError(path)
         classes = json.loads((folder / "config.json").read_text())["classes"]
         module = Detector(len(classes))
-        weights = load_file(Path(folder) / "model.safetensors")
+        weights = load_file(folder / "model.safetensors")
         module.load_state_dict({name: value.float() for name, value in weights.items()})
     except (OSError, KeyError, ValueError, TypeError, SafetensorError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"evaluate.detector = {path}: no detector there ({said}); give shipped:detector, or a folder that "
-            "jobs/train_detector.py wrote"
-        ) from error
+        remedy = "give shipped:detector, or a folder that jobs/train_detector.py wrote"
+        raise UserError(f"evaluate.detector = {path}: no detector there ({said}); {remedy}") from error
     return module.eval(), classes

@@ -88,9 +88,14 @@ def decay(step: int, steps: int) -> float:
     return min(1.0, step / 100, (steps - step) / (0.6 * steps) + 0.01)
 
 
+def to_pixels(frames: torch.Tensor) -> torch.Tensor:
+    """Convert uint8 (B, H, W, 3) to (B, 3, H, W) in [-1, 1]."""
+    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def augment(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Convert uint8 (B, H, W, 3) to (B, 3, H, W) in [-1, 1], and mirror frames at random."""
-    x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+    """Convert like `to_pixels`, and mirror frames at random."""
+    x = to_pixels(frames)
     mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
     x = torch.where(mirrored, x.flip(3), x)
     return x.contiguous(memory_format=torch.channels_last)
@@ -107,7 +112,7 @@ def reconstruction_psnr(module: AutoencoderKL, frames: torch.Tensor) -> float:
     """Return the mean PSNR in dB of frames decoded from the posterior mean."""
     values = []
     for chunk in frames.split(64):
-        x = chunk.permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = to_pixels(chunk)
         y = module.decode(module.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         values.append(-10 * torch.log10(F.mse_loss(y, x, reduction="none").mean((1, 2, 3)) / 4))
     return float(torch.cat(values).mean())
@@ -119,6 +124,6 @@ def latent_scaling(module: AutoencoderKL, frames: torch.Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     latents = []
     for chunk in frames.split(64):
-        posterior = module.encode(chunk.permute(0, 3, 1, 2).float() / 127.5 - 1).latent_dist
+        posterior = module.encode(to_pixels(chunk)).latent_dist
         latents.append(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator))
     return float(1 / torch.cat(latents).std())

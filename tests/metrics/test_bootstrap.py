@@ -5,7 +5,7 @@ from pipeline.metrics.bootstrap import bootstrap
 from pipeline.metrics.frechet import feature_moments, frechet_distance
 
 
-def test_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+def test_interval_of_a_mean_agrees_with_its_standard_error() -> None:
     values = np.random.default_rng(0).normal(5, 2, size=400)
     found = bootstrap(lambda index: float(values[index].mean()), 400, 2000, seed=1)
     half = 1.96 * values.std() / 20
@@ -14,7 +14,7 @@ def test_interval_of_a_mean_is_that_of_its_standard_error() -> None:
     assert abs(found["bias"]) < half / 10
 
 
-def test_a_distance_keeps_within_its_interval_and_tells_its_bias() -> None:
+def test_distance_lies_within_its_interval_and_its_bias_is_given() -> None:
     random = np.random.default_rng(0)
     one, other = random.normal(size=(2, 40, 6))
     moments = feature_moments(other)
@@ -29,6 +29,6 @@ def test_same_seed_gives_the_same_interval() -> None:
     assert intervals[0] == intervals[1] != intervals[2]
 
 
-def test_one_clip_has_no_interval() -> None:
+def test_interval_needs_two_clips() -> None:
     with pytest.raises(ValueError, match="1 clips"):
         bootstrap(lambda index: 0.0, 1, 10, seed=0)

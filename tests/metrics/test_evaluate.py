@@ -58,7 +58,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.mark.ray
-def test_numbers_then_the_same_from_kept_features(settings: Settings, ray_cluster: None) -> None:
+def test_kept_features_give_the_same_metrics(settings: Settings, ray_cluster: None) -> None:
     assert "detector: to run" in plan_evaluation(settings.evaluate, settings.run.folder)
     result = run_evaluation(settings)
     written = json.loads(Path(settings.run.folder, "evaluate", "metrics.json").read_text())
@@ -107,13 +107,13 @@ def test_frechet_pairs_generated_with_true_clips(settings: Settings) -> None:
     assert (found["low"], found["high"]) == (pytest.approx(25), pytest.approx(25))  # each draw is shifted by as much
 
 
-def test_departures_from_the_published_protocol() -> None:
+def test_departures_from_the_published_protocol_are_named() -> None:
     assert departures(PROTOCOLS["fvd"], 2048, [16]) == []
     assert departures(PROTOCOLS["fvd"], 2048, [8, 16]) == ["clips of [8, 16] frames, not 16"]
     assert departures(PROTOCOLS["frechet_detector"], 5, [4]) == []
 
 
-def test_no_samples_or_no_weights_is_said_in_one_line(settings: Settings) -> None:
+def test_missing_samples_and_weights_are_named_in_one_line(settings: Settings) -> None:
     with pytest.raises(UserError, match=r"no samples there .*run jobs/sample\.py"):
         run_evaluation(with_evaluate(settings, samples="/nowhere"))
     with pytest.raises(UserError, match=r"evaluate\.i3d = /nowhere"):

@@ -67,7 +67,7 @@ def test_gaussians_with_one_set_of_axes_have_a_closed_form() -> None:
     assert frechet_distance(other, one, "N") == pytest.approx(expected, rel=1e-10)
 
 
-def test_agrees_with_an_independent_computation(features: np.ndarray) -> None:
+def test_distance_agrees_with_an_independent_computation(features: np.ndarray) -> None:
     other = np.random.default_rng(5).gamma(2.0, size=(150, 12)) + 99
     found = frechet_distance(feature_moments(features), feature_moments(other), "N-1")
     assert found == pytest.approx(by_general_eigenvalues(features, other), rel=1e-6)
@@ -80,7 +80,7 @@ def test_fewer_features_than_dimensions_give_a_real_number(features: np.ndarray)
     assert frechet_distance(few, feature_moments(features[5:9] + 3), "N") > 1
 
 
-def test_wrong_features_are_refused(features: np.ndarray) -> None:
+def test_features_of_a_wrong_shape_or_number_are_refused(features: np.ndarray) -> None:
     with pytest.raises(ValueError, match="N, D"):
         feature_moments(features[0])
     with pytest.raises(ValueError, match="finite"):

@@ -96,22 +96,20 @@ def scripted(folder: Path, name: str, module: nn.Module, frames: np.ndarray) -> 
     return next(iter(found.values()))
 
 
-def test_motion_score_is_of_the_last_flow_and_of_the_clip_without_padding(tmp_path: Path) -> None:
+def test_motion_score_takes_the_last_flow_without_padding(tmp_path: Path) -> None:
     clip = np.zeros((1, 4, 12, 20, 3), np.uint8)
     clip[0, :, :, :, 0] = np.array([0, 3, 6, 9])[:, None, None]
     assert scripted(tmp_path, "raft", Flow(), clip) == pytest.approx(3.0)
 
 
-def test_conformity_is_one_less_the_mean_distance_to_the_first_frame(tmp_path: Path) -> None:
+def test_conformity_is_one_minus_the_mean_distance_to_the_first_frame(tmp_path: Path) -> None:
     clip = np.zeros((2, 3, 8, 8, 3), np.uint8)
     clip[0, 1], clip[0, 2] = 51, 102  # 0.2 and 0.4 away
     found = scripted(tmp_path, "dreamsim", Apart(), clip)
     np.testing.assert_allclose(found[:, 0], [0.8, 1.0], rtol=1e-6)
 
 
-def test_c3d_and_videomae_see_the_clip_and_what_is_no_probability_is_refused(
-    tmp_path: Path, frames: np.ndarray
-) -> None:
+def test_c3d_and_videomae_see_the_clip_and_c3d_must_give_probabilities(tmp_path: Path, frames: np.ndarray) -> None:
     means = frames.mean((1, 2, 3), dtype=np.float64)
     np.testing.assert_allclose(scripted(tmp_path, "videomae", Mean(), frames), means, rtol=1e-5)
     assert scripted(tmp_path, "c3d", Softmax(), frames).sum() == pytest.approx(len(frames), rel=1e-5)
@@ -119,7 +117,7 @@ def test_c3d_and_videomae_see_the_clip_and_what_is_no_probability_is_refused(
         scripted(tmp_path, "c3d", Mean(), frames)
 
 
-def test_clipsim_is_the_cosine_that_clip_itself_scores_by(tmp_path: Path, frames: np.ndarray) -> None:
+def test_clipsim_equals_the_cosine_of_clip_itself(tmp_path: Path, frames: np.ndarray) -> None:
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
     save_tiny_clip(tmp_path)
@@ -151,7 +149,7 @@ def test_frame_consistency_is_the_mean_cosine_of_neighbours() -> None:
     assert frame_consistency(clips[:, :1])[:, 0].tolist() == [1, 1, 1]
 
 
-def test_detector_finds_a_clip_that_flickers_less_consistent_than_one_that_moves() -> None:
+def test_detector_finds_motion_more_consistent_than_flicker() -> None:
     random = np.random.default_rng(0)
     moving = np.stack([render(random_scene("SlideLeft", np.random.default_rng(1)), i / 25, 64, 64) for i in range(6)])
     scenes = [random_scene("SlideLeft", np.random.default_rng(seed)) for seed in random.integers(99, size=6)]
@@ -168,7 +166,7 @@ def test_clip_sees_the_middle_of_a_wide_picture() -> None:
     assert clip_pixels(wide.repeat(1, 1, 2, 1), 8).shape == (1, 3, 8, 8)
 
 
-def test_weights_hash_is_of_the_weights(tmp_path: Path) -> None:
+def test_hash_depends_on_the_weights_alone(tmp_path: Path) -> None:
     settings = evaluate(detector=save_tiny_detector(tmp_path / "detector"))
     before = network_hashes(["detector"], settings)
     (tmp_path / "detector" / "notes.txt").write_text("not the weights")
@@ -178,7 +176,7 @@ def test_weights_hash_is_of_the_weights(tmp_path: Path) -> None:
     assert network_hashes(["detector"], settings) != before
 
 
-def test_weights_that_are_not_there_or_are_none_are_refused(tmp_path: Path) -> None:
+def test_missing_and_unreadable_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluate\.i3d = /nowhere: expected a TorchScript file"):
         network_hashes(["i3d"], evaluate(i3d="/nowhere"))
     with pytest.raises(UserError, match=r"evaluate\.clip = .*: expected a folder with \*\.safetensors"):
@@ -192,7 +190,7 @@ def test_weights_that_are_not_there_or_are_none_are_refused(tmp_path: Path) -> N
         load_network("clip", evaluate(clip=str(tmp_path)))
 
 
-def test_distance_of_the_shipped_detector_sees_what_happens_to_motion() -> None:
+def test_shipped_detector_puts_shuffled_and_still_clips_far_away() -> None:
     network = load_network("detector", evaluate(detector="shipped:detector"))
     random = np.random.default_rng(7)
 

@@ -5,7 +5,7 @@ import numpy as np
 from pipeline.report.contact_sheet import contact_sheet, shown_frames
 
 
-def test_first_middle_and_last_frame() -> None:
+def test_sheet_shows_first_middle_and_last_frame() -> None:
     assert shown_frames(16) == [0, 7, 15] and shown_frames(2) == [0, 1] and shown_frames(1) == [0]
 
 

@@ -106,7 +106,7 @@ def test_page_fetches_nothing_and_shows_the_clips(settings: Settings) -> None:
     assert "too_short" in text and "1 h 1 min" in text
 
 
-def test_metrics_are_shown_with_interval_and_departures_and_what_was_skipped(settings: Settings) -> None:
+def test_page_shows_metrics_with_interval_and_departures_and_names_skipped_ones(settings: Settings) -> None:
     fill(settings)
     write_report(settings)
     text, _ = page_of(settings)
@@ -149,7 +149,7 @@ def test_headline_numbers_are_at_the_top_of_summary_json(settings: Settings) -> 
     assert summary["stages"]["cache"]["rejects"] == {"too_short": 2}
 
 
-def test_missing_stages_are_said_to_be_missing(settings: Settings) -> None:
+def test_page_names_the_stages_that_have_not_run(settings: Settings) -> None:
     with pytest.raises(UserError, match="no stage has finished there"):
         write_report(settings)
     assert not Path(settings.run.folder).exists()
@@ -160,7 +160,7 @@ def test_missing_stages_are_said_to_be_missing(settings: Settings) -> None:
     assert summary["stages"]["samples"] is None
 
 
-def test_torn_summary_is_one_line(settings: Settings) -> None:
+def test_torn_summary_is_refused_in_one_line(settings: Settings) -> None:
     write(settings, "cache/summary.json", '{"planned": 1,')
     with pytest.raises(UserError, match=r"cache/summary.json: not valid JSON"):
         write_report(settings)
@@ -173,7 +173,7 @@ def test_commit_comes_from_the_environment(settings: Settings, monkeypatch: pyte
     assert "abc1234" in page_of(settings)[0]
 
 
-def test_bivdiff_shows_frames_beside_clips_and_what_was_left_out(settings: Settings) -> None:
+def test_page_of_bivdiff_shows_frames_beside_clips_and_names_rejected_rows(settings: Settings) -> None:
     frames = np.zeros((4, 16, 16, 3), np.uint8)
     for member in ("source", "frames", "generated"):
         write(settings, f"bivdiff/k1.{member}.mp4", encode_mp4(frames, 8))

@@ -48,7 +48,7 @@ def test_augmented_clips_keep_their_edges_in_every_colour() -> None:
     assert len(set(flat.int().argmax(1).tolist())) > 1
 
 
-def test_shipped_detector_tells_motions_that_it_has_never_seen() -> None:
+def test_shipped_detector_recognises_motions_of_new_clips() -> None:
     module, classes = load_detector("shipped:detector")
     random = np.random.default_rng(20)
     labels = [motion for motion in classes for _ in range(3)]
