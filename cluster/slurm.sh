@@ -4,7 +4,7 @@
 #     sbatch cluster/slurm.sh jobs/chain.py --run.storage /shared/runs --data.path /shared/UCF-101
 #
 # Assumes a home directory and a storage folder that all nodes share, and the packages of requirements.lock in
-# ~/framebridge-venv (README.md). Pre-empted or out of time, it goes back into the queue and goes on where it stopped.
+# ~/framebridge-venv (README.md). A job that is pre-empted or out of time is requeued and goes on where it stopped.
 #SBATCH --job-name=framebridge
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -27,9 +27,9 @@ export RAY_AUTH_MODE=token RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600
 
 head="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 head_address="$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')"
-port=$((10000 + SLURM_JOB_ID % 20000))                   # two jobs of one user never meet
+port=$((10000 + SLURM_JOB_ID % 20000))                   # keeps two jobs of one user apart
 
-# 300 s before the time ends: the job's step is told to stop, and the job goes back into the queue
+# 300 s before the time ends, stop the job's step and requeue the job
 trap 'scancel --signal=TERM "$SLURM_JOB_ID.1" || true; wait; scontrol requeue "$SLURM_JOB_ID"' TERM
 
 srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 \
