@@ -1,4 +1,4 @@
-"""Clips as files: H.264 in MP4, GIF and PNG, in and out, and several clips tiled into one."""
+"""Clips as files: read and write MP4 (H.264), GIF and PNG, and tile several clips into one."""
 
 import io
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-# x264's lookahead with AVX-512 reads freed memory: without this, one file in five differs from others of its frames
+# x264's lookahead with AVX-512 reads freed memory: without this, the same frames give other bytes one time in five
 X264_PARAMS = "cpu-independent=1"
 BT709 = 1  # in H.264's own numbers, for matrix, primaries and transfer
 
@@ -46,20 +46,20 @@ def write_h264(target: str | IO[bytes], frames: Iterable[np.ndarray], fps: int, 
 
 
 def encode_mp4(frames: np.ndarray, fps: int) -> bytes:
-    """The bytes of an MP4 file of uint8 (F, H, W, 3) with even sides, at a quality whose losses are hard to see."""
+    """The bytes of an MP4 file of uint8 (F, H, W, 3) with even sides; its losses are hard to see."""
     buffer = io.BytesIO()
     write_h264(buffer, frames, fps, crf=12, preset="medium")
     return buffer.getvalue()
 
 
 def decode_mp4(content: bytes) -> np.ndarray:
-    """uint8 (F, H, W, 3) of a file that `encode_mp4` wrote."""
+    """Decode a file that `encode_mp4` wrote to uint8 (F, H, W, 3)."""
     with av.open(io.BytesIO(content), "r") as container:
         return np.stack([picture.to_ndarray(format="rgb24") for picture in container.decode(video=0)])
 
 
 def encode_gif(frames: np.ndarray, fps: int) -> bytes:
-    """A GIF, played for ever, of uint8 (F, H, W, 3): 256 colours a frame, so for looking at only."""
+    """Make an endless GIF of uint8 (F, H, W, 3) for a glance: it has 256 colours a frame."""
     first, *others = (Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames)
     buffer = io.BytesIO()
     first.save(buffer, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
@@ -74,23 +74,22 @@ def encode_png(picture: np.ndarray) -> bytes:
 
 
 def frames_side_by_side(clips: list[np.ndarray], shown: int = 4) -> np.ndarray:
-    """Show each clip, uint8 (F, H, W, 3) of one shape, as a line of `shown` frames, first to last: uint8 (H, W, 3)."""
+    """Draw each clip, uint8 (F, H, W, 3) of one shape, as a line of `shown` frames, first to last: uint8 (H, W, 3)."""
     picks = np.linspace(0, len(clips[0]) - 1, min(shown, len(clips[0]))).round().astype(int)
     picture: np.ndarray = tile([clip[[index]] for clip in clips for index in picks], columns=len(picks))[0]
     return picture
 
 
 def tile(clips: list[np.ndarray], gap: int = 2, columns: int | None = None) -> np.ndarray:
-    """Lay clips, uint8 (F, H, W, 3) of one shape, side by side on mid-grey: one clip.
+    """Lay clips, uint8 (F, H, W, 3) of one shape, side by side on mid-grey as one clip.
 
-    Without `columns` it is about as wide as high.
+    Without `columns`, the grid has about as many columns as lines.
     """
     frames, height, width, _ = clips[0].shape
     columns = columns or math.ceil(math.sqrt(len(clips)))
     lines = math.ceil(len(clips) / columns)
     sheet = np.full((frames, lines * (height + gap) + gap, columns * (width + gap) + gap, 3), 128, np.uint8)
     for number, clip in enumerate(clips):
-        top = gap + number // columns * (height + gap)
-        left = gap + number % columns * (width + gap)
+        top, left = gap + number // columns * (height + gap), gap + number % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = clip
     return sheet

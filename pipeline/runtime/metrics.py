@@ -9,17 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# name -> (class of ray.util.metrics, description, tags beside `run`)
+# name -> (class in ray.util.metrics, description, tags besides `run`)
 METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "cached_clips": ("Counter", "clips whose latents have been committed", ()),
     "rejected_clips": ("Counter", "clips that could not be cached", ("reason",)),
     "sampled_clips": ("Counter", "clips generated", ()),
-    "train_loss": ("Gauge", "mean over the steps since the row of history.csv before", ("job",)),
+    "train_loss": ("Gauge", "mean over the steps since the last row of history.csv", ("job",)),
     "train_clips_per_second": ("Gauge", "over all workers", ("job",)),
     "train_step_seconds": ("Gauge", "of an optimizer step", ("job",)),
     "train_share": ("Gauge", "of rank 0's time: data (waiting for a batch), forward, backward, ...", ("job", "part")),
 }
-PARTS = ("data", "forward", "backward", "optimizer", "checkpoint")
+PARTS = ("data", "forward", "backward", "optimizer", "checkpoint")  # of a training step's time; columns of history.csv
 
 
 def count_cached(run: str, clips: int, reasons: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ def count_sampled(run: str, clips: int) -> None:
 
 
 def show_training(run: str, job: str, global_batch: int, row: Mapping[str, float | None]) -> None:
-    """Show a row of history.csv."""
+    """Set the gauges of training to a row of history.csv."""
     tags = {"run": run, "job": job}
     rate = row.get("samples_per_s")
     values = {"train_loss": row.get("loss"), "train_clips_per_second": rate}

@@ -1,11 +1,11 @@
-"""The line that says how far long work is: count, rate and time left, the same everywhere."""
+"""The progress line of long work: count, rate and time left, the same everywhere."""
 
 import time
 from collections.abc import Callable
 
 
 def duration(seconds: float) -> str:
-    """A time in words, to the nearest second below an hour: 3725 -> "1 h 2 min"."""
+    """Put a time into words, to the nearest second below an hour: 3725 -> "1 h 2 min"."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
@@ -13,7 +13,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts the things done of `total`, and says how fast they go and how long the others will take.
+    """Count what is done of `total`; tell the rate and the time left.
 
     >>> progress = Progress(240, "clips")
     >>> progress.add(60)
@@ -24,14 +24,14 @@ class Progress:
     def __init__(
         self, total: int, unit: str, every_s: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`every_s`: seconds between two lines, for work that ends too often to be told of each time."""
+        """`every_s`: seconds between two lines, for steps that end too often for a line each."""
         self.total, self.unit, self.every_s = total, unit, every_s
         self.done = 0
         self._clock = clock
         self._started = self._said = clock()
 
     def add(self, count: int = 1) -> None:
-        """Count `count` more things as done."""
+        """Count `count` more units as done."""
         self.done += count
 
     @property
@@ -41,13 +41,13 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Things a second since the start; 0 before any time has passed."""
+        """Units a second since the start; 0 before any time has passed."""
         seconds = self.seconds
         return self.done / seconds if seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds that the rest takes at this rate; None before anything is done."""
+        """Seconds that the rest takes at this rate; None before the first unit is done."""
         return max(0, self.total - self.done) / self.rate if self.rate else None
 
     def due(self) -> bool:

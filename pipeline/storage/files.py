@@ -126,9 +126,8 @@ def entries(folder: str, recursive: bool = False, hidden: bool = False) -> Itera
         found = s3.entries(folder, recursive)
     else:
         root = str(local(folder))
-        listed = pafs.LocalFileSystem().get_file_info(
-            pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
-        )
+        selector = pafs.FileSelector(root, recursive=recursive, allow_not_found=True)
+        listed = pafs.LocalFileSystem().get_file_info(selector)
         files = sorted((one for one in listed if one.type == pafs.FileType.File), key=lambda one: one.path)
         found = (Entry(one.path, one.path[len(root) :].lstrip("/"), one.size, one.mtime_ns / 1e9) for one in files)
     return (entry for entry in found if hidden or not entry.relative.rpartition("/")[2].startswith("."))
@@ -152,11 +151,8 @@ def check_reachable(path: str) -> None:
 
 def check_writable_place(storage: str) -> None:
     """Refuse a relative folder inside a Ray job: its working directory is a copy that is deleted afterwards."""
-    if (
-        not is_remote(storage)
-        and not Path(storage).expanduser().is_absolute()
-        and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    ):
+    relative = not is_remote(storage) and not Path(storage).expanduser().is_absolute()
+    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         raise UserError(
             f"run.storage = {storage}: relative, but a submitted job runs in a temporary copy of this folder; "
             f"give an absolute path or s3:// address, for example --run.storage $PWD/{storage}"

@@ -44,7 +44,7 @@ PROBE_ATTEMPTS = 3  # for the first request of a job, so that a wrong endpoint f
 PART = 16 << 20  # bytes of one part of an upload or download; larger objects have several parts
 UPLOADS = 4  # parts sent at the same time
 
-# Variables that a job forwards to Ray workers on other machines; those that name files of one machine stay.
+# Variables that a job forwards to Ray workers on other machines. Variables that name files of one machine stay.
 FORWARDED: tuple[str, ...]
 FORWARDED = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_MAX_ATTEMPTS")
 FORWARDED += ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FRAMEBRIDGE_S3_TIMEOUT_S")
@@ -66,14 +66,14 @@ class StorageRefused(UserError):
 
 
 class StorageUnavailable(JobFailed, OSError):
-    """The service did not answer properly in all attempts; what was committed stays."""
+    """The service failed in all attempts. What was committed stays."""
 
 
 class Entry(NamedTuple):
-    """A file."""
+    """A file in a listing."""
 
     address: str
-    relative: str  # to the folder that was listed
+    relative: str  # path below the folder that was listed
     size: int  # bytes
     modified: float  # seconds since the epoch
 
@@ -95,20 +95,20 @@ def read(address: str) -> bytes:
 
 def read_range(address: str, offset: int, length: int) -> bytes:
     """At most `length` bytes from `offset`; fewer where the object ends. Raises FileNotFoundError."""
-    return _piece(address, offset, length)[0]
+    return _read_part(address, offset, length)[0]
 
 
 def download(address: str, stream: IO[bytes]) -> None:
-    """Write the object to `stream`, piece by piece, each tried again by itself. Raises FileNotFoundError."""
+    """Write the object to `stream` part by part, with retries for each. Raises FileNotFoundError."""
     offset, size, etag = 0, 1, None
     while offset < size:
-        content, size, etag = _piece(address, offset, PART, etag)
+        content, size, etag = _read_part(address, offset, PART, etag)
         stream.write(content)
         offset += len(content)
 
 
-def _piece(address: str, offset: int, length: int, etag: str | None = None) -> tuple[bytes, int, str | None]:
-    """(bytes, size of the object, its etag). With an etag, the object must still have it."""
+def _read_part(address: str, offset: int, length: int, etag: str | None = None) -> tuple[bytes, int, str | None]:
+    """(bytes, size of the object, its etag). A given etag must still be the object's."""
     wanted = {"Range": f"bytes={offset}-{offset + length - 1}", **({"IfMatch": etag} if etag else {})}
 
     def request(client: Any, at: Place) -> tuple[bytes, int, str | None]:
@@ -125,7 +125,7 @@ def _piece(address: str, offset: int, length: int, etag: str | None = None) -> t
 
 
 def write(address: str, content: bytes) -> None:
-    """Write an object: it appears whole, or the old one stays."""
+    """Write an object. It appears whole, or the old one stays."""
     if len(content) > PART:
         _write_parts(address, content)
     else:
@@ -163,7 +163,7 @@ def _write_parts(address: str, content: bytes) -> None:
 
 
 def _digest(content: bytes) -> dict[str, str]:
-    """The header by which every S3 service refuses a body that was damaged on its way."""
+    """The header that lets every S3 service refuse a body that was damaged on the way."""
     return {"ContentMD5": b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()}
 
 
@@ -179,12 +179,12 @@ def exists(address: str) -> bool:
         with contextlib.suppress(FileNotFoundError):
             _retried(address, lambda client, at: client.head_object(**at))
             return True
-    found = _retried(address, lambda client, at: client.list_objects_v2(**_below(at), MaxKeys=1))
+    found = _retried(address, _first_below)
     return not key or found["KeyCount"] > 0
 
 
 def entries(folder: str, recursive: bool) -> Iterator[Entry]:
-    """The objects in (or below) `folder`, sorted by key, as they are listed: a page of 1000 at a time."""
+    """The objects in (or below) `folder`, sorted by key; they come in pages of 1000."""
     bucket, key = split(folder)
     page = {} if recursive else {"Delimiter": "/"}
     while True:
@@ -212,14 +212,9 @@ def abort_upload(address: str, upload: str, attempts: int | None = None) -> None
 
 
 def check(address: str) -> None:
-    """Raise StorageRefused, soon, if nothing can be listed at `address`."""
+    """Raise StorageRefused within seconds if nothing can be listed at `address`."""
     try:
-        _retried(
-            address,
-            lambda client, at: client.list_objects_v2(**_below(at), MaxKeys=1),
-            attempts=PROBE_ATTEMPTS,
-            longest=CONNECT_TIMEOUT_S,
-        )
+        _retried(address, _first_below, PROBE_ATTEMPTS, CONNECT_TIMEOUT_S)
     except StorageUnavailable as error:
         raise StorageRefused(str(error)) from None
 
@@ -235,12 +230,12 @@ def region() -> str:
 
 
 def timeout_s() -> float:
-    """Seconds without a byte that end an attempt. Raises UserError for a value that is no number above 0."""
+    """Seconds without a byte that end an attempt. Raises UserError unless the variable is a number above 0."""
     return _number("FRAMEBRIDGE_S3_TIMEOUT_S", READ_TIMEOUT_S)
 
 
 def attempts_allowed() -> int:
-    """The number of attempts for a request. Raises UserError for a value that is no number above 0."""
+    """The number of attempts for a request. Raises UserError unless the variable is a number above 0."""
     return max(1, round(_number("AWS_MAX_ATTEMPTS", ATTEMPTS)))
 
 
@@ -260,16 +255,13 @@ def _number(variable: str, default: float) -> float:
     return value
 
 
-def _client(read_timeout: float) -> Any:
-    return _client_of(os.getpid(), tuple(sorted(environment().items())), read_timeout)
-
-
 @functools.lru_cache(maxsize=8)
-def _client_of(process: int, variables: tuple[tuple[str, str], ...], read_timeout: float) -> Any:
+def _client(process: int, variables: tuple[tuple[str, str], ...], read_timeout: float) -> Any:
     """One client for each process, since connections do not survive a fork, and for each environment."""
     session = botocore.session.get_session()
+    # the machine's role comes from a service that answers slowly when many workers ask at once
     for name, value in (("metadata_service_timeout", 3), ("metadata_service_num_attempts", 4)):
-        if f"AWS_{name.upper()}" not in os.environ:  # it answers slowly when many workers of a machine ask for the role
+        if f"AWS_{name.upper()}" not in os.environ:
             session.set_config_variable(name, value)
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
@@ -277,22 +269,19 @@ def _client_of(process: int, variables: tuple[tuple[str, str], ...], read_timeou
         retries={"total_max_attempts": 1},
         max_pool_connections=32,
         tcp_keepalive=True,
-        request_checksum_calculation="when_required",  # other services do not know the newer ones
+        request_checksum_calculation="when_required",  # other services do not know the newer checksums
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if endpoint() else {},
     )
     try:
-        return boto3.Session(botocore_session=session, region_name=region()).client(
-            "s3", endpoint_url=endpoint(), config=config
-        )
+        boto_session = boto3.Session(botocore_session=session, region_name=region())
+        return boto_session.client("s3", endpoint_url=endpoint(), config=config)
     except errors.ProfileNotFound as error:
-        raise StorageRefused(
-            f"AWS_PROFILE = {os.environ.get('AWS_PROFILE')}: no such profile on this machine"
-        ) from error
+        profile = os.environ.get("AWS_PROFILE")
+        raise StorageRefused(f"AWS_PROFILE = {profile}: no such profile on this machine") from error
     except ValueError as error:  # an endpoint that is no URL
-        raise StorageRefused(
-            f"AWS_ENDPOINT_URL = {_shown(endpoint())}: not a URL, such as https://host:port"
-        ) from error
+        url = _shown(endpoint())
+        raise StorageRefused(f"AWS_ENDPOINT_URL = {url}: not a URL, such as https://host:port") from error
 
 
 def _retried(
@@ -305,7 +294,7 @@ def _retried(
     """
     attempts = min(attempts or sys.maxsize, attempts_allowed())
     bucket, key = split(address)
-    client = _client(min(timeout_s(), longest or timeout_s()))
+    client = _client(os.getpid(), tuple(environment().items()), min(timeout_s(), longest or sys.maxsize))
     for attempt in range(1, attempts + 1):
         try:
             return request(client, {"Bucket": bucket, "Key": key})
@@ -337,6 +326,11 @@ def _below(at: Place) -> Place:
     return {"Bucket": at["Bucket"], "Prefix": at["Key"] and f"{at['Key']}/"}
 
 
+def _first_below(client: Any, at: Place) -> Any:
+    """List one object below a place."""
+    return client.list_objects_v2(**_below(at), MaxKeys=1)
+
+
 def _status(error: errors.ClientError) -> tuple[int, str]:
     """(HTTP status, S3's error code)."""
     response = error.response
@@ -344,7 +338,7 @@ def _status(error: errors.ClientError) -> tuple[int, str]:
 
 
 def _refusal(address: str, status: int, code: str) -> Exception:
-    """The error for an answer that another attempt cannot change. S3's own text may hold a key's id: it is left out."""
+    """The error for an answer that another attempt cannot change, without S3's own text, which may hold a key's id."""
     if code == "NoSuchBucket":
         return StorageRefused(f"{address}: no bucket {split(address)[0]}; create it, or correct the address")
     if code == "PreconditionFailed":

@@ -1,10 +1,10 @@
 """CACHE -> CLIPS: the clips that a training draws from, and reading the latents, texts and prior outputs of a batch."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -19,8 +19,8 @@ from ..cache.shards import CorruptShard, read_latent, read_text
 from .mix import Mix, cache_of, paths_of
 from .node_cache import NodeCache
 
-# A worker keeps up to this many bytes of latents in memory. A smaller cache would cost a system call for each clip; a
-# larger one stays in the page cache of the machine, once for all its workers.
+# A worker keeps up to this many bytes of latents in memory, which saves a system call for each clip. More stays in the
+# machine's page cache, once for all workers.
 IN_MEMORY = 2**30
 READS = 8  # clips of a batch read at once from s3://, where a request takes a while whatever its size
 
@@ -61,7 +61,7 @@ class Source:
         if self.text and self.label_dropout:
             _ = self.null_text  # now, not in the middle of the first epoch
 
-    @cached_property
+    @functools.cached_property
     def shares(self) -> tuple[tuple[int, int], ...]:
         """(clips, draws an epoch) of each cache."""
         return self.cache.shares if isinstance(self.cache, Mix) else ((len(self.rows), len(self.rows)),)
@@ -71,12 +71,12 @@ class Source:
         """F, C, h, w."""
         return tuple(self.cache.spec.latent_shape)
 
-    @cached_property
+    @functools.cached_property
     def null_text(self) -> Tensor:
         """(tokens, width) float32: the embedding of the empty caption. Raises UserError if the cache has none."""
         return torch.from_numpy(read_null_text(self.cache.path)).float()
 
-    @cached_property
+    @functools.cached_property
     def posterior(self) -> Callable[[int], np.ndarray]:
         """A function that reads the posterior at a position, (2, F, C, h, w) float16, once if all fit into memory.
 
@@ -87,7 +87,7 @@ class Source:
             return self._on_this_node(read_latent, self.rows[position])
 
         fit = not self.rows or len(self.rows) * self.rows[0]["length"] <= IN_MEMORY  # all are of one length
-        return cache(read) if fit else read
+        return functools.cache(read) if fit else read
 
     def read(self, positions: Sequence[int]) -> list[tuple[ManifestRow, Clip]]:
         """The clips at these positions of `rows`."""
