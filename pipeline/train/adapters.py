@@ -1,7 +1,7 @@
-"""Which weights are trained: all, those that train.trainable names, or low-rank adapters beside frozen ones (train.lora).
+"""Choose the trained weights: all, those that train.trainable names, or low-rank adapters on frozen ones (train.lora).
 
-LoRA (Hu et al. 2021, eq. 3): a frozen matrix W acts as W + (alpha / rank) B A, of which A and B are trained. An export holds
-the sum, so that nothing after training knows of adapters.
+LoRA (Hu et al. 2021, eq. 3): a frozen matrix W acts as W + (alpha / rank) B A, and A and B are trained. An export holds
+the sum, so nothing after training needs to know about adapters.
 """
 
 import re
@@ -19,17 +19,17 @@ TARGETS = {
     "unet3d": [r"\.to_(q|k|v|k_ip|v_ip)$", r"\.to_out\.0$"],
     "cogvideox": [r"\.to_(q|k|v)$", r"\.to_out\.0$"],
 }
-# weights that are trained beside adapters unless train.trainable says otherwise: those that read the image latent, which
-# a text-to-video model starts with at zero. Latte is shown the image as a frame, through weights that it has.
+# weights that are trained beside adapters unless train.trainable says otherwise: those that read the image latent, and
+# are zero in a text-to-video model. Latte sees the image as a frame, through weights that it has.
 BESIDE = {"latte": [], "unet3d": [r"input_blocks\.0\.0\."], "cogvideox": [r"^patch_embed\.proj\."]}
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"  # peft's names
 
 
 def choose_trained(key: str, network: nn.Module, backbone: str, train: TrainSettings, seed: int) -> None:
-    """Freeze what is not to be trained of `network`, a `backbone` with its initial weights, and put adapters in.
+    """Freeze the weights of `network` that are not trained, and insert adapters.
 
-    `key`: the section that `train` is, for messages. Adapters start at B = 0, A from `seed` alone. Raises UserError for a
-    pattern that nothing matches.
+    `network` is a `backbone` with its initial weights; `key` names the section `train` in messages. Adapters start at
+    B = 0, and A is drawn from `seed` alone. Raises UserError for a pattern that nothing matches.
     """
     rank, patterns = train.lora.rank, train.trainable
     if patterns is None and rank is None:
@@ -55,7 +55,7 @@ def choose_trained(key: str, network: nn.Module, backbone: str, train: TrainSett
 
 
 def _matching(key: str, patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The names in which one of the regular expressions is found. Raises UserError for one that is found in none."""
+    """The names that one of the regular expressions matches. Raises UserError for an expression that matches none."""
     names = list(names)
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
@@ -66,7 +66,7 @@ def _matching(key: str, patterns: Iterable[str], names: Iterable[str]) -> list[s
 
 
 def merged(state: Mapping[str, Tensor], lora: LoraSettings) -> dict[str, Tensor]:
-    """An adapted network's state under the names, and with the effect, of the network without adapters."""
+    """Merge adapters into the weights: same output, and the names of the network without adapters."""
     if lora.rank is None:
         return dict(state)
     result = {name.replace(BASE, "."): value for name, value in state.items() if not name.endswith((DOWN, UP))}

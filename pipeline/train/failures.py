@@ -1,5 +1,7 @@
-"""How a training ends other than by its last step: what Ray Train may start again and what not, a worker that hangs, a
-node that is taken away, SIGTERM to the job. docs/failures.md lists every failure, its outcome and its test."""
+"""End a training before its last step: failures that Ray Train retries or not, hangs, lost nodes, SIGTERM to the job.
+
+docs/failures.md lists every failure, its outcome and its test.
+"""
 
 import _thread
 import contextlib
@@ -24,8 +26,10 @@ log = logging.getLogger("train")
 
 
 class FailurePolicy(ray.train.UserCallback):
-    """Ends the run, in Ray Train's controller, at what starting the workers again cannot help, and after too many failures
-    with no checkpoint in between; a run of weeks may lose any number of nodes. Says what happened, line by line."""
+    """End the run, in Ray Train's controller, at errors that a retry would repeat, and after too many failures.
+
+    Failures count from the last checkpoint on: a run of weeks may lose any number of nodes. Each failure prints a line.
+    """
 
     def __init__(self, folder: str, max_failures: int) -> None:
         self.folder, self.max_failures, self.failures = folder, max_failures, 0
@@ -46,21 +50,25 @@ class FailurePolicy(ray.train.UserCallback):
         if 0 <= self.max_failures < self.failures:
             raise ray.train.ControllerError(
                 JobFailed(
-                    f"training failed more than cluster.train.max_failures = {self.max_failures} times with no checkpoint in "
-                    f"between ({in_short(next(iter(worker_exceptions.values())))}); the same command goes on from the last "
-                    f"checkpoint in {self.folder}"
+                    f"training failed more than cluster.train.max_failures = {self.max_failures} times with no "
+                    f"checkpoint in between ({in_short(next(iter(worker_exceptions.values())))}); {resume(self.folder)}"
                 )
             )
 
 
 def in_short(error: Exception) -> str:
-    """Ray's errors say what happened in their first line or in their last."""
+    """First and last line of an error: Ray's errors say what happened in one of them."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ... ".join(dict.fromkeys([lines[0], lines[-1]]))
 
 
+def resume(folder: str) -> str:
+    """The remedy for a run that failed."""
+    return f"the same command goes on from the last checkpoint in {folder}"
+
+
 def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
-    """The cause of a failed run, for the user: what a worker or the controller raised."""
+    """The error to raise for a failed run: its cause in a worker or in the controller."""
     failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
     causes = [cause_of(cause) for cause in failures.values()]
     for cause in causes:
@@ -72,19 +80,17 @@ def explained(run: Run, error: "ray.train.TrainingFailedError") -> Exception:
             wanted = run.spec.resources
             return JobFailed(
                 f"no room for cluster.train.workers = {wanted.workers} in {wanted.max_failures + 1} x "
-                f"cluster.train.start_timeout_s = {wanted.start_timeout_s:g} s; `ray status` says what is asked for and what "
-                f"there is; lower it, or wait longer; the same command goes on from the last checkpoint in {run.spec.folder}"
+                f"cluster.train.start_timeout_s = {wanted.start_timeout_s:g} s; `ray status` shows what is asked for "
+                f"and what there is; lower it, or wait longer; {resume(run.spec.folder)}"
             )
         if full := no_room(run.spec.folder, cause):
             return full
-    return JobFailed(
-        f"training failed ({in_short(causes[0])}); the same command goes on from the last checkpoint in {run.spec.folder}"
-    )
+    return JobFailed(f"training failed ({in_short(causes[0])}); {resume(run.spec.folder)}")
 
 
 @contextlib.contextmanager
 def stop_through(key: str) -> Iterator[None]:
-    """While workers train, SIGTERM does not end this process but asks them, by a key in the cluster's store, to save and end."""
+    """Within it, SIGTERM asks the workers, by a key in the cluster's store, to save and end."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals to the main thread only
         return
@@ -115,8 +121,10 @@ def stop_through(key: str) -> Iterator[None]:
 
 
 def poll_stop_request(key: str, rank: int) -> StopRequest:
-    """What a worker is told: to stop through `key`, or that a node of any worker is being drained: a spot instance with
-    notice, a pod or raylet with SIGTERM, an autoscaler's idle node. Every rank calls it."""
+    """Ask whether the job is to stop (`key`), or a node of any worker is being drained. Every rank calls it.
+
+    Drained are a spot instance with notice, a pod or raylet with SIGTERM, and an autoscaler's idle node.
+    """
     if ray.train.get_preemption_info() is not None:
         return StopRequest.MOVE
     return StopRequest.STOP if rank == 0 and has_key(key) else StopRequest.GO_ON
@@ -125,12 +133,12 @@ def poll_stop_request(key: str, rank: int) -> StopRequest:
 def heartbeat(hang_timeout_s: int) -> None:
     """End this process, with the stacks of its threads in its log, unless this is called again in time.
 
-    Ray Train sees a process that stands still, but not a step that does not end, and torch.distributed only the others'
-    waiting. Does so from a thread without Python, so in a call that holds the interpreter's lock, too.
+    Ray Train notices a process that is gone, but not a step that never ends; torch.distributed notices only that others
+    wait. The timer is a thread without Python, so it also ends a call that holds the interpreter's lock.
     """
     faulthandler.dump_traceback_later(hang_timeout_s, exit=True, file=2)
 
 
 def stop_watchdog() -> None:
-    """No call of `alive` will come."""
+    """Stop the timer: no heartbeat will follow."""
     faulthandler.cancel_dump_traceback_later()

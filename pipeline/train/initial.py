@@ -1,4 +1,4 @@
-"""The model and loss of a training: pre-trained weights (train.init) and the frozen prior, checked against the cache."""
+"""Build a training's model and loss; check pre-trained weights (train.init) and the prior against the cache."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def untrained(spec: TrainSpec) -> NeuralPrior | VideoNetwork:
 
 
 def initial_model(spec: TrainSpec) -> tuple[NeuralPrior | VideoNetwork, str]:
-    """The job's model with its initial weights, frozen where they are not trained; and where they come from, in words."""
+    """Build the job's model with its initial weights, frozen where not trained; say where the weights come from."""
     model = untrained(spec)
     model.initialise(spec.seed)
     initialised_from = load_initial(spec, model.backbone)
@@ -57,7 +57,7 @@ def freeze(spec: TrainSpec, backbone: nn.Module) -> None:
 
 
 def build_loss(spec: TrainSpec, model: NeuralPrior | VideoNetwork, device: torch.device) -> Loss:
-    """The job's loss of `model`, with the frozen models that it needs on `device`. Raises UserError or WeightsMismatch."""
+    """Build the loss of `model`, with the frozen models that it needs. Raises UserError or WeightsMismatch."""
     if isinstance(model, NeuralPrior):
         return prior_loss
     dtype = torch.bfloat16 if spec.train.precision == "bfloat16" else torch.float32
@@ -128,15 +128,15 @@ def check_initial(spec: TrainSpec, config: dict[str, Any]) -> None:
         )
     if saf and config["bridge"]["process"] != "diffusion":
         raise UserError(
-            f"{given}: is a {config['bridge']['process']} model, but bridge.saf aligns the bridge to a diffusion model; "
-            "give one (such as shipped:teacher), or set bridge.saf false to go on training a bridge"
+            f"{given}: is a {config['bridge']['process']} model, but bridge.saf aligns the bridge to a diffusion "
+            "model; give one (such as shipped:teacher), or set bridge.saf false to go on training a bridge"
         )
     ours = spec.bridge.model_dump(mode="json")
     for name, value in config["bridge"].items():
         if saf and name.startswith("pretrained_") and value != ours.get(name):
             raise UserError(
-                f"bridge.{name} = {ours.get(name)}: SAF aligns to the schedule of the pre-trained model, and {path} was "
-                f"trained with {value}; set it alike"
+                f"bridge.{name} = {ours.get(name)}: SAF aligns to the schedule of the pre-trained model, and {path} "
+                f"was trained with {value}; set it alike"
             )
     check_latents(given, config, spec.cache)
 
@@ -159,7 +159,7 @@ def check_latents(given: str, config: dict[str, Any], cache: CacheSpec) -> None:
 
 
 def check_prior(path: str, cache: CacheSpec) -> None:
-    """Check the neural prior's export at `path` by its config.json. Raises UserError if it is missing or does not fit."""
+    """Check the neural prior's export by its config.json. Raises UserError if it is missing or does not fit."""
     remedy = "run jobs/train_prior.py first, or set bridge.prior replicated and model.prior_condition false"
     if not is_export(shipped_path(path)):
         raise UserError(f"{path}: no neural prior there (bridge.prior_path); {remedy}")
@@ -170,7 +170,7 @@ def check_prior(path: str, cache: CacheSpec) -> None:
 
 
 def load_frozen_prior(path: str) -> tuple[NeuralPrior, list[str]]:
-    """Load the neural prior's export at `path`: in eval mode on the CPU, and its classes. Raises UserError or WeightsMismatch."""
+    """Load the neural prior, in eval mode on the CPU, and its classes. Raises UserError or WeightsMismatch."""
     with local_copy(shipped_path(path)) as local:
         prior, config = load_prior(local)
     return prior, config["classes"]

@@ -32,8 +32,8 @@ def finetune_loss(
     """The loss of bridge.process, for a network that takes `conditions` (models/image_to_video.py).
 
     `frozen` is the neural prior F_eta: the bridge's end point (bridge.prior neural), an input of the network
-    (model.prior_condition), or both. `same_classes` maps the model's classes to its own (class_map). A batch that brings
-    F_eta's output along (bridge.cached_prior) needs neither. `image_encoder` makes the tokens of image_features.
+    (model.prior_condition), or both. `same_classes` maps the model's classes to its own (class_map). A batch that holds
+    F_eta's output (bridge.cached_prior) needs neither. `image_encoder` makes the tokens of image_features.
     """
     process, alphas_cumprod = build_bridge(bridge), pretrained_schedule(bridge)
 

@@ -1,4 +1,4 @@
-"""What the driver settles before Ray starts: is everything there, does it fit, has the run been done already."""
+"""Check and plan a training before Ray starts: is everything there, does it fit, is the run done already."""
 
 import math
 import warnings
@@ -196,8 +196,8 @@ def plan_training(run: Run) -> str:
         f"{flops / 1e12:.4g} TFLOP a clip (forward + backward)\n"
         f"  data          {clips} training and {held_out} held-out clips in {_describe_caches(run)}\n"
         f"  steps         {train.steps} of {train.global_batch} clips = {epochs:.1f} epochs: "
-        f"{'' if least == workers else f'{least} to '}{workers} workers x {micro_batches} micro-batches of {micro_batch}, "
-        f"{flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
+        f"{'' if least == workers else f'{least} to '}{workers} workers x {micro_batches} micro-batches of "
+        f"{micro_batch}, {flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
         f"  checkpoints   every {train.checkpoint_every} steps, {kept} kept, "
         f"{_size(trained * CHECKPOINT_BYTES)} each; export {_size(parameters * 4)}\n"
         f"  to            {spec.folder}"
@@ -224,8 +224,8 @@ def tokens(model: nn.Module) -> str:
 def training_flops(model: nn.Module, spec: CacheSpec) -> float:
     """Count the FLOP of one clip, forward and backward, on the meta device; nothing is computed.
 
-    The backward pass is one forward for the gradients of activations, and another for those of weights, less the share of
-    frozen weights.
+    The backward pass costs one forward for the gradients of activations, and another for those of weights, less the
+    share of frozen weights.
     """
     shape = (1, *spec.latent_shape)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""Where a rank stands, and what all ranks decide together."""
+"""A rank's place among the workers, and decisions that all ranks take together."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch.distributed
 
 
 class RunStopped(RuntimeError):
-    """All ranks end here, together: going on is of no use, and neither is starting again. The message says why."""
+    """All ranks stop together; a retry would fail the same way. The message says why."""
 
 
 class StopAsked(RunStopped):
@@ -16,11 +16,11 @@ class StopAsked(RunStopped):
 
 
 class MoveAsked(StopAsked):
-    """A node of the workers is about to be taken away: the same, and others may go on."""
+    """A node of the workers is about to be taken away: all ranks have saved a checkpoint, and others may go on."""
 
 
 class StopRequest(IntEnum):
-    """What a rank is told from outside. Of several ranks' the greatest counts."""
+    """A request from outside; the greatest of all ranks' counts."""
 
     GO_ON = 0
     MOVE = 1
@@ -28,7 +28,7 @@ class StopRequest(IntEnum):
 
 
 class RankInfo(NamedTuple):
-    """Where this worker stands."""
+    """This worker's rank, the number of workers, and its device."""
 
     rank: int
     workers: int
@@ -36,7 +36,7 @@ class RankInfo(NamedTuple):
 
 
 def agree(request: StopRequest, place: RankInfo) -> StopRequest:
-    """What all ranks are told together. Every rank calls it."""
+    """The greatest request of all ranks. Every rank calls it."""
     answer = torch.tensor(int(request), device=place.device)
     torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX)
     return StopRequest(int(answer))

@@ -23,7 +23,7 @@ from .worker import train_worker
 
 log = logging.getLogger("train")
 
-# With a range of workers Ray Train asks for as many as there is room for; where a node was just lost, it does not know yet.
+# With a range of workers Ray Train asks for as many as fit; for a while it still counts a node that was just lost.
 RANGE_START_S = 30
 
 
@@ -94,7 +94,7 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
             name=CHECKPOINTS,
             storage_path=inner,
             storage_filesystem=filesystem,
-            # nodes that do not come are no failure of a worker: without a limit of its own Ray would ask for them for ever
+            # a node that does not come is not a worker's failure: without this limit Ray would ask for it for ever
             failure_config=ray.train.FailureConfig(
                 max_failures=-1,
                 controller_failure_limit=math.ceil(
@@ -106,7 +106,7 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
                 checkpoint_score_attribute="validation_loss" if by_score else None,
                 checkpoint_score_order="min",
             ),
-            # counts the workers' failures, and tells of them without tracebacks
+            # counts the failures of workers, and prints them without tracebacks
             callbacks=[FailurePolicy(run.spec.folder, resources.max_failures)],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),

@@ -1,6 +1,9 @@
-"""A training to which everything happens: a worker killed, a raylet killed, the driver killed, a worker stopped for good,
-more failures than are allowed, the latest checkpoint damaged, a node drained as a spot instance is. It ends in the
-weights of an undisturbed run, with no step twice in its history. Beside it: a full disk, and a loss that is no number."""
+"""A training survives everything and ends in the weights of an undisturbed run, with no step twice in its history.
+
+A worker, a raylet and the driver are killed, a worker is stopped for good, there are more failures than allowed, the
+latest checkpoint is damaged, a node is drained like a spot instance. Beside it: a full disk, and a loss that is not
+finite.
+"""
 
 import contextlib
 import json
@@ -194,11 +197,11 @@ def test_a_damaged_latest_checkpoint_falls_back_to_the_one_before(disturbed: Dis
     assert 0 < disturbed.went_on[what] < disturbed.kept[what]
 
 
-def test_whatever_happened_the_weights_are_those_of_an_undisturbed_run(disturbed: Disturbed, undisturbed: str) -> None:
+def test_the_weights_equal_those_of_an_undisturbed_run(disturbed: Disturbed, undisturbed: str) -> None:
     assert weights(disturbed.folder) == weights(undisturbed)
 
 
-def test_no_step_is_twice_in_the_history(disturbed: Disturbed, undisturbed: str) -> None:
+def test_every_step_is_once_in_the_history(disturbed: Disturbed, undisturbed: str) -> None:
     rows, reference = (columns(read_history(f"{folder}/{HISTORY}")) for folder in (disturbed.folder, undisturbed))
     assert rows["step"] == list(range(STEPS + 1))
     # a checkpoint that a notice asked for has a row like any other
@@ -210,13 +213,13 @@ def columns(rows: list[Row]) -> dict[str, list[float | None]]:
     return {name: [row[name] for row in rows] for name in names}
 
 
-def test_no_deprecated_call_is_made(disturbed: Disturbed) -> None:
+def test_the_log_is_free_of_deprecation_warnings(disturbed: Disturbed) -> None:
     warned = re.findall(rf"{ROOT}/(?:pipeline|jobs)/.*(?:Deprecation|Future)Warning.*", disturbed.log.read_text())
     assert "Warning" in disturbed.log.read_text(), "not even of others: warnings are off"
     assert not warned
 
 
-def test_nothing_is_left_of_unfinished_checkpoints(disturbed: Disturbed) -> None:
+def test_unfinished_checkpoints_are_removed(disturbed: Disturbed) -> None:
     there = {path.name for path in Path(disturbed.folder, CHECKPOINTS).glob("checkpoint_*") if path.is_dir()}
     assert there == checkpoints(disturbed.folder) and len(there) == 2  # keep_checkpoints
 
@@ -282,7 +285,7 @@ def small_disk(folder: Path) -> Iterator[SmallDisk]:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_with_one_line(cluster: Cluster, storage: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_with_one_line(cluster: Cluster, storage: Path, tmp_path: Path) -> None:
     given = [f"--cache.path={storage}/tiny/cache", "--run.name=nan", "--train.learning_rate=1e30"]
     job = TrainingJob(arguments(storage, *given), cluster.address, tmp_path / "log")
     assert job.end() == 1

@@ -67,6 +67,6 @@ PROGRAM = """
 """
 
 
-def test_a_restart_drops_the_same() -> None:
+def test_a_restart_draws_the_same_dropout_masks() -> None:
     # tests/data/load/test_batches.py holds that neither seeds nor batches depend on workers
     run_ranks(PROGRAM, [(1, [])])

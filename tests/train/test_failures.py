@@ -28,7 +28,7 @@ def test_any_number_of_failures_may_be_allowed() -> None:
         judge.after_exception(None, {1: RuntimeError("the worker died")})
 
 
-def test_what_would_end_alike_again_ends_at_once() -> None:
+def test_errors_that_a_retry_repeats_end_the_run_at_once() -> None:
     judge = FailurePolicy("/run", -1)
     with pytest.raises(ray.train.ControllerError) as ended:
         judge.after_exception(None, {0: RuntimeError("gloo: the other is gone"), 1: JobFailed("no room left")})

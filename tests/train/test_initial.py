@@ -94,7 +94,7 @@ def test_other_latents_are_refused(storage: Path, spec: CacheSpec) -> None:
         prepare("finetune", tiny_settings(storage, f"--train.init={other}"))
 
 
-def test_a_prior_is_no_video_model(storage: Path, spec: CacheSpec) -> None:
+def test_a_prior_is_refused_as_a_video_model(storage: Path, spec: CacheSpec) -> None:
     prior = write_model(storage / "a_prior", tiny_settings(storage), spec, prior=True)
     with pytest.raises(UserError, match="holds a prior model, expected image_to_video"):
         prepare("finetune", tiny_settings(storage, f"--train.init={prior}"))
@@ -103,7 +103,9 @@ def test_a_prior_is_no_video_model(storage: Path, spec: CacheSpec) -> None:
 
 
 @pytest.mark.parametrize(("classes", "kept"), [(2, 2), (5, 0)])
-def test_a_published_file_names_no_classes(storage: Path, spec: CacheSpec, classes: int, kept: int) -> None:
+def test_a_published_file_is_taken_to_have_the_same_classes(
+    storage: Path, spec: CacheSpec, classes: int, kept: int
+) -> None:
     settings = tiny_settings(storage)
     model = build_image_to_video(settings.model, spec.latent_shape, classes)
     file = storage / f"published{classes}.safetensors"
@@ -112,7 +114,7 @@ def test_a_published_file_names_no_classes(storage: Path, spec: CacheSpec, class
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "shipped:nothing"])
-def test_a_missing_init_is_told(storage: Path, path: str) -> None:
+def test_a_missing_init_is_refused_by_name(storage: Path, path: str) -> None:
     with pytest.raises(UserError, match=path):
         prepare("finetune", tiny_settings(storage, f"--train.init={path}"))
 

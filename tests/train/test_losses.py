@@ -89,7 +89,7 @@ def test_bridge_from_the_neural_prior_which_stays_as_it_is(batch: TrainingBatch)
 @pytest.mark.parametrize("prior", ["replicated", "neural"])
 @pytest.mark.parametrize("process", ["bridge", "diffusion"])
 def test_network_is_shown_f_eta_wherever_the_process_starts(batch: TrainingBatch, process: str, prior: str) -> None:
-    """The configurations of Table 5: the prior of the process and what the network is conditioned on are two settings."""
+    """The configurations of Table 5: the prior of the process and the network's condition are two settings."""
     f_eta = build_prior(SETTINGS.prior.model, SHAPE, len(CLASSES))
     randomise(f_eta)
     spy = Spy()
@@ -103,7 +103,7 @@ def test_network_is_shown_f_eta_wherever_the_process_starts(batch: TrainingBatch
         )
 
 
-def test_cached_output_of_f_eta_is_computed_again(batch: TrainingBatch) -> None:
+def test_cached_output_of_f_eta_replaces_its_network(batch: TrainingBatch) -> None:
     stored = torch.randn(batch.latents.z0.shape, generator=torch.Generator().manual_seed(2))
     spy = Spy()
     cached = replace(batch, latents=replace(batch.latents, prior=stored))
@@ -141,8 +141,8 @@ def test_time_noise_is_on_the_image_condition_alone(batch: TrainingBatch, proces
 
 
 @pytest.mark.parametrize("process", ["bridge", "diffusion"])
-def test_time_noise_is_not_on_image_tokens(batch: TrainingBatch, process: str) -> None:
-    """Of the clean image's tokens, each sample's noise at the level of its image latent, whatever it is batched with."""
+def test_time_noise_is_on_image_tokens_by_their_level(batch: TrainingBatch, process: str) -> None:
+    """Tokens of the clean image get noise at the level of the sample's image latent, whatever its batch."""
     tokens = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(4))
     seen: list[Tensor] = []
 
@@ -167,7 +167,7 @@ def test_time_noise_is_not_on_image_tokens(batch: TrainingBatch, process: str) -
 
 
 @pytest.mark.parametrize("image_condition", ["frame", "none"])
-def test_diffusion_is_asked_for_the_noise(batch: TrainingBatch, image_condition: str) -> None:
+def test_diffusion_predicts_the_noise(batch: TrainingBatch, image_condition: str) -> None:
     spy = Spy()
     losses = loss_of(process="diffusion", image_condition=image_condition)(spy, batch)
     torch.testing.assert_close(losses, batch.noise.square().flatten(1).mean(1))

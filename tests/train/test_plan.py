@@ -38,13 +38,13 @@ def finish(folder: str) -> None:
     (export / "config.json").write_text("{}")
 
 
-def test_nothing_is_written_by_preparing(storage: Path) -> None:
+def test_preparing_only_reads(storage: Path) -> None:
     before = sorted(storage.rglob("*"))
     plan_training(prepare("finetune", tiny_settings(storage)))
     assert sorted(storage.rglob("*")) == before
 
 
-def test_no_cache_and_another_cache_are_told(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_missing_and_a_different_cache_are_refused(storage: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.raises(UserError, match=r"make one with jobs/cache_latents.py"):
         prepare("finetune", tiny_settings(tmp_path_factory.mktemp("empty")))
     with pytest.raises(UserError, match=r"data.stride: cache has 1, settings say 2"):
@@ -155,14 +155,14 @@ def test_the_plan_gives_the_figures(storage: Path) -> None:
     assert "10 training and 3 held-out clips" in plan
 
 
-def test_the_export_says_what_sampling_needs(storage: Path) -> None:
+def test_the_export_holds_what_sampling_needs(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     config = export_config(train_spec("finetune", run.settings, run.cache.spec))
     wanted = {"kind", "model", "bridge", "latent_shape", "classes", "vae", "cache_fingerprint", "steps", "data"}
     assert wanted | {"prior_export"} <= set(config) and config["prior_export"] is None
 
 
-def test_the_card_says_what_the_weights_are_and_whose_terms_they_are_under(storage: Path) -> None:
+def test_the_model_card_describes_the_weights_and_their_terms(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     config = export_config(train_spec("finetune", run.settings, run.cache.spec))
     summary = {"parameters": 12345, "steps": 6, "clips": 10, "held_out": 3, "start": "from scratch"}

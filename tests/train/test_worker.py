@@ -37,7 +37,7 @@ def bridge(prior: tuple[Run, dict[str, Any]], storage: Path) -> tuple[Run, dict[
     return run, run_training(run)
 
 
-def test_the_prior_learns_and_says_how_well(prior: tuple[Run, dict[str, Any]]) -> None:
+def test_the_prior_learns_and_reports_its_error(prior: tuple[Run, dict[str, Any]]) -> None:
     run, summary = prior
     errors = summary["held_out_error"]
     assert errors["prior"] < summary["validation_losses"][0][1]
@@ -102,7 +102,7 @@ def test_one_worker_learns_what_two_do(bridge: tuple[Run, dict[str, Any]], stora
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=0)
 
 
-def test_a_cluster_that_is_too_small_is_told_beforehand(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_cluster_that_is_too_small_is_refused_beforehand(ray_cluster: None, tmp_path: Path) -> None:
     write_cache(tiny_settings(tmp_path))
     for change, asked in (
         (("--cluster.train.workers=4",), "cluster.train.workers = 4 with cluster.train.num_cpus = 1"),

@@ -1,6 +1,6 @@
 """Name what this project uses of DeepSpeed besides its public interface, in one place.
 
-tests/contracts/test_deepspeed_internals.py checks with the installed DeepSpeed that each is there and does what is relied on.
+tests/contracts/test_deepspeed_internals.py checks the installed DeepSpeed for each name and its effect.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""An engine's weights and optimizer state as whole float32 tensors by parameter name, whatever ZeRO made of them.
+"""An engine's weights and optimizer state as whole float32 tensors by parameter name, under every ZeRO stage.
 
-What is gathered under one ZeRO stage and number of workers is put back under any other, bit for bit. DeepSpeed's own
+A state gathered under one ZeRO stage and number of workers is restored under any other, bit for bit. DeepSpeed's own
 checkpoints are pickles, bound to the number of workers that wrote them.
 """
 
@@ -18,22 +18,23 @@ WEIGHT, EMA = "weight", "ema"
 
 
 def optimizer_keys(train_optimizer: str) -> tuple[str, ...]:
-    """The tensors that the optimizer keeps of a parameter."""
+    """Names of the tensors that the optimizer keeps for each parameter."""
     return ("average", "mean", "square") if train_optimizer == "muon" else ("exp_avg", "exp_avg_sq")
 
 
 def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """(name, parameter) of the trained parameters, in the module's order."""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
 def gather(engine: Any, keys: Iterable[str], rank: int, workers: int) -> dict[str, Tensor]:
-    """{"PARAMETER/weight": ..., "PARAMETER/KEY": ...} on the CPU: of all trained parameters this rank's share.
+    """This rank's share of all trained parameters: {"PARAMETER/weight": ..., "PARAMETER/KEY": ...} on the CPU.
 
-    Collective: every rank calls it. One parameter is whole at a time.
+    Collective: every rank calls it. Only one parameter is whole at a time.
     """
     found: dict[str, Tensor] = {}
     if engine.zero_optimization_stage() in (1, 2):
-        # DeepSpeed links weights to their state after the first step of the first group, when later groups have none yet
+        # DeepSpeed links weights to their state after the first step of the first group; later groups have none then
         link_optimizer_state(engine)
     for index, (name, parameter) in enumerate(trained(engine.module)):
         for key in (WEIGHT, *keys):
@@ -44,7 +45,7 @@ def gather(engine: Any, keys: Iterable[str], rank: int, workers: int) -> dict[st
 
 
 def whole(engine: Any, parameter: nn.Parameter, key: str) -> Tensor | None:
-    """A parameter's master weight or optimizer state, (its shape) float32; None if the optimizer keeps none of it."""
+    """A parameter's master weight or optimizer state, float32 in its shape; None if the optimizer keeps none."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if not engine.zero_optimization_stage():
@@ -58,15 +59,16 @@ def whole(engine: Any, parameter: nn.Parameter, key: str) -> Tensor | None:
 
 
 def unpartitioned(engine: Any) -> dict[nn.Parameter, Tensor]:
-    """Without ZeRO: the float32 tensor that the optimizer steps, of each parameter."""
+    """Without ZeRO: the float32 tensor of each parameter that the optimizer updates."""
     masters = rounded_and_masters(engine)
     return masters if masters is not None else {parameter: parameter for _, parameter in trained(engine.module)}
 
 
 @torch.no_grad()
 def put_back(engine: Any, saved: Mapping[str, Tensor], keys: Iterable[str], updates: int) -> None:
-    """What `gather` found on all ranks together, and `count_updates`, into an engine whose model was loaded with
-    `weights(saved)` before it was built. Every rank calls it with all of `saved`.
+    """Restore the shares of all ranks (`gather`) and the count of updates (`count_updates`).
+
+    The model was loaded with `weights(saved)` before the engine was made. Every rank calls it with all of `saved`.
 
     Raises KeyError for a parameter that `saved` lacks.
     """
@@ -89,7 +91,7 @@ def put_back(engine: Any, saved: Mapping[str, Tensor], keys: Iterable[str], upda
 
 
 def put_weight(engine: Any, parameter: nn.Parameter, value: Tensor) -> None:
-    """Set a parameter's master weight, wherever it lies. Every rank calls it."""
+    """Set a parameter's master weight under any ZeRO stage. Every rank calls it."""
     from deepspeed.utils import safe_set_full_fp32_param
 
     if engine.zero_optimization_stage():
@@ -99,7 +101,7 @@ def put_weight(engine: Any, parameter: nn.Parameter, value: Tensor) -> None:
 
 
 def _make_room(engine: Any, keys: Iterable[str], updates: int) -> None:
-    """The state that ZeRO's optimizer would only allocate at its first step."""
+    """Allocate the state that ZeRO's optimizer would allocate at its first step."""
     stage = engine.zero_optimization_stage()
     if not stage:
         return
@@ -113,7 +115,7 @@ def _make_room(engine: Any, keys: Iterable[str], updates: int) -> None:
 def count_updates(engine: Any) -> int:
     """The optimizer's own count of its updates, which corrects its moments' bias; 0 before the first.
 
-    Not the number of steps: some of DeepSpeed's wrappers make an empty one at the start.
+    Not the number of steps: some of DeepSpeed's wrappers make an empty update at the start.
     """
     return max((int(state["step"]) for state in base_optimizer(engine).state.values() if "step" in state), default=0)
 
@@ -126,7 +128,7 @@ def _counter(engine: Any, tensor: Tensor, updates: int) -> Tensor | int:
 
 
 def weights(saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """(parameter, float32 weight) of what `gather` found."""
+    """(parameter, float32 weight) in the shares of `gather`."""
     for name in saved:
         parameter, key = name.rsplit("/", 1)
         if key == WEIGHT:
@@ -134,9 +136,7 @@ def weights(saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def full_state(engine: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained weights in float32 on the CPU, from the master weights wherever they lie, and `buffers`, the model's
-    before bf16 rounded them. Collective: every rank calls it.
-    """
+    """The trained master weights in float32 on the CPU, and `buffers`. Collective: every rank calls it."""
     state = dict(buffers)
     for name, parameter in trained(engine.module):
         value = whole(engine, parameter, WEIGHT)
@@ -147,10 +147,10 @@ def full_state(engine: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Ema:
-    """Exponential moving average of the master weights, each rank's own partition of them, so right under every stage.
+    """Exponential moving average of the master weights; each rank averages its own partition, under every ZeRO stage.
 
-    Karras et al. 2022 and others average with `decay` from the start on; the first updates count for more here, so that
-    a short run does not average over its initial weights.
+    Karras et al. 2022 and others average with `decay` from the start. Here the first updates count for more, so that a
+    short run does not average over its initial weights.
     """
 
     def __init__(self, engine: Any, decay: float) -> None:
@@ -160,14 +160,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """After `steps` steps."""
+        """Add the weights after `steps` steps to the average."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(self.averages, [master.detach() for master in self.masters], 1 - decay)
 
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """The averages take the weights' place for a while: in the masters, not in what the network computes with."""
+        """Put the averages in place of the master weights within it; the network's own weights stay."""
         kept = [master.detach().clone() for master in self.masters]
         torch._foreach_copy_([master.detach() for master in self.masters], self.averages)
         try:
@@ -176,14 +176,14 @@ class Ema:
             torch._foreach_copy_([master.detach() for master in self.masters], kept)
 
     def gather(self, engine: Any, rank: int, workers: int) -> dict[str, Tensor]:
-        """{"PARAMETER/ema": ...}, as gather() does."""
+        """This rank's share of the averages, {"PARAMETER/ema": ...}, as gather() does."""
         with self.in_place():
             found = gather(engine, (), rank, workers)
         return {f"{name.removesuffix(WEIGHT)}{EMA}": value for name, value in found.items()}
 
     @torch.no_grad()
     def put_back(self, engine: Any, saved: Mapping[str, Tensor]) -> None:
-        """What gather() found on all ranks together."""
+        """Restore the shares of all ranks."""
         kept = [master.detach().clone() for master in self.masters]
         for name, parameter in trained(engine.module):
             put_weight(engine, parameter, saved[f"{name}/{EMA}"])
@@ -192,7 +192,7 @@ class Ema:
 
 
 def local_masters(engine: Any) -> list[Tensor]:
-    """The float32 tensors that this rank's optimizer steps: of every parameter, or its partition of them."""
+    """The float32 tensors that this rank's optimizer updates: all parameters, or its partition of them."""
     if engine.zero_optimization_stage() == 3:
         return partitioned_masters(engine)
     return [tensor for group in base_optimizer(engine).param_groups for tensor in group["params"]]

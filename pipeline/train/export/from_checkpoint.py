@@ -1,4 +1,4 @@
-"""CHECKPOINT -> EXPORT: the model of a checkpoint, of any number of ranks and ZeRO stage, without a cluster or DeepSpeed."""
+"""CHECKPOINT -> EXPORT, for any number of ranks and ZeRO stage; needs neither a cluster nor DeepSpeed."""
 
 import contextlib
 import tempfile
@@ -27,7 +27,7 @@ class Found(NamedTuple):
 
 
 def find_checkpoints(folder: str) -> list[Found]:
-    """The checkpoints in a run's folder of which every rank's files are there, by step."""
+    """The checkpoints in a run's folder, by step; only those with the files of all ranks."""
     files: dict[str, list[str]] = {}
     for entry in entries(f"{folder}/{CHECKPOINTS}", recursive=True):
         place, _, name = entry.address.rpartition("/")

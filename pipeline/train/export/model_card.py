@@ -1,5 +1,4 @@
-"""README.md of an export: what the weights are, what they were trained on and how, how well, and whose terms they may be
-under. In the form of a model card of the Hugging Face hub."""
+"""README.md of an export, a model card of the Hugging Face hub: the weights, their training, figures and terms."""
 
 import json
 from collections.abc import Mapping
@@ -7,8 +6,7 @@ from typing import Any
 
 
 def model_card(config: Mapping[str, Any], made_with: Mapping[str, Any], source: str, summary: Mapping[str, Any]) -> str:
-    """The card, in Markdown. `config` is the export's own, `made_with` the settings that decided the result, `source` the
-    kind of data, `summary` the run's figures."""
+    """The card in Markdown, from the export's `config`, the run's fingerprint, data.source and the run's summary."""
     prior = config["kind"] == "prior"
     shape = " x ".join(map(str, config["latent_shape"]))
     size = config["data"]
@@ -20,9 +18,9 @@ tags: [image-to-video, framebridge]
 
 # {"Neural prior" if prior else "Image-to-video model"} ({config["model"].get("backbone", "latte")})
 
-{"The neural prior F_eta of" if prior else "A network of"} FrameBridge (ICML 2025), trained by framebridge-ray. It works on
-VAE latents of {shape} (frames, channels, height, width): clips of {size["frames"]} frames at {size["height"]} x {size["width"]},
-stride {size["stride"]}. It was trained {started}.
+{"The neural prior F_eta of" if prior else "A network of"} FrameBridge (ICML 2025), trained by framebridge-ray. It works
+on VAE latents of {shape} (frames, channels, height, width): clips of {size["frames"]} frames at
+{size["height"]} x {size["width"]}, stride {size["stride"]}. It was trained {started}.
 
 ```python
 from pipeline.models.build import {"load_prior" if prior else "load_model"}  # neither Ray nor DeepSpeed is needed
@@ -45,7 +43,8 @@ Losses are means over held-out clips at fixed times and noises: they compare run
 ## Licence
 
 Not stated by the training: it follows from the terms of the videos, of the weights that the training started from
-(train.init {made_with.get("train.init", made_with.get("prior.train.init"))}) and of the VAE. Check these before you publish the weights, and replace this section.
+(train.init {made_with.get("train.init", made_with.get("prior.train.init"))}) and of the VAE. Check these before you
+publish the weights, and replace this section.
 
 ## Settings
 
@@ -56,7 +55,7 @@ Not stated by the training: it follows from the terms of the videos, of the weig
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, str]:
-    """What the card says in numbers."""
+    """The figures of the card."""
     figures = {
         "parameters": f"{summary['parameters']:,}",
         "optimizer steps": f"{summary['steps']:,}",

@@ -56,8 +56,9 @@ def write_export(spec: TrainSpec, learned: Mapping[str, Tensor], summary: Mappin
 
 
 def whole_state(spec: TrainSpec, learned: Mapping[str, Tensor]) -> State:
-    """The backbone's state for an export: what was trained (names of the job's model), frozen weights as they came, before
-    any rounding to bf16, and adapters merged in.
+    """The backbone's state for an export: `learned` (names of the job's model), and adapters merged in.
+
+    Frozen weights are as they came, not as bf16 rounded them.
     """
     state = dict(learned)
     if spec.train.trainable is not None or spec.train.lora.rank is not None:

@@ -1,4 +1,4 @@
-"""What a run tells of itself while it trains: history.csv, TensorBoard, progress lines. Rank 0 only, no Ray."""
+"""Record a run while it trains: history.csv, TensorBoard, progress lines. Rank 0 only, no Ray."""
 
 import csv
 import io
@@ -18,12 +18,12 @@ from .trackers import Tracker, track
 
 COLUMNS = (
     "step",  # optimizer steps made
-    "loss",  # mean over the steps since the row before
+    "loss",  # mean over the steps since the last row
     "validation_loss",  # of held-out clips at fixed times and noises
     "learning_rate",
     "gradient_norm",  # of that step, before clipping
-    "samples_per_s",  # over all workers, since the row before, checkpoints and validation not counted
-    "data",  # shares of the time since the row before: waiting for a batch,
+    "samples_per_s",  # of all workers since the last row, without checkpoints and validation
+    "data",  # shares of the time since the last row: waiting for a batch,
     "forward",  # the loss,
     "backward",
     "optimizer",  # and what engine.step() does besides: clipping, exchange between workers,
@@ -40,7 +40,7 @@ SAVE_S = 10.0
 
 
 class History:
-    """Rows kept in memory and written whole, so that the file is never torn and a remote one works too.
+    """Rows are kept in memory and written whole, so that the file is never torn, and may be remote.
 
     On resume after `start` steps, rows of later steps are dropped: those steps are made again.
     """
@@ -53,12 +53,12 @@ class History:
         trackers: Sequence[Tracker] = (),
         show: Callable[[Row], None] | None = None,
     ) -> None:
-        """`show`: gets every new row too."""
+        """`show` is called with every new row."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.show = show
         self.folder, self.address, self.steps = folder, f"{folder}/{HISTORY}", steps
-        # a start from nothing tells of step 0, validation before training, anew
+        # a start from nothing writes step 0, validation before training, anew
         self.rows = [row for row in read_history(self.address) if start and (row["step"] or 0) <= start]
         self.before = (self.rows[-1]["seconds"] or 0.0) if self.rows else 0.0
         self.started = self.saved = time.monotonic()
@@ -70,7 +70,7 @@ class History:
         self.board = SummaryWriter(local, purge_step=start + 1 if start else None, flush_secs=15)
 
     def add(self, step: int, **values: float | None) -> None:
-        """A row after `step` steps; says it in one line."""
+        """Add a row after `step` steps, and print it as one line."""
         row: Row = {"step": step, **values, "seconds": self.before + time.monotonic() - self.started}
         self.rows.append(row)
         for name, value in values.items():
@@ -84,6 +84,7 @@ class History:
             self.save()
 
     def line(self, row: Row) -> str:
+        """The row in words, with the time left."""
         step = int(row["step"] or 0)
         parts = [f"step {step}/{self.steps}"]
         if row.get("loss") is not None:
@@ -135,7 +136,7 @@ class History:
         return values[len(values) // 2] if values else None
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json takes from the history."""
+        """The history's part of summary.json."""
         return {
             "final_loss": self.last("loss"),
             "validation_losses": [

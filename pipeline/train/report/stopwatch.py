@@ -1,4 +1,4 @@
-"""Where the time of a training goes, and what it holds: on a GPU by the GPU's own clock, without waiting for it."""
+"""Time and memory of a training, on a GPU by the GPU's own clock and without waiting for it."""
 
 import resource
 import sys
@@ -9,14 +9,14 @@ import torch
 
 
 class Stopwatch:
-    """Marks between the parts of a step. The time between two marks belongs to the later one; to none if that is ""."""
+    """Marks between the parts of a step. Time between two marks belongs to the later one; to none if that is ""."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def mark(self, part: str) -> None:
-        """The part that has just ended."""
+        """Name the part that has just ended."""
         if self.device.type != "cuda":
             self.marks.append((part, time.perf_counter()))
             return
@@ -25,7 +25,7 @@ class Stopwatch:
         self.marks.append((part, event))
 
     def shares(self) -> dict[str, float]:
-        """The share of each part in the time of all of them since the last call; waits for the GPU."""
+        """Each part's share of the time of all parts since the last call; waits for the GPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         spent: dict[str, float] = defaultdict(float)
@@ -45,7 +45,7 @@ def _between(before: float | torch.cuda.Event, after: float | torch.cuda.Event) 
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that this process has held so far, in 1e9 bytes: tensors on a GPU, all of the process on a CPU."""
+    """Peak memory of this process in 1e9 bytes: its tensors on a GPU, or the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,11 +1,11 @@
-"""How much of a GPU's arithmetic a training uses: model FLOP/s over the peak of its data sheet (MFU, Chowdhery et al. 2022).
+"""Model FLOP/s over the peak of a GPU's data sheet: MFU (Chowdhery et al. 2022).
 
-Model FLOPs are those of one forward and backward pass, whatever is computed again or thrown away.
+Model FLOPs are those of one forward and backward pass; work that is repeated or thrown away does not count.
 """
 
 import torch
 
-# dense peaks of the vendors' data sheets in TFLOP/s, without sparsity: (bfloat16 tensor cores, float32); longest name first
+# dense peaks of the vendors' data sheets in TFLOP/s: (bfloat16 tensor cores, float32); a longer name comes first
 PEAK_TFLOPS = {
     "GB200": (2500.0, 80.0),
     "B200": (2250.0, 75.0),
@@ -23,7 +23,7 @@ PEAK_TFLOPS = {
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Dense peak of the device in FLOP/s for train.precision; None for a CPU, or a GPU that is not in the table."""
+    """Dense peak of the device in FLOP/s for train.precision; None for a CPU or a GPU that the table lacks."""
     return peak_of(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
 
 
@@ -38,6 +38,6 @@ def peak_of(name: str, precision: str) -> float | None:
 
 
 def utilisation(samples_per_s: float, flops: float, workers: int, peak: float | None) -> dict[str, float]:
-    """{"tflops": achieved by a worker, "mfu": that over its device's peak, where there is one} at `flops` a clip."""
+    """{"tflops": of one worker, "mfu": tflops over its device's peak, if known}; `flops` is of one clip."""
     achieved = samples_per_s * flops / workers
     return {"tflops": achieved / 1e12} | ({"mfu": achieved / peak} if peak else {})

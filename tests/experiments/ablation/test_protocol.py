@@ -65,7 +65,7 @@ def test_every_measurement_is_made_once_and_no_sampler_gets_more_evaluations(set
         )
 
 
-def test_only_what_is_asked_for_is_trained(settings: Settings) -> None:
+def test_only_the_models_of_the_chosen_experiments_are_trained(settings: Settings) -> None:
     for experiments, expected in ((["priors"], {"prior", *SCRATCH}), (["saf"], set(TUNED)), (["samplers"], set(TUNED))):
         asked = settings.model_copy(update={"ablate": settings.ablate.model_copy(update={"experiments": experiments})})
         assert {model.name for model in models(asked, seed=0)} == expected

@@ -38,10 +38,10 @@ def small(folder: Path, *more: str) -> Settings:
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_numbers_page_and_what_is_there_is_not_made_again(
+def test_a_second_start_makes_only_what_is_missing(
     tmp_path: Path, ray_cluster: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # two of the six models of Table 5, and a cache that is there: what is tested is the same, and takes a third of the time
+    # two of the six models of Table 5, and a cache that is there: the same code in a third of the time
     for place in (protocol, tables):
         monkeypatch.setattr(place, "SCRATCH", {name: SCRATCH[name] for name in ("bridge", "bridge-np")})
     settings = small(tmp_path)
@@ -76,7 +76,7 @@ def test_numbers_page_and_what_is_there_is_not_made_again(
         make_plan(small(tmp_path, "--prior.train.steps", "3"))
 
 
-def test_what_it_cannot_do_without_is_one_line(tmp_path: Path) -> None:
+def test_missing_requirements_are_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give a folder that all nodes share"):
         make_plan(small(tmp_path, "--run.storage", "s3://bucket/runs"))
     with pytest.raises(UserError, match=r"evaluate\.detector = null: the ablation needs it"):

@@ -85,9 +85,7 @@ def test_page_has_every_cell_and_its_pictures(settings: Settings, result: dict[s
     assert {float(row["fd"]) for row in rows if row["model"] == "bridge-np"} == {1.0}
 
 
-def test_what_was_not_measured_with_every_seed_is_left_out_and_named(
-    settings: Settings, result: dict[str, Any]
-) -> None:
+def test_a_measurement_that_lacks_a_seed_is_left_out_and_named(settings: Settings, result: dict[str, Any]) -> None:
     planned = [one for seed in range(SEEDS) for one in measurements(settings.ablate, models(settings, seed))]
     there = [one for one in planned if one.model.key != "no-saf-s1" and not one.sampler]
     partial = write_page(settings, planned, there)

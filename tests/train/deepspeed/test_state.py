@@ -67,7 +67,8 @@ PROGRAM = """
             ema.update(step + 1)
             if not saved:
                 decay = min(0.9, (2 + step) / (11 + step))
-                average = {name: decay * average[name] + (1 - decay) * value for name, value in full_state(engine, {}).items()}
+                state = full_state(engine, {})
+                average = {name: decay * average[name] + (1 - decay) * value for name, value in state.items()}
         share = gather(engine, keys, rank, workers) | ema.gather(engine, rank, workers)
         if not saved:
             with ema.in_place():
@@ -142,7 +143,7 @@ def test_shares_are_read_together(shares: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone", "mark", "half", "steps"])
-def test_a_damaged_checkpoint_is_told(shares: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_detected(shares: Path, damage: str) -> None:
     tensors, mark = shares / "state-00001-of-00002.safetensors", shares / "state-00001-of-00002.json"
     content = bytearray(tensors.read_bytes())
     if damage == "bit":

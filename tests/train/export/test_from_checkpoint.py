@@ -1,4 +1,4 @@
-"""A checkpoint's export. That it is the model that training exports: tests/sampling/test_while_training.py, on a real run."""
+"""Find and export checkpoints. tests/sampling/test_while_training.py compares with training's own export."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_checkpoint_that_is_still_written_is_not_found(tmp_path: Path) -> None
     assert found[0].step == 7 and len(found[0].files) == 4
 
 
-def test_no_checkpoint_or_a_damaged_one_is_exported(tmp_path: Path) -> None:
+def test_a_missing_and_a_damaged_checkpoint_are_refused(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     spec = train_spec("finetune", settings, write_cache(settings).spec)
     with pytest.raises(UserError, match="finetune/checkpoints: no checkpoint there"):

@@ -26,7 +26,7 @@ def test_rows_survive_and_later_ones_are_dropped_on_resume(tmp_path: Path) -> No
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_a_start_from_nothing_tells_all_anew(tmp_path: Path) -> None:
+def test_a_start_from_nothing_writes_all_rows_anew(tmp_path: Path) -> None:
     for _ in range(2):
         history = History(str(tmp_path), 0, 10)
         history.add(0, validation_loss=2.0)
@@ -34,12 +34,12 @@ def test_a_start_from_nothing_tells_all_anew(tmp_path: Path) -> None:
     assert len(read_history(f"{tmp_path}/{HISTORY}")) == 1
 
 
-def test_a_line_tells_how_far_and_how_long(tmp_path: Path) -> None:
+def test_a_line_shows_progress_and_time_left(tmp_path: Path) -> None:
     history = History(str(tmp_path), 0, 10)
     line = history.line({"step": 5, "loss": 0.25, "validation_loss": None, "samples_per_s": 12.0})
     assert line.startswith("step 5/10, loss 0.2500, 12.0 clips/s, ") and line.endswith("to go")
     history.close()
 
 
-def test_durations() -> None:
+def test_durations_read_in_hours_minutes_and_seconds() -> None:
     assert [duration(s) for s in (7.2, 61, 3725)] == ["7 s", "1 min 1 s", "1 h 2 min"]

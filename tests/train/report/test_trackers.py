@@ -19,7 +19,7 @@ def installed(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_tracker_that_is_not_installed_is_told_before_the_run(tmp_path: Path, name: str) -> None:
+def test_a_tracker_that_is_not_installed_is_refused_before_the_run(tmp_path: Path, name: str) -> None:
     settings = tiny_settings(tmp_path, f"--run.track=[{name}]")
     if installed(name):
         check_trackers(settings.run.track)

@@ -27,15 +27,15 @@ def test_a_device_has_its_own_peak(name: str, peak: float | None) -> None:
     assert peak_of(name, "bfloat16") == peak
 
 
-def test_no_figure_is_made_up_for_a_cpu() -> None:
+def test_a_cpu_has_no_peak() -> None:
     assert peak_flops(torch.device("cpu"), "float32") is None
     assert utilisation(10.0, 2e12, 4, None) == {"tflops": 5.0}
     assert utilisation(10.0, 2e12, 4, 20e12) == {"tflops": 5.0, "mfu": 0.25}
 
 
 def test_flops_are_those_of_the_matrices_counted_by_hand() -> None:
-    """Two blocks of width d over 17 frames of n tokens: 12 d^2 multiplications a token in a block's matrices, 2 k d more
-    in attention over k tokens; adaLN is 6 d^2 a frame or position, the rest is small."""
+    """Two blocks of width d over 17 frames of n tokens: each token takes 12 d^2 multiplications in a block's matrices
+    and 2 k d in attention over k tokens; adaLN takes 6 d^2 for each frame or position, the rest is small."""
     frames, side, d = 16, 16, 32
     with torch.device("meta"):
         network = build_image_to_video(tiny_model(), [frames, 4, side, side], 2)
