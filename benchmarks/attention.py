@@ -1,16 +1,18 @@
-"""Latte's forward and backward pass by the attention in use, in one run, on the same weights and inputs.
+"""Time Latte's forward and backward pass with several formulations of attention, on the same weights and inputs.
 
     python benchmarks/attention.py                       # Latte-S/2 cut to 2 blocks, 256 and 512 pixels; six minutes
     python benchmarks/attention.py --size B --sides 32
 
 `ours` is pipeline/models/latte.py as it is. `explicit` computes softmax(q k^T / sqrt(d)) v as three operations, which
-is the "math" mode of the authors' code, and `unfused` besides writes adaLN out as x * (1 + scale) + shift, as that code
-does; `prescaled` is `explicit` with the smaller q scaled in place of the weights; `packed` is ours on heads made
-contiguous first. `free` leaves attention out, v being its answer: no formulation can be faster, and its figures bound
-what all others can gain. Formulations take turns in every round, and time is the processor's, of one thread, so that
-other work on the machine counts little; figures are medians. Outputs and gradients are compared too. A case is a latent
-of so many pixels along its side, with (side / 2)^2 tokens a frame; `attention_alone` has the two attentions of a pair
-of blocks without the rest. Results go to benchmarks/results/attention.json.
+is the "math" mode of the authors' code. `unfused` also writes adaLN out as x * (1 + scale) + shift, as that code does.
+`prescaled` is `explicit`, but scales q, which is smaller, instead of the weights. `packed` is ours on heads made
+contiguous first. `free` returns v and computes no attention: no formulation can be faster, so it bounds the gain of all
+others.
+
+Formulations take turns in every round. Times are medians of one thread's processor time, which other work on the
+machine changes little. Outputs and gradients are compared too. A case is a latent of SIDE x SIDE pixels, with
+(SIDE / 2)^2 tokens a frame; `attention_alone` runs the two attentions of a pair of blocks without the rest. Results go
+to benchmarks/results/attention.json.
 """
 
 import argparse
@@ -31,32 +33,36 @@ from pipeline.models import latte
 from pipeline.models.latte import LATTE_SIZES, Attention, Latte
 
 RESULT = Path(__file__).parent / "results" / "attention.json"
-FRAMES = 17  # 16 and the image's
+FRAMES = 17  # 16, and the image
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention as three operations."""
     weights = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
     return weights.softmax(dim=-1) @ v
 
 
 def prescaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention with q scaled."""
     weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     return weights.softmax(dim=-1) @ v
 
 
 def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Fused attention on contiguous heads."""
     return F_.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
 
 
 def free(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return v + 0 * (q + k)  # whose gradients the matrices before must still have
+    """No attention: v."""
+    return v + 0 * (q + k)  # the layers before it still need their gradients
 
 
 def share_of_flops(tokens: int, width: int) -> float:
-    """Of a pair of blocks, over N tokens of space and F of time: what attention's two products are of all products.
+    """Share of attention's two products in the FLOP of a pair of blocks, over N tokens of space and F of time.
 
-    A token of width d takes 4 N d of them in a block, and 24 d^2 in the matrices for q, k, v, output and MLP.
+    In a block, a token of width d takes 4 N d FLOP in attention, and 24 d^2 in the matrices of q, k, v, output and MLP.
     """
     over = tokens + FRAMES
     return over / (12 * width + over)
@@ -76,6 +82,7 @@ def forward_with(attend: Attend) -> Callable[[Attention, Tensor], Tensor]:
 
 
 def written_out(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN's modulation as two operations."""
     return x * (1 + scale) + shift
 
 
@@ -90,7 +97,7 @@ FORMULATIONS: dict[str, tuple[Attend | None, bool]] = {
 
 
 def whole(model: Latte, side: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """A forward and backward pass of the model on one clip; it gives the output and a gradient."""
+    """Return a forward and backward pass of the model on one clip, which gives the output and a gradient."""
     random = torch.Generator().manual_seed(1)
     x = torch.randn(1, FRAMES, 4, side, side, generator=random)
     t, y = torch.tensor([500.0]), torch.tensor([3])
@@ -107,7 +114,7 @@ def whole(model: Latte, side: int) -> Callable[[], tuple[Tensor, Tensor]]:
 
 
 def alone(model: Latte, side: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """The same of the attention over space and the attention over time that the first two blocks make."""
+    """Like `whole`, for the attention over space and the attention over time of the first two blocks alone."""
     width = model.final_layer.linear.in_features
     x = torch.randn(FRAMES, (side // 2) ** 2, width, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
@@ -123,7 +130,7 @@ def alone(model: Latte, side: int) -> Callable[[], tuple[Tensor, Tensor]]:
 
 
 def measure(step: Callable[[], tuple[Tensor, Tensor]], rounds: int) -> dict[str, object]:
-    """Each formulation once a round, in turn; the first round only warms up and gives what the others must equal."""
+    """Time each formulation once a round. The first round warms up, and its output is what the others must equal."""
     seconds: dict[str, list[float]] = {name: [] for name in FORMULATIONS}
     expected: tuple[Tensor, ...] = ()
     worst = 0.0
@@ -154,9 +161,10 @@ def measure(step: Callable[[], tuple[Tensor, Tensor]], rounds: int) -> dict[str,
 
 
 def main() -> None:
+    """Measure every case and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(LATTE_SIZES), default="S")
-    parser.add_argument("--depth", type=int, default=2, help="blocks of it")
+    parser.add_argument("--depth", type=int, default=2, help="blocks of the network")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64], help="latent pixels along a side")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -2,19 +2,21 @@
 
     python benchmarks/bivdiff.py
 
-Two minutes on one core. The protocol, fixed before the first run:
+Two minutes on one core. The protocol was fixed before the first run:
 
-* The video model is shipped:teacher; the image model is its one-frame use: the same weights shown a single frame, whose
-  temporal attention sees nothing but itself. Their VAE is shipped:vae.
-* 16 synthetic clips (two a class, 16 frames of 64 x 64) that it has not seen. The image model makes each frame anew, by
-  itself: noise of its own up to 0.4 of the grid on the true frame (SDEdit), and DDIM back. These clips flicker.
-* Mixed Inversion of each, and smoothing by the class's name, with alpha 0, 0.1, 0.25, 0.5, 0.75 and 1; 20 steps each
-  way, no guidance, as everywhere with these small models.
-* Frame consistency: mean cosine of neighbouring frames in the features of shipped:detector, which sees a frame as a
-  clip that stands still. It stands in for CLIP and compares with no other. The claim is that of alpha 1, the paper's
-  for ControlNet: smoothed less flickering, mean over clips, is above 0 with its 95 % bootstrap interval.
-* Beside it, so that a frozen or an empty clip cannot win unnoticed: consistency of the true clips, change from frame to
-  frame against theirs (1: as lively), and PSNR to the true clip.
+* The video model is shipped:teacher. The image model is the same network shown one frame, so that its temporal
+  attention sees nothing but that frame. Both use shipped:vae.
+* 16 synthetic clips (two a class, 16 frames of 64 x 64) that the model has not seen. The image model makes each frame
+  anew: it adds noise up to 0.4 of the grid to the true frame (SDEdit), independent for each frame, and goes back by
+  DDIM. These clips flicker.
+* Mixed Inversion and smoothing of each clip, with the class's name as prompt and alpha 0, 0.1, 0.25, 0.5, 0.75 and 1;
+  20 steps each way, and no guidance, as for all of these small models.
+* Frame consistency is the mean cosine of neighbouring frames in the features of shipped:detector, which sees a frame as
+  a clip that stands still. It stands in for CLIP and compares with no other metric. The claim is about alpha 1, the
+  paper's value for ControlNet: the mean over clips of smoothed minus flickering is above 0, with its whole 95 %
+  bootstrap interval.
+* Three numbers beside it show a frozen or an empty clip: consistency of the true clips, change from frame to frame
+  relative to theirs (1: as lively), and PSNR to the true clip.
 
 Writes benchmarks/results/bivdiff.json and docs/bivdiff/alpha.png.
 """
@@ -47,14 +49,14 @@ from pipeline.shipped.synthetic import CLASSES, FPS, random_scene, render
 
 ROOT = Path(__file__).parent
 RESULT, PLOT = ROOT / "results" / "bivdiff.json", ROOT.parent / "docs" / "bivdiff" / "alpha.png"
-SEED = 100  # of scenes; the models' videos are of seed 1
+SEED = 100  # of scenes; the models were trained on videos of seed 1
 ALPHAS = [0.0, 0.1, 0.25, 0.5, 0.75, 1.0]
 STEPS, STRENGTH, FRAMES, SIDE = 20, 0.4, 16, 64
 REPLICATES = 2000
 
 
 def one_frame_use(sampler: LoadedModel) -> LatentDiffusion:
-    """The model shown one frame at a time: its temporal blocks see that frame only."""
+    """Show the model one frame at a time: its temporal blocks see that frame only."""
     model = copy.deepcopy(sampler.model)
     backbone: Any = model.backbone
     backbone.num_frames, backbone.temp_embed = 1, backbone.temp_embed[:, :1]
@@ -62,7 +64,7 @@ def one_frame_use(sampler: LoadedModel) -> LatentDiffusion:
 
 
 def frame_by_frame(model: LatentDiffusion) -> LatentDiffusion:
-    """A model of clips of one frame, as one of clips of any number, each frame by itself."""
+    """Turn a model of one-frame clips into one of FRAMES frames that treats each frame by itself."""
 
     def conditioned(asked: Asked, first: torch.Tensor) -> Any:
         denoise = model.conditioned(asked, first.repeat_interleave(FRAMES, 0))
@@ -74,7 +76,7 @@ def frame_by_frame(model: LatentDiffusion) -> LatentDiffusion:
 
 
 def true_clips(each: int) -> list[tuple[str, np.ndarray]]:
-    """(class, uint8 (F, H, W, 3)) of scenes that no model has seen."""
+    """Render (class, uint8 (F, H, W, 3)) of `each` scenes a class that no model has seen."""
     found = []
     for number in range(each * len(CLASSES)):
         motion = CLASSES[number % len(CLASSES)]
@@ -85,7 +87,7 @@ def true_clips(each: int) -> list[tuple[str, np.ndarray]]:
 
 @torch.no_grad()
 def remade(image: LatentDiffusion, z0: torch.Tensor, motion: str, noise: torch.Tensor) -> torch.Tensor:
-    """Every frame of z0 (1, F, C, h, w) noised to STRENGTH by itself, and made again by the image model."""
+    """Add noise of STRENGTH to every frame of z0 (1, F, C, h, w), and let the image model make each again."""
     table = image.alphas_cumprod
     indices = sampling_indices(STEPS, round(STRENGTH * len(table)))
     abar = table[indices[0]]
@@ -97,7 +99,7 @@ def remade(image: LatentDiffusion, z0: torch.Tensor, motion: str, noise: torch.T
 def variants(
     sampler: LoadedModel, image: LatentDiffusion, motion: str, frames: np.ndarray, key: str
 ) -> dict[str, np.ndarray]:
-    """The clip as the VAE has it, as the image model makes it, and smoothed with every alpha."""
+    """The clip after the VAE, as the image model makes it, and smoothed with every alpha."""
     video = own_diffusion(sampler)
     mean, _ = sampler.vae.encode_clips(torch.from_numpy(frames)[None])
     truth = mean * sampler.vae.scaling_factor
@@ -110,7 +112,7 @@ def variants(
 
 
 def measure(clips: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """consistency, motion against the true clip's, PSNR to it; of every variant."""
+    """Consistency, motion relative to the true clip, and PSNR to it, for every variant."""
     network = detector_consistency("shipped:detector")
     truth = clips["true"]
     return {
@@ -124,7 +126,7 @@ def measure(clips: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
 
 
 def summarise(rows: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
-    """Means over clips with intervals; what smoothing adds to the frames' consistency, clip by clip."""
+    """Means over clips with intervals, and the gain of smoothing in consistency, clip by clip."""
 
     def mean(values: np.ndarray) -> dict[str, Any]:
         return dict(bootstrap(lambda index: float(values[index].mean()), len(values), REPLICATES, 0))
@@ -163,6 +165,7 @@ def plot(found: dict[str, Any]) -> Figure:
 
 
 def main() -> None:
+    """Measure all clips, then write the result file and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips-per-class", type=int, default=2)
     parser.add_argument("--picture", type=Path, help="where to write frames of the first clips as PNG, to look at")
@@ -197,7 +200,7 @@ def main() -> None:
             for row in rows
         ],
     }
-    result["command"] = str(result["command"]).split(" --picture")[0]  # which changes no number
+    result["command"] = str(result["command"]).split(" --picture")[0]  # --picture changes no number
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     PLOT.parent.mkdir(exist_ok=True)
     plot(found).savefig(PLOT, dpi=110, metadata={"Software": None})

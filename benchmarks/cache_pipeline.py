@@ -1,16 +1,17 @@
-"""The caching job as a whole: its rate by that of its slowest stage alone, how late shards are committed, its memory.
+"""Measure the caching job as a whole: its rate relative to its slowest stage alone, the delay of commits, and memory.
 
     python benchmarks/cache_pipeline.py          # ten minutes on two idle cores
 
 `efficiency`: the demo's clips (16 x 64 x 64, shipped VAE), one decode task and one VAE actor of one core each. The VAE
-is the slowest stage, as it should be. The job and the VAE alone, in a process of its own that calls EncodeClips with
-the same clips from memory, take turns; medians are taken of the ratios of neighbours. The job's rate is that between
-its first and its last commit. `wall` needs two cores that nobody else uses. `cpu` counts processor time, which other
-programs hardly touch: what the VAE alone takes for a clip, by the larger of what the actor and all the rest of the job
-(decoding, commits, driver, Ray itself) take for it, each on one core; it knows nothing of waiting. `commit_lag` is the
-time from the end of the encoding of a shard's last clip to its manifest part, to be held against the time that a
-shard's clips take. `memory`: peak RSS of the driver and of the largest worker of each kind, at 200 and at 2,000 tiny
-clips; without the pages of the object store, which Ray bounds by itself and which processes share. The result is
+is the slowest stage, as it should be. The job takes turns with the VAE alone, which is a process of its own that calls
+EncodeClips with the same clips from memory; figures are medians of the ratios of neighbouring turns. The job's rate is
+taken between its first and its last commit. `wall` needs two idle cores. `cpu` counts processor time, which other
+programs hardly change: the VAE alone, for a clip, divided by the larger of the actor and of everything else in the job
+(decoding, commits, driver, Ray itself), each on one core. It does not count waiting.
+
+`commit_lag` is the time from the encoding of a shard's last clip to its manifest part, to compare with the time that a
+shard's clips take. `memory` is the peak RSS of the driver and of the largest worker of each kind, for 200 and for 2,000
+tiny clips, without the pages of the object store, which Ray limits by itself and processes share. The result is
 benchmarks/results/cache_pipeline.json.
 """
 
@@ -48,9 +49,10 @@ ALONE = "--alone"  # the stage alone, in a process of its own
 
 
 def main() -> None:
+    """Measure both parts, or one, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="of the job and of the stage alone")
-    parser.add_argument("--clips", type=int, default=192, help="of a turn")
+    parser.add_argument("--turns", type=int, default=5, help="turns of the job and of the stage alone")
+    parser.add_argument("--clips", type=int, default=192, help="clips of a turn")
     parser.add_argument("--only", choices=["efficiency", "memory"], help="keep the other part of the result file")
     arguments = parser.parse_args()
     result: dict[str, Any] = json.loads(RESULT.read_text()) if arguments.only and RESULT.is_file() else {}
@@ -68,6 +70,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[None]:
+    """Run a Ray cluster of two CPUs."""
     import ray
 
     variables = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -114,7 +117,7 @@ def efficiency(folder: Path, turns: int, clips: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def cpu_samples() -> Iterator[list[tuple[float, dict[str, float]]]]:
-    """(time, CPU seconds so far by kind of process), twice a second, of this process and all below it."""
+    """Sample (time, CPU seconds so far by kind of process) twice a second, for this process and all below it."""
     samples: list[tuple[float, dict[str, float]]] = []
     ended = threading.Event()
 
@@ -144,11 +147,12 @@ def between(samples: list[tuple[float, dict[str, float]]], first: float, last: f
 
 
 def job_settings(folder: Path, name: str, more: list[str]) -> Settings:
+    """Settings of a caching job with storage FOLDER/NAME."""
     return load(["--recipe", "demo", f"--data.path={folder / 'videos'}", f"--run.storage={folder / name}", *more])[0]
 
 
 def timed_encoder(times: Path) -> type:
-    """EncodeClips, which adds a line "KEY TIME" to the file `times` for every clip when it is encoded."""
+    """EncodeClips that adds a line "KEY TIME" to the file `times` for every clip that it has encoded."""
     from pipeline.data.cache.encode import EncodeClips
 
     class EncodeClipsTimed(EncodeClips):
@@ -174,7 +178,7 @@ def read_commits(settings: Settings, times: Path) -> tuple[float, float, int, li
 
 
 def stage_alone(folder: Path, arguments: list[str]) -> tuple[float, float]:
-    """As encode_alone, in a process of its own."""
+    """Run encode_alone in a process of its own."""
     command = [sys.executable, __file__, ALONE, str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
@@ -183,7 +187,7 @@ def stage_alone(folder: Path, arguments: list[str]) -> tuple[float, float]:
 
 
 def encode_alone(folder: Path, arguments: list[str]) -> tuple[float, float]:
-    """(clips/s, CPU seconds a clip) of the VAE actor's class, called with batch after batch of decoded clips."""
+    """Measure (clips/s, CPU seconds a clip) of the VAE actor's class on batch after batch of decoded clips."""
     settings = job_settings(folder, "alone", arguments)
     decoded = pa.concat_tables(decode_clips(plan_table(settings.data).slice(0, 32), settings.data)).combine_chunks()
     encode = pipeline.data.cache.encode.EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
@@ -196,7 +200,7 @@ def encode_alone(folder: Path, arguments: list[str]) -> tuple[float, float]:
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """Peak private MiB by kind of process at 200 and 2,000 clips, and the largest ratio."""
+    """Measure peak private MiB by kind of process for 200 and 2,000 clips, and the largest ratio of the two."""
     peaks = {}
     for clips in (200, 2000):
         arguments = ["--recipe", "demo", f"--data.path={folder / 'videos'}", f"--run.storage={folder / str(clips)}"]
@@ -214,7 +218,7 @@ def memory(folder: Path) -> dict[str, Any]:
 
 
 def watch(command: list[str]) -> dict[str, int]:
-    """Run a job on this process's cluster; the peak of private bytes of each kind of process meanwhile."""
+    """Run a job on this process's cluster; return the peak of private bytes of each kind of process."""
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -233,6 +237,7 @@ def watch(command: list[str]) -> dict[str, int]:
 
 
 def kind_of(process: psutil.Process, driver: int) -> str | None:
+    """Name the part of the job that a process is; None for Ray itself."""
     command = process.cmdline()
     if process.pid == driver:
         return "driver"

@@ -1,12 +1,12 @@
-"""What saving a checkpoint costs a training: 100 steps with a save at their start, by the 100 steps after them without.
+"""Measure how much a checkpoint slows training: 100 steps that begin with a save, relative to the 100 steps after them.
 
     python benchmarks/checkpointing.py        # four minutes on two idle cores
 
-One Ray Train worker trains four of the twelve blocks of a Latte-S/2 (the checkpoint of their weights and AdamW's
-moments is 0.14 GB) on latents so small that a step takes a fraction of a second: the less there is to compute, the more
-a save weighs. It saves every 200 steps, so that stretches of 100 steps with one save and stretches without take turns
-in one run. `stretch_ratio` has all of the cost: copying the state, for which training waits, and writing it, which
-takes processor time from the steps. `waiting_share` is the copying alone, by the loop's own clock. The result is
+One Ray Train worker trains four of the twelve blocks of a Latte-S/2, whose checkpoint (weights and AdamW's moments) has
+0.14 GB. Latents are so small that a step takes a fraction of a second: the less there is to compute, the more a save
+weighs. It saves every 200 steps, so that stretches of 100 steps with one save and without take turns in one run.
+`stretch_ratio` is the whole cost: copying the state, for which training waits, and writing it, which takes processor
+time from the steps. `waiting_share` is the copying alone, by the loop's own clock. The result is
 benchmarks/results/checkpointing.json.
 """
 
@@ -33,6 +33,7 @@ SAVES, STRETCH = 3, 100
 
 
 def main() -> None:
+    """Train, compare the stretches, and write the result file."""
     with tempfile.TemporaryDirectory() as folder:
         changes = {"model.hidden_size": 384, "model.depth": 4, "model.num_heads": 6}
         changes |= {"train.steps": 2 * SAVES * STRETCH + 2 * STRETCH, "train.log_every": STRETCH}
@@ -47,7 +48,7 @@ def main() -> None:
         size = next((Path(run.spec.folder) / "checkpoints").glob("checkpoint_*/state-*.safetensors")).stat().st_size
 
     def seconds(step: int) -> float:
-        """Of the stretch that ends there."""
+        """Seconds of the stretch that ends at `step`."""
         return float(rows[step]["seconds"] or 0) - float(rows[step - STRETCH]["seconds"] or 0)
 
     saves = [2 * STRETCH * number for number in range(1, SAVES + 1)]

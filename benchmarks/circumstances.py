@@ -1,4 +1,4 @@
-"""What every result file says of where it comes from."""
+"""Machine, date and commit, for every result file."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def circumstances() -> dict[str, str | int | float]:
+    """Return the command, date, commit, machine and load of this run."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     return {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),

@@ -2,12 +2,11 @@
 
     python benchmarks/costs.py
 
-Nothing is trained or measured. The FLOP of a clip are counted on the meta device, as `--dry-run` counts them; hours
-follow from the recipe's steps, its batch, its GPUs, and from UTILISATION of the dense peak that NVIDIA's data sheet
-gives an H100 SXM for the recipe's precision. docs/costs.md says what the estimate leaves out, and how to scale it to
-other GPUs.
+Nothing is trained or measured. The FLOP of a clip are counted on the meta device, as `--dry-run` counts them. Hours
+follow from the recipe's steps, batch and GPUs, at UTILISATION of the dense peak that NVIDIA's data sheet gives an H100
+SXM for the recipe's precision. docs/costs.md lists what the estimate leaves out, and how to scale it to other GPUs.
 
-tests/test_costs.py holds README.md to what this prints.
+tests/test_costs.py compares README.md with this output.
 """
 
 from typing import NamedTuple
@@ -54,16 +53,17 @@ SD_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "la
 
 
 class Cost(NamedTuple):
-    """What one training takes."""
+    """Size, work and time of one training."""
 
     parameters: int
-    flops: float  # of one clip, forward and backward, of the trained network alone
+    flops: float  # of one clip, forward and backward, by the trained network alone
     steps: int
     clips: int  # in a step
     gpus: int
     hours: float
 
     def cells(self, title: str) -> list[str]:
+        """One row of the table."""
         return [
             title,
             f"{self.parameters / 1e6:.0f} M",
@@ -76,6 +76,7 @@ class Cost(NamedTuple):
 
 
 def main() -> None:
+    """Print the table and the line on caching."""
     print(table())
     print()
     print(caching())
@@ -90,7 +91,7 @@ def table() -> str:
         settings = load([word for name in [*bases, recipe] if name for word in ("--recipe", name)])[0]
         title = f"`{recipe}`" if recipe else "none: `ray_config.yaml` as it stands"
         rows.append(cost("finetune", settings, counted).cells(title))
-        if recipe == "ucf101-bridge-np":  # the recipes beside it take the same one
+        if recipe == "ucf101-bridge-np":  # the recipes beside it take the same neural prior
             rows.append(cost("prior", settings, counted).cells(f"`{recipe}`, its neural prior"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -1,10 +1,10 @@
-"""What the Frechet distance that docs/ablation.md decides by makes of defects whose size is known.
+"""Measure how the Frechet distance of docs/ablation.md grows with defects of known size.
 
     python benchmarks/frechet.py --recipe ablation --run.storage runs    # after jobs/ablate.py; a minute or two
 
 Takes the ablation's held-out clips, spoils their latents more and more in one way at a time, and measures them as the
 ablation measures a model's clips: through the VAE and the shipped detector, against the same clips unspoilt. A measure
-of quality grows with every defect. The result is benchmarks/results/frechet.json.
+of quality must grow with every defect. The result is benchmarks/results/frechet.json.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 def spoilt(clips: torch.Tensor) -> Iterator[tuple[str, float, torch.Tensor]]:
-    """(defect, its strength, latents (N, F, C, h, w) that have it)."""
+    """Yield (defect, strength, latents (N, F, C, h, w) with it)."""
     random = torch.Generator().manual_seed(0)
     noise = torch.randn(clips.shape, generator=random)
     still = clips[:, :1].expand_as(clips)
@@ -46,6 +46,7 @@ def spoilt(clips: torch.Tensor) -> Iterator[tuple[str, float, torch.Tensor]]:
 
 
 def main() -> None:
+    """Measure every defect and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     settings, _ = load(parser.parse_known_args()[1])
     cache, folder = open_cache(settings.cache_path), folder_of(settings.run)

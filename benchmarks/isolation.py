@@ -1,13 +1,13 @@
-"""What it costs to decode in a child process: time of isolated by in-process decoding of the same clips.
+"""Measure the cost of decoding in a child process, relative to decoding the same clips in process.
 
     python benchmarks/isolation.py        # two minutes on an idle machine
 
-Videos as UCF-101's (320 x 240, 60 frames) become rows of 16 x 256 x 256 frames: short, small videos into large clips,
-so that decoding is cheap and what is handed over is much. The two ways take turns, and medians are taken of the ratios
-of neighbours, so that other work on the machine disturbs both alike. `cpu` counts the CPU time of worker and child: it
-is the cost in throughput where every core decodes. `wall` is the time of one worker alone, whose child decodes the next
-clip while it hands over the last; it says something on an idle machine only. Both ways decode with the memory settings
-of the child. The result is benchmarks/results/isolation.json.
+Videos like UCF-101's (320 x 240, 60 frames) become clips of 16 x 256 x 256 frames: short, small videos into large
+clips, so that decoding is cheap and the hand-over is large. The two ways take turns, and figures are medians of the
+ratios of neighbouring turns, so that other work on the machine slows both alike. `cpu` counts the CPU time of worker
+and child: the cost in throughput where every core decodes. `wall` is the time of one worker alone, whose child decodes
+the next clip while the worker hands over the last; it means something on an idle machine only. Both ways decode with
+the memory settings of the child. The result is benchmarks/results/isolation.json.
 """
 
 import argparse
@@ -38,8 +38,9 @@ VIDEOS = 16
 
 
 def main() -> None:
+    """Measure both ways in turn and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=15, help="of both ways")
+    parser.add_argument("--turns", type=int, default=15, help="turns of each way")
     turns = parser.parse_args().turns
     with tempfile.TemporaryDirectory() as folder:
         for number in range(VIDEOS):
@@ -48,7 +49,7 @@ def main() -> None:
         data = load(["--data.source", "folder", "--data.path", folder])[0].data
         plan = plan_table(data)
         ways: list[Callable[[pa.Table, DataSettings], Iterator[pa.Table]]] = [in_process, stage.decode_clips]
-        for way in ways:  # imports, the child, the videos in memory
+        for way in ways:  # warm up: imports, the child, the videos in memory
             list(way(plan, data))
         measured = [[timed(way, plan, data) for way in ways] for _ in range(turns)]
         stage.isolated_decoder.close()
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def in_process(plan: pa.Table, data: DataSettings) -> Iterator[pa.Table]:
-    """As stage.decode_clips, without a child."""
+    """Decode like stage.decode_clips, without a child."""
     for row in plan.to_pylist():
         frames, span = decode_clip(row, data)
         yield stage.decoded_row({**row, **span, "attempts": 1}, frames)
@@ -75,7 +76,7 @@ def in_process(plan: pa.Table, data: DataSettings) -> Iterator[pa.Table]:
 def timed(
     way: Callable[[pa.Table, DataSettings], Iterator[pa.Table]], plan: pa.Table, data: DataSettings
 ) -> tuple[float, float]:
-    """(CPU seconds of this process and the child, seconds) of decoding the plan."""
+    """Decode the plan; return CPU seconds of this process and the child, and seconds."""
     cpu, wall = cpu_seconds(), time.perf_counter()
     made = pa.concat_tables(way(plan, data))
     spent = cpu_seconds() - cpu, time.perf_counter() - wall
@@ -84,6 +85,7 @@ def timed(
 
 
 def cpu_seconds() -> float:
+    """CPU seconds of this process and of the child so far."""
     own = resource.getrusage(resource.RUSAGE_SELF)
     child = psutil.Process(stage.isolated_decoder.pid).cpu_times() if stage.isolated_decoder.pid else None
     return own.ru_utime + own.ru_stime + (child.user + child.system if child else 0.0)

@@ -1,13 +1,13 @@
-"""What planning and resuming cost at the size of WebVid: a Parquet manifest of 2.5 million videos, 90 % of them cached.
+"""Measure planning and resuming at the size of WebVid: a manifest of 2.5 million videos, 90 % of them cached.
 
     python benchmarks/planning.py                        # about two minutes, most of it making the fake cache
     python benchmarks/planning.py --videos 100000
 
-Makes a manifest (URI, caption, size) and a cache's manifest parts and rejected clips as jobs/cache_latents.py leaves
-them, 512 clips a part, and no shards: planning opens none. Then, each in a process of its own, `resume` plans and finds
-what is left and what the summary says of the rest, and `fresh` does it against an empty cache, where everything is
-left. Time, of the wall and of the processor (other work on the machine stretches the former), and peak memory (VmHWM,
-of a process that starts with Python and Arrow) go to benchmarks/results/planning.json.
+Makes a Parquet manifest (URI, caption, size), and the manifest parts and rejected clips of a cache as
+jobs/cache_latents.py leaves them, 512 clips a part. It makes no shards, since planning opens none. Then `resume` plans,
+finds what is left, and counts the rest for the summary; `fresh` does so against an empty cache, where everything is
+left. Each is a process of its own. Wall time, processor time (which other work on the machine does not stretch) and
+peak memory (VmHWM; the process starts with Python and Arrow) go to benchmarks/results/planning.json.
 """
 
 import argparse
@@ -36,31 +36,12 @@ RESULT = Path(__file__).parent / "results" / "planning.json"
 LIMITS = {"seconds": 90, "peak_gb": 2}  # of resume
 CACHED, REJECTED = 0.9, 0.01
 PART = 512
-WORDS = [
-    "a",
-    "the",
-    "of",
-    "in",
-    "and",
-    "man",
-    "woman",
-    "dog",
-    "sea",
-    "city",
-    "street",
-    "slow",
-    "motion",
-    "aerial",
-    "view",
-    "close",
-    "up",
-    "sunset",
-    "green",
-    "background",
-]
+WORDS = ["a", "the", "of", "in", "and", "man", "woman", "dog", "sea", "city", "street", "slow", "motion", "aerial"]
+WORDS += ["view", "close", "up", "sunset", "green", "background"]
 
 
 def main() -> None:
+    """Make the caches, measure both runs, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=2_500_000)
     parser.add_argument("--measure", metavar="FOLDER", help=argparse.SUPPRESS)
@@ -87,7 +68,7 @@ def main() -> None:
 
 
 def make(folder: Path, videos: int) -> None:
-    """FOLDER/manifest.parquet and the caches FOLDER/resume and FOLDER/fresh, of which the latter is empty."""
+    """Write FOLDER/manifest.parquet, the cache FOLDER/resume and the empty cache FOLDER/fresh."""
     random = np.random.default_rng(0)
     ids = random.permutation(videos) + 1_000_000
     words = pa.array(WORDS)
@@ -118,6 +99,7 @@ def make(folder: Path, videos: int) -> None:
 
 
 def manifest_part(part: pa.Table, start: int) -> pa.Table:
+    """The manifest part of a committed shard."""
     keys = pa.array([f"{start + index:032x}"[::-1] for index in range(part.num_rows)])
     offsets = pa.array(np.arange(part.num_rows) * 2**18)
     return filled(
@@ -132,7 +114,7 @@ def manifest_part(part: pa.Table, start: int) -> pa.Table:
 
 
 def filled(part: pa.Table, schema: pa.Schema, **values: Any) -> pa.Table:
-    """`part` with the other columns of `schema`: those given, a constant or an array, and nulls."""
+    """Add the other columns of `schema` to `part`: the given `values`, constants or arrays, and nulls elsewhere."""
     arrays = []
     for field in schema:
         if field.name in part.column_names:
@@ -145,11 +127,13 @@ def filled(part: pa.Table, schema: pa.Schema, **values: Any) -> pa.Table:
 
 
 def settings(folder: str) -> Any:
+    """Settings of a job on the manifest in FOLDER."""
     line = ["--data.source", "manifest", "--data.path", f"{folder}/manifest.parquet", "--data.holdout_fraction", "0.01"]
     return load(line)[0]
 
 
 def child(cache: str) -> dict[str, Any]:
+    """Run `measure` on a cache in a process of its own."""
     line = [sys.executable, __file__, "--measure", cache]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, capture_output=True, text=True, check=True, env=environment)
@@ -183,12 +167,13 @@ def measure(cache: str) -> dict[str, Any]:
 
 
 def peak_gb() -> float:
-    """The most resident memory that this process ever had."""
+    """The most resident memory that this process has ever had."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
 
 
 def git(*arguments: str) -> str:
+    """The output of a git command, or "unknown"."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

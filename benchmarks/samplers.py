@@ -1,14 +1,13 @@
-"""How few steps each sampler needs, on a trained bridge: the spectrum of its clips against that of many steps.
+"""Measure how few steps each sampler needs on a trained bridge: the spectrum of its clips against many steps.
 
-    python benchmarks/samplers.py --recipe demo --run.storage runs     # after `make demo`; a quarter of an hour on two
-    cores
+    python benchmarks/samplers.py --recipe demo --run.storage runs     # after `make demo`; 15 minutes on two cores
 
-Takes the run's export, its neural prior and its cache, as jobs/sample.py does; `--clips` of the cache's clips, held-out
-ones first, each sampled by every sampler at every number of network evaluations. Too few steps show as energy that is
-missing (blur, too little motion) or too much (noise). So of what remains when a clip's image is taken away the mean
-energy is measured in 4 bands of temporal by 4 of spatial frequency, and `decibels` is the root mean square, over the
-bands, of its ratio to that of the reference, first-order SDE with `--reference` steps. `floor` is the same of two runs
-of the reference, `decibels_to_truth` that to the true clips. Goes to benchmarks/results/samplers.json.
+Takes the run's export, its neural prior and its cache, as jobs/sample.py does. Every sampler samples `--clips` of the
+cache's clips, held-out ones first, with every number of network evaluations. Too few steps show as missing energy
+(blur, too little motion) or as too much (noise). So the image is subtracted from each clip, and the mean energy of the
+rest is measured in 4 temporal by 4 spatial frequency bands. `decibels` is the root mean square over the bands of the
+ratio to the reference, first-order SDE with `--reference` steps. `floor` is the same between two runs of the reference,
+`decibels_to_truth` the same to the true clips. Results go to benchmarks/results/samplers.json.
 """
 
 import argparse
@@ -46,7 +45,7 @@ SAMPLERS: dict[str, tuple[dict[str, Any], int]] = {
 
 
 def spectrum(clips: torch.Tensor) -> torch.Tensor:
-    """Mean energy of (N, F, C, h, w) in BANDS x BANDS bands of temporal by spatial frequency: decibels, (BANDS^2,)."""
+    """Mean energy of (N, F, C, h, w) in BANDS temporal by BANDS spatial frequency bands: decibels, (BANDS^2,)."""
     _, frames, _, height, width = clips.shape
     energy = torch.fft.fftn(clips.double(), dim=(1, 3, 4)).abs().square().mean((0, 2))
     time = torch.fft.fftfreq(frames).abs()[:, None, None]
@@ -57,12 +56,12 @@ def spectrum(clips: torch.Tensor) -> torch.Tensor:
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Root mean square over the bands of the ratio of two sets of clips' energies, in decibels."""
+    """Ratio of the energies of two sets of clips in decibels, root mean square over the bands."""
     return round(float((spectrum(one) - spectrum(other)).square().mean().sqrt()), 3)
 
 
 def clips_of(cache: Cache, count: int) -> tuple[torch.Tensor, list[str], list[str]]:
-    """Scaled latents (N, F, C, h, w), class names and keys."""
+    """Read scaled latents (N, F, C, h, w), class names and keys of the first clips."""
     rows = [*cache.select(TEST), *cache.select(TRAIN)][:count]
     latents = torch.stack([torch.from_numpy(read_latent(cache.path, row)[0]).float() for row in rows])
     return latents * cache.spec.scaling_factor, [row["label"] for row in rows], [row["key"] for row in rows]
@@ -71,7 +70,7 @@ def clips_of(cache: Cache, count: int) -> tuple[torch.Tensor, list[str], list[st
 def sample(
     sampler: LoadedModel, data: tuple[torch.Tensor, list[str], list[str]], seed: int, how: dict[str, Any]
 ) -> torch.Tensor:
-    """(N, F, C, h, w): one clip for each image, less the image."""
+    """Sample a clip for each image and subtract the image: (N, F, C, h, w)."""
     latents, labels, keys = data
     chosen = LoadedModel(**{**vars(sampler), "how": sampler.how.model_copy(update={"order": 1, "eta": 0.0, **how})})
     made = []
@@ -82,10 +81,12 @@ def sample(
 
 
 def remainder(clips: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Subtract from each clip its image."""
     return clips - replicate(latents[:, 0], clips.shape[1])
 
 
 def main() -> None:
+    """Measure every sampler and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--reference", type=int, default=100, help="steps of the reference sampler")

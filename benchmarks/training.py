@@ -1,19 +1,23 @@
-"""What training costs besides the arithmetic of its network, and what a latent cache saves.
+"""Measure what training costs besides its network's arithmetic, and what a latent cache saves.
 
     python benchmarks/training.py                    # all but `gpu`; a quarter of an hour on two idle cores
     python benchmarks/training.py --only authors     # one part; the others of the result file are kept
     python benchmarks/training.py --only gpu         # on a machine with GPUs
 
-`overhead`: the demo's Latte, float32, batches of 8. A run of one worker through Ray Train and DeepSpeed, and a bare
-PyTorch loop of the same model on the same batches, made beforehand, take turns, both with one thread; rates are medians
-over rows of 5 steps, the first of each left out. `workers` does the same with two workers of one thread and one worker
-of two threads, and needs two cores that nobody else uses.
-`data_wait`: share of a step that waits for data: Latte-S/2, 16 x 256 x 256, batches of one clip, from a local cache,
-and from s3:// (moto on loopback) in the first epoch and after; nothing is held in memory, so every step reads.
-`authors`: the same network and clip, float32, one thread: a step of the authors' kind, which decodes the video and
-encodes its 16 frames with the Stable Diffusion VAE's architecture (random weights) each time, against a step from the
-cache. Both have the step of `data_wait`.
+`overhead`: the demo's Latte, float32, batches of 8. One worker through Ray Train and DeepSpeed takes turns with a bare
+PyTorch loop of the same model on the same batches, made beforehand, both with one thread. Rates are medians over rows
+of 5 steps, without the first row. `workers` compares two workers of one thread with one worker of two threads, and
+needs two idle cores.
+
+`data_wait`: the share of a step that waits for data. Latte-S/2, 16 x 256 x 256, batches of one clip, from a local
+cache, and from s3:// (moto on loopback) in the first epoch and after. No clip stays in memory, so every step reads.
+
+`authors`: the same network and clip, float32, one thread. A step as in the authors' code decodes the video and encodes
+its 16 frames each time, by the Stable Diffusion VAE's architecture with random weights; it is compared with a step from
+the cache. Both have the step of `data_wait`.
+
 `gpu`: Latte-XL/2, bfloat16, on all GPUs of this machine: TFLOP/s and MFU of a worker, and peak memory by ZeRO stage.
+
 The result is benchmarks/results/training.json.
 """
 
@@ -71,10 +75,11 @@ PARTS = ("overhead", "workers", "data_wait", "authors", "gpu")
 
 
 def main() -> None:
+    """Measure the parts and write each into the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30, help="of a turn")
+    parser.add_argument("--steps", type=int, default=30, help="steps of a turn")
     known = parser.parse_args()
     parts = [known.only] if known.only else [part for part in PARTS if part != "gpu"]
     torch.set_num_threads(1)
@@ -92,11 +97,11 @@ def main() -> None:
             RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
-# ---- what Ray Train and DeepSpeed cost
+# ---- the cost of Ray Train and DeepSpeed
 
 
 def turns(folder: Path, part: str, count: int, steps: int) -> dict[str, Any]:
-    """`count` turns of two ways to train; {way: clips/s of each turn, "ratio": of the medians}."""
+    """Train in two ways, `count` turns each; return the clips/s of each turn and the ratio of the medians."""
     settings = demo(folder)
     write_cache(settings, 32)
     rates: dict[str, list[float]] = {}
@@ -114,7 +119,7 @@ def turns(folder: Path, part: str, count: int, steps: int) -> dict[str, Any]:
 
 
 def demo(folder: Path, *more: str) -> Settings:
-    """The demo's bridge from scratch, at batches of 8 and without anything now and then."""
+    """Settings of the demo's bridge from scratch, with batches of 8, without checkpoints and validation."""
     rare = 10**6
     lines = [f"--run.storage={folder}", f"--cache.path={folder}/cache-demo", "--train.init=null", "--bridge.saf=false"]
     lines += ["--bridge.prior=replicated", "--train.global_batch=8", f"--train.checkpoint_every={rare}"]
@@ -128,13 +133,13 @@ def demo(folder: Path, *more: str) -> Settings:
 
 
 def workers_of(place: tuple[int, int] | None) -> list[str]:
-    """(workers, threads of each) as settings."""
+    """Settings of (workers, threads of each)."""
     workers, threads = place or (1, 1)
     return [f"--cluster.train.workers={workers}", f"--cluster.train.num_cpus={threads}"]
 
 
 def trained(settings: Settings) -> dict[str, Any]:
-    """Medians of a run's rows, the first left out."""
+    """Train, and return the medians of the run's rows without the first."""
     run = prepare("finetune", settings)
     run_training(run)
     rows = [row for row in read_history(f"{run.spec.folder}/{HISTORY}") if row["samples_per_s"]][1:]
@@ -143,7 +148,7 @@ def trained(settings: Settings) -> dict[str, Any]:
 
 
 def bare_rate(settings: Settings) -> float:
-    """Clips/s of a PyTorch loop and nothing else: the same model, loss, optimizer, clipping and number of steps."""
+    """Clips/s of a plain PyTorch loop with the same model, loss, optimizer, clipping and number of steps."""
     cache, train = open_cache(settings.cache_path), settings.train
     source = Source(cache, cache.select("train"), cache.spec.classes, train.label_dropout, 0)
     made = [micro_batches[0] for micro_batches in training_batches(source, 8, 8, 0, 1, range(4))]
@@ -163,11 +168,11 @@ def bare_rate(settings: Settings) -> float:
     return statistics.median(rates[1:])
 
 
-# ---- where the data come from
+# ---- waiting for data
 
 
 def data_wait(folder: Path) -> dict[str, Any]:
-    """Share of the steps' time that waits for a batch."""
+    """Measure the share of the steps' time that waits for a batch."""
     reader.IN_MEMORY = 0
     with vae_path(None) as vae:
         settings = real(folder, vae, f"--cache.path={folder}/cache-256", f"--cache.local_path={folder}/kept")
@@ -184,7 +189,7 @@ def data_wait(folder: Path) -> dict[str, Any]:
 
 
 def waited(settings: Settings, steps: int = 3) -> dict[str, float]:
-    """Of an epoch of 3 clips, after a step that is not counted: where its time went, in seconds a step."""
+    """Train `steps` steps after one that is not counted; return the share that waits for data, and seconds a step."""
     cache = open_cache(settings.cache_path)
     node_cache = keep_locally(cache, settings.cache, 1)
     source = Source(cache, cache.select("train"), cache.spec.classes, 0.1, 0, node_cache=node_cache)
@@ -204,7 +209,7 @@ def waited(settings: Settings, steps: int = 3) -> dict[str, float]:
 
 
 def stepper(settings: Settings) -> Any:
-    """step(batch): forward, backward and optimizer of the settings' network."""
+    """Return step(batch): forward, backward and optimizer step of the settings' network."""
     spec = resolve_spec(settings.data, settings.vae, settings.text, CLASSES)
     model = build_image_to_video(settings.model, spec.latent_shape, len(CLASSES))
     model.initialise(0)
@@ -219,7 +224,7 @@ def stepper(settings: Settings) -> Any:
 
 
 def real(folder: Path, vae: str, *more: str) -> Settings:
-    """UCF-101's bridge, Latte-S/2 at 16 x 256 x 256, on one CPU in float32."""
+    """Settings of UCF-101's bridge, Latte-S/2 at 16 x 256 x 256, on one CPU in float32."""
     lines = [f"--run.storage={folder}", f"--vae.path={vae}", "--vae.dtype=float32", "--train.precision=float32"]
     lines += ["--data.source=folder", f"--data.path={folder}/videos"]
     lines += [f"--cluster.{stage}.num_gpus=0" for stage in ("encode", "train", "sample")]
@@ -228,7 +233,7 @@ def real(folder: Path, vae: str, *more: str) -> Settings:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
-    """A bucket's address on an S3 server on loopback."""
+    """Run an S3 server on loopback; yield the address of a bucket."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -253,7 +258,7 @@ def s3_server() -> Iterator[str]:
 
 
 def authors(folder: Path) -> dict[str, Any]:
-    """Decoding and encoding at every step, against reading the cache."""
+    """Compare decoding and encoding at every step with reading the cache."""
     generator = np.random.default_rng(0)
     smooth = np.kron(generator.integers(0, 255, (60, 15, 20, 3), np.uint8), np.ones((1, 16, 16, 1), np.uint8))
     (folder / "videos").mkdir(exist_ok=True)
@@ -291,7 +296,7 @@ def authors(folder: Path) -> dict[str, Any]:
 
 
 def gpu(folder: Path) -> dict[str, Any]:
-    """MFU and memory of Latte-XL/2, which a GPU is needed for."""
+    """Measure MFU and memory of Latte-XL/2; needs a GPU."""
     count = torch.cuda.device_count()
     if not count:
         sys.exit("training.py: --only gpu needs a GPU, and this machine has none")
@@ -313,7 +318,7 @@ def gpu(folder: Path) -> dict[str, Any]:
 
 
 def write_cache(settings: Settings, clips: int) -> None:
-    """A cache of random latents in the true format, one held out."""
+    """Write a cache of `clips` random latents in the true format, and one held-out clip."""
     spec = resolve_spec(settings.data, settings.vae, settings.text, CLASSES)
     write_spec(settings.cache_path, spec)
     random = np.random.default_rng(0)

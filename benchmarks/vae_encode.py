@@ -1,14 +1,13 @@
-"""How much of a device the VAE actor of the cache uses: frames/s, share of the peak, busy share.
+"""Measure how much of a device the cache's VAE actor uses: frames/s, share of the peak, busy share.
 
     python benchmarks/vae_encode.py                                     # the SD VAE at 256 x 256 on a GPU: two minutes
     python benchmarks/vae_encode.py --vae shipped:vae --size 64 --calls 20     # the shipped VAE on a CPU: half a minute
     python benchmarks/vae_encode.py ... --ray                           # and the same actor fed by Ray Data
 
-Three rates of the same encoder in one run: `alone`, one full batch after the other from memory that is at hand;
-`actor`, EncodeClips called with Arrow batches of clips one call after the other; and `ray`, in a Ray Data actor pool.
-An actor's busy share is its rate by that of the encoder alone. Without a GPU, seconds are of processor time, but for
-`ray`. Without --vae the weights are random, in the SD VAE's shape. The result is
-benchmarks/results/vae_encode_{gpu,cpu}.json.
+Three rates of the same encoder in one run: `alone` encodes one full batch after the other, from memory; `actor` calls
+EncodeClips with Arrow batches of clips, one call after the other; `ray` runs it in a Ray Data actor pool. An actor's
+busy share is its rate divided by that of the encoder alone. Without a GPU, seconds are processor time, except in `ray`.
+Without --vae the weights are random, in the SD VAE's shape. The result is benchmarks/results/vae_encode_{gpu,cpu}.json.
 """
 
 import argparse
@@ -36,12 +35,13 @@ from pipeline.schema import DECODED_SCHEMA
 from pipeline.settings import DataSettings, VaeSettings
 
 RESULTS = Path(__file__).parent / "results"
-# dense bf16 and fp16 FLOP/s by the makers' data sheets
+# dense bf16 and fp16 FLOP/s, from NVIDIA's data sheets
 DATA_SHEET = {"H200": 989e12, "H100 80GB HBM3": 989e12, "H100 PCIe": 756e12, "A100": 312e12, "L40S": 362e12}
 REPEATS = 5
 
 
 def main() -> None:
+    """Measure the rates and write the result file."""
     arguments = parse()
     on_gpu = torch.cuda.is_available() and not arguments.cpu
     data = DataSettings.model_construct(frames=arguments.frames, height=arguments.size, width=arguments.size)
@@ -81,10 +81,11 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", help="as vae.path; otherwise random weights in the SD VAE's shape")
     parser.add_argument("--size", type=int, default=256, help="height and width of a frame")
-    parser.add_argument("--frames", type=int, default=16, help="of a clip")
+    parser.add_argument("--frames", type=int, default=16, help="frames of a clip")
     parser.add_argument("--batch-frames", type=int, default=64, help="as vae.batch_frames")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--calls", type=int, default=20, help="calls of the actor")
@@ -131,19 +132,19 @@ def flops_per_frame(vae: Vae, size: int) -> float:
 
 
 def clock() -> float:
-    """Seconds: of the wall where a GPU works, else of this one thread, which other programs do not lengthen."""
+    """Wall time in seconds where a GPU works, else processor time, which other programs do not lengthen."""
     return time.perf_counter() if torch.cuda.is_initialized() else time.process_time()
 
 
 def matmul_rate(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of a large matrix product of random numbers: the peak that a program can reach on this device."""
+    """FLOP/s of a large matrix product of random numbers: the peak that a program reaches on this device."""
     side = 8192 if device == "cuda" else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / best_seconds(lambda: a @ b)
 
 
 def best_seconds(work: Callable[[], object]) -> float:
-    """Of `REPEATS` repetitions after one to warm up."""
+    """Seconds of the fastest of REPEATS repetitions, after one to warm up."""
     seconds = []
     for _ in range(REPEATS + 1):
         started = clock()
@@ -155,7 +156,7 @@ def best_seconds(work: Callable[[], object]) -> float:
 
 
 def measure(actor: EncodeClips, batch: pa.Table, data: DataSettings, calls: int) -> tuple[float, float]:
-    """Frames/s of the encoder alone and of the actor: medians of repetitions in turn, on the same machine."""
+    """Frames/s of the encoder alone and of the actor: medians of repetitions that take turns."""
     frames = batch.num_rows * data.frames
     host = torch.from_numpy(np.frombuffer(batch["frames"][0].as_buffer(), np.uint8).copy())
     one = host.reshape(-1, data.height, data.width, 3).repeat(-(-actor.batch_frames // data.frames), 1, 1, 1)[
@@ -181,7 +182,7 @@ def measure(actor: EncodeClips, batch: pa.Table, data: DataSettings, calls: int)
 
 
 def sweep(vae: Vae, size: int) -> dict[int, float]:
-    """Frames/s of the encoder alone by the size of a batch: medians of repetitions in turn."""
+    """Frames/s of the encoder alone by batch size: medians of repetitions that take turns."""
     frames = torch.randint(0, 256, (64, size, size, 3), dtype=torch.uint8)
     rates: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: [], 16: [], 32: [], 64: []}
     for _ in range(3 * REPEATS):
@@ -194,6 +195,7 @@ def sweep(vae: Vae, size: int) -> dict[int, float]:
 
 
 def rate(frames_per_second: float, flops: float, peak: float, on_gpu: bool, dtype: str) -> dict[str, float]:
+    """A rate, with its shares of the peaks."""
     shares = {"frames_per_second": frames_per_second, "share_of_matmul_rate": frames_per_second * flops / peak}
     if on_gpu and dtype != "float32":
         name = torch.cuda.get_device_name()
@@ -204,12 +206,12 @@ def rate(frames_per_second: float, flops: float, peak: float, on_gpu: bool, dtyp
 
 
 def ray_rate(vae: VaeSettings, data: DataSettings, calls: int, num_gpus: float) -> float:
-    """Frames/s of one actor in a Ray Data pool as the cache makes it, from its first answer to its last."""
+    """Frames/s of one actor in a Ray Data pool like the cache's, from its first answer to its last."""
     import ray.data
     from ray.data import ActorPoolStrategy
 
     ray.init(address="local", include_dashboard=False)
-    block = clips(8, data)  # what one decode task gives
+    block = clips(8, data)  # the output of one decode task
     size = clips_a_call(vae, data.frames, num_gpus)
     encoded = (
         ray.data.range(calls * size, override_num_blocks=max(1, calls * size // 8))
