@@ -34,7 +34,7 @@ def node(stage: str, most: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What a process needs to reach a cluster of a head alone, which may grow by nodes for each stage."""
+    """The environment that reaches a cluster of a head alone, to which nodes for each stage may be added."""
     gcs, dashboard, client, agent = free_ports(4)
     types = {"decoder": node("decode", 2), "encoder": node("encode", 1), "trainer": node("train", 2)}
     head = {"resources": {"CPU": 0}, "labels": {"stage": "head"}, "node_config": {}, "max_workers": 0}
@@ -94,7 +94,7 @@ def run_job(environment: dict[str, str], job: str, arguments: list[str], status:
 
 
 def stages(environment: dict[str, str]) -> set[str]:
-    """What the nodes that live now are for."""
+    """The stages of the nodes that are alive."""
     code = "import ray, json; ray.init('auto', log_to_driver=False); "
     code += "print('NODES' + json.dumps([n['Labels'].get('stage') for n in ray.nodes() if n['Alive']]))"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -139,7 +139,7 @@ def test_training_waits_for_its_workers_nodes(environment: dict[str, str], tmp_p
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_more_workers_than_there_can_ever_be_are_waited_for_and_then_explained(
+def test_training_that_no_cluster_can_hold_ends_with_an_explanation(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     line = arguments(tmp_path, "--train.init=null", "--bridge.saf=false", "--bridge.prior=replicated")

@@ -1,4 +1,4 @@
-"""The files for `ray up` are what Ray's launcher takes, with authentication, and with nothing open to the network."""
+"""Ray's launcher accepts the files for `ray up`; they ask for authentication and open nothing but SSH."""
 
 import copy
 import subprocess
@@ -80,7 +80,7 @@ def test_head_is_on_demand_and_workers_are_spot_from_zero(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*CLOUDS, "kuberay"])
 def test_every_stage_of_the_recipe_finds_nodes_for_all_that_it_asks(name: str) -> None:
-    """One file decides what runs where: the labels and resources in settings, against the nodes that there can be."""
+    """The labels and resources in the settings match the nodes that each file can bring up."""
     if name == "kuberay":
         manifest = yaml.safe_load((ROOT / "cluster" / "kuberay" / "raycluster.yaml").read_text())
         manifest["metadata"]["namespace"] = "default"

@@ -59,7 +59,7 @@ def test_commands_of_the_page_are_shell_and_name_files_that_exist(block: str) ->
 
 
 def test_machines_are_set_up_as_make_sets_up_this_one() -> None:
-    """The test on three hosts takes `make`'s environment for that of the page."""
+    """The test on three hosts uses `make`'s environment in place of the page's."""
     make = [
         line.split("install", 1)[1] for line in (ROOT / "Makefile").read_text().splitlines() if "pip install" in line
     ]

@@ -1,4 +1,4 @@
-"""The whole road through Ray's job submission, stopped once in every step and submitted again, refuses strangers."""
+"""All steps run through Ray's job submission, though stopped once in each; strangers are refused."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ SMALL |= {"checkpoint_every": 5, "validate_every": 40, "validate_clips": 4}
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A cluster as `make demo` starts it, and what a person's shell needs to reach it."""
+    """A cluster as `make demo` starts it, and the environment of a shell that reaches it."""
     # the tests' interpreter first on the path, no cluster named, the package importable
     names = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "PYTHONPATH")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{names.get('PATH', '')}"
@@ -50,7 +50,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 def request(address: str, path: str, token: str | None, content: bytes | None = None) -> int:
-    """The HTTP status that the dashboard answers with."""
+    """The HTTP status of the dashboard's answer."""
     asked = urllib.request.Request(f"{address}{path}", data=content, headers={"Content-Type": "application/json"})
     if token:
         asked.add_header("Authorization", f"Bearer {token}")
@@ -124,7 +124,7 @@ def parameter(name: str) -> str:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_stopped_in_every_step_and_submitted_again_the_road_comes_to_its_end(
+def test_a_chain_stopped_in_every_step_ends_after_resubmission(
     environment: dict[str, str], exported: set[str], tmp_path: Path
 ) -> None:
     make_dataset(str(tmp_path / "videos"), videos=32, seed=7, frames=48, test_share=0.5)
@@ -184,8 +184,10 @@ def exported(environment: dict[str, str]) -> Iterator[set[str]]:
 
 @contextlib.contextmanager
 def scraping() -> Iterator[set[str]]:
-    """Names of the metrics that Prometheus would get of this test's cluster, gathered every second: Ray exports a gauge
-    once for each time that it is set."""
+    """Names of the metrics that Prometheus would get from this test's cluster, gathered every second.
+
+    Ray exports a gauge once for each time that it is set.
+    """
     names: set[str] = set()
     ended = threading.Event()
 
@@ -230,7 +232,7 @@ class Chain:
         return self.client.submit_job(entrypoint=self.line, runtime_env={"working_dir": str(ROOT)})
 
     def stop_when(self, there: Callable[[], bool]) -> None:
-        """Submit, stop as `ray job stop` does once something is there, and wait for the clean end."""
+        """Submit, stop as `ray job stop` does when `there` says so, and wait for the clean end."""
         job = self.submit()
         deadline = time.monotonic() + 300
         while not there():
@@ -248,7 +250,7 @@ class Chain:
         assert time.monotonic() - started < 60, "killed, not stopped"
 
     def finish(self) -> str:
-        """Submit, wait for success, and give what it printed."""
+        """Submit, wait for success, and return the output."""
         job = self.submit()
         self.wait(job)
         text = self.client.get_job_logs(job)

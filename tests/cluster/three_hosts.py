@@ -125,7 +125,7 @@ def scenario(until: str) -> None:
 
 
 class Shell:
-    """The reader's shell, in the project's folder. A command that fails ends it all."""
+    """The reader's shell, in the project's folder. A command that fails ends the test."""
 
     def __init__(self) -> None:
         environment = {name: os.environ[name] for name in ("PATH", "TERM") if name in os.environ}
@@ -162,7 +162,7 @@ def filled_in(commands: str) -> str:
 
 
 def furnish(machines: dict[str, Host]) -> None:
-    """Prepare what the page assumes: packages, SSH by key, keys of S3, and the launcher file, filled in."""
+    """Prepare what the page requires: packages, SSH by key, keys of S3, and the launcher file with its CHANGE lines."""
     (HOME / ".ssh").mkdir()
     hosts.run(f"ssh-keygen -q -t ed25519 -N '' -f {HOME}/.ssh/id_ed25519")
     (HOME / "framebridge-venv").symlink_to(sys.prefix)
@@ -187,7 +187,7 @@ def furnish(machines: dict[str, Host]) -> None:
 
 
 def start_s3() -> None:
-    """Videos in a bucket: one of them is none."""
+    """Start S3 with videos in a bucket, one of them unreadable."""
     from pipeline.shipped.synthetic import make_dataset
     from pipeline.storage import files as storage
 
@@ -253,7 +253,7 @@ def one_with(machines: dict[str, Host], word: str) -> Host:
 
 
 def titles(host: Host) -> list[str]:
-    """Of all processes on it."""
+    """The titles of all processes on a host."""
     network, result = os.readlink(f"/proc/{host.process.pid}/ns/net"), []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -265,7 +265,7 @@ def titles(host: Host) -> list[str]:
 
 
 def compare(name: str, reference: str) -> None:
-    """Raises AssertionError unless cache, training and samples of both runs are the same, and all of it is there."""
+    """Raise AssertionError unless both runs are complete and have the same cache, training and samples."""
     from pipeline.data.cache.manifest import open_cache
     from pipeline.data.cache.shards import read_latent
     from pipeline.storage.files import list_files, read_bytes, read_json
@@ -299,7 +299,7 @@ def compare(name: str, reference: str) -> None:
 
 
 def check_secrets(machines: dict[str, Host]) -> None:
-    """Raises AssertionError if a log, an export or a settings file holds the token or the key of S3."""
+    """Raise AssertionError if a log, an export or a settings file holds the token or the key of S3."""
     from pipeline.storage.files import entries, read_bytes
 
     secrets = [KEYS["AWS_SECRET_ACCESS_KEY"].encode(), (HOME / ".ray" / "auth_token").read_bytes().strip()]
@@ -321,7 +321,7 @@ def ended(host: Host) -> bool:
 
 
 def take_down(shell: Shell, machines: dict[str, Host]) -> None:
-    """Back to nothing, by the page."""
+    """Take the cluster down as the page says."""
     say("from a cluster to nothing, by the page")
     shell.run(blocks(CLUSTER, "Your own machines")[2])
     for host in machines.values():
@@ -334,7 +334,7 @@ def logs_of(host: Host) -> list[Path]:
 
 
 def keep_logs() -> None:
-    """What the hosts wrote, for a look after a failure: all else ends with us."""
+    """Copy the hosts' logs, to be read after a failure; all other files end with the hosts."""
     folder = ROOT / "runs" / "three-hosts"
     hosts.run(f"rm -rf {folder} && mkdir -p {folder} && cp {HOSTS}/*.log {folder} || true")
     for name in ADDRESSES:

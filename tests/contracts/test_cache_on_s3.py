@@ -1,4 +1,4 @@
-"""Source and cache on S3, with faults between, by a job on a cluster that was started without credentials."""
+"""A job on a cluster without credentials caches from S3 to S3 while requests fail."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def access() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module")
 def cached(ray_cluster: None, access: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnS3]:
-    """A finished caching job whose every third request failed."""
+    """A finished caching job; every third of its requests failed."""
     import ray
 
     folder = tmp_path_factory.mktemp("on_s3")
@@ -126,7 +126,7 @@ def test_credentials_reach_the_workers_and_no_log(cached: OnS3) -> None:
     assert written and not [address for address in written if SECRET.encode() in read_bytes(address)]
 
 
-def test_a_workers_log_says_of_which_job_and_stage_and_clip_a_line_is(cached: OnS3) -> None:
+def test_a_line_of_a_workers_log_names_job_stage_and_clip(cached: OnS3) -> None:
     import ray
 
     logs = Path(ray._private.worker._global_node.get_logs_dir_path())
@@ -157,10 +157,8 @@ def test_training_reads_the_same_batches_from_s3_under_faults(cached: OnS3) -> N
     assert batch.latents.keys == same.latents.keys and torch.equal(batch.latents.z0, same.latents.z0)
 
 
-def test_after_the_first_epoch_nothing_is_asked_of_s3(
-    cached: OnS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By other workers of the node either; what was kept and is damaged comes from S3 once more."""
+def test_later_epochs_ask_nothing_of_s3(cached: OnS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This holds for all workers of the node; a damaged local copy is read from S3 again."""
     monkeypatch.setattr("pipeline.data.load.reader.IN_MEMORY", 0)
     settings = load([*cached.arguments, f"--cache.local_path={tmp_path}"])[0]
     there = open_cache(settings.cache_path)

@@ -1,4 +1,4 @@
-"""What this project uses of DeepSpeed besides its public interface is there, and does what is relied on."""
+"""The private names of DeepSpeed that this project uses exist and do what it relies on."""
 
 import pytest
 from helpers.process_group import run_ranks

@@ -1,4 +1,4 @@
-"""What this project uses of Ray besides its public interface is there, and does what is relied on."""
+"""The private names of Ray that this project uses exist and do what it relies on."""
 
 import inspect
 from pathlib import Path

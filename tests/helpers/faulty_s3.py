@@ -19,18 +19,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 FAULTS = ("internal error", "slow down", "stall", "cut upload", "cut download", "lost answer")
-IN_A_ROW = 3  # a request fails at most so often before it is let through
+IN_A_ROW = 3  # a request fails at most this often before it is let through
 
 
 @dataclass
 class Plan:
-    """Which requests fail, and what happened so far."""
+    """The requests that fail, and what happened so far."""
 
     share: float = 0.0  # of the requests
     seed: int = 0
     kinds: tuple[str, ...] = FAULTS
     only: str = ""  # regular expression of "METHOD path?query" that may fail; others are let through
-    always: bool = False  # whatever matches `only` fails for ever
+    always: bool = False  # whatever matches `only` fails every time
     stall_s: float = 3.0  # longer than the client's patience
     met: Counter[str] = field(default_factory=Counter)  # fault -> times
     seen: Counter[str] = field(default_factory=Counter)  # request -> times
@@ -55,7 +55,7 @@ class Plan:
 
 @dataclass
 class FaultyS3:
-    """`endpoint`: through the faults of `plan`, which a test may replace; `direct`: around them."""
+    """A running service: `endpoint` meets the faults of `plan`, which a test may replace; `direct` avoids them."""
 
     endpoint: str
     direct: str
@@ -95,7 +95,7 @@ class _Proxy(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Hands a request on to the server, or does harm to it."""
+    """Forward a request to the server, or inject a fault."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True

@@ -1,4 +1,4 @@
-"""No cluster where one is named: one clear line, at once."""
+"""A job reports at once that no cluster answers, and gives its processes their variables."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from pipeline.settings import load
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_an_address_where_nobody_listens_is_a_clear_error(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+def test_an_address_where_nobody_listens_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
     import ray
 
     with socket.socket() as taken:
@@ -24,7 +24,7 @@ def test_an_address_where_nobody_listens_is_a_clear_error(monkeypatch: pytest.Mo
             start_ray(load(["--recipe", "demo"])[0].cluster)
 
 
-def test_trackers_learn_on_every_node_where_to_report_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_trackers_reach_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "key-of-the-driver")
     monkeypatch.setenv("WORDS_UNKNOWN", "kept")
     set_up = process_setup()

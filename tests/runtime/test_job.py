@@ -1,4 +1,4 @@
-"""What a user reads last: every job ends with its own line."""
+"""Every job ends with its own line, whatever its workers print."""
 
 import os
 import subprocess

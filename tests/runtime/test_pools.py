@@ -13,7 +13,7 @@ STAGE = ActorResources(actors=3, num_cpus=0.5, num_gpus=0, labels={})
 
 
 class Doubler:
-    """Doubles numbers, and says how many came at once."""
+    """Multiply numbers, and tell how many came in one call."""
 
     def __init__(self, factor: int) -> None:
         self._factor = factor

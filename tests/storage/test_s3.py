@@ -1,4 +1,4 @@
-"""Files on S3 under faults: nothing lost, nothing half-written to be seen, and clear words when it cannot be."""
+"""Under faults, files on S3 are neither lost nor half-written, and storage that cannot be used is reported clearly."""
 
 import io
 import os
@@ -41,7 +41,7 @@ def server() -> Iterator[FaultyS3]:
 
 @pytest.fixture
 def service(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """Without faults until the test sets `plan`; a bucket named bucket, empty."""
+    """A service with an empty bucket named bucket, without faults until the test sets `plan`."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
@@ -102,7 +102,7 @@ FATAL = [  # requests that fail for good, how, and the bytes to be written
 
 
 def test_an_upload_is_seen_whole_or_not_at_all(service: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While it lasts, under faults, and after it failed for good in any of its requests."""
+    """This holds during an upload, under faults, and after any of its requests failed for good."""
     seen: set[int] = set()
     done = threading.Event()
 
@@ -134,7 +134,7 @@ def test_an_upload_is_seen_whole_or_not_at_all(service: FaultyS3, monkeypatch: p
     assert read_bytes(f"{FOLDER}/file") == new
 
 
-def test_a_finished_upload_whose_answer_was_lost_is_known_to_be_finished(service: FaultyS3) -> None:
+def test_an_upload_whose_answer_was_lost_is_recognised_as_finished(service: FaultyS3) -> None:
     service.plan = Plan(share=1, kinds=("lost answer",), only="POST .*uploadId")
     service.log.clear()
     content = os.urandom(PART + 1)
@@ -166,7 +166,7 @@ def test_a_missing_object_is_a_missing_file_at_once(service: FaultyS3) -> None:
 
 
 def refused(service: FaultyS3, monkeypatch: pytest.MonkeyPatch, how: str) -> str:
-    """Make the storage unusable in one way; the address to try."""
+    """Make the storage unusable in one way; return the address to try."""
     if how == "denied":
         service.plan = Plan(share=1, kinds=("denied",), always=True)
     if how == "unreachable":
@@ -195,7 +195,7 @@ def refused(service: FaultyS3, monkeypatch: pytest.MonkeyPatch, how: str) -> str
         ("no credentials", "no credentials found; set AWS_ACCESS_KEY_ID"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_line_with_status_2(
+def test_unusable_storage_ends_the_job_with_one_line_and_status_2(
     service: FaultyS3, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str, words: str
 ) -> None:
     storage = refused(service, monkeypatch, how)
@@ -210,17 +210,18 @@ def test_what_cannot_be_used_is_told_in_one_line_with_status_2(
     assert time.monotonic() - started < 10
 
 
-def test_faults_end_before_the_clients_patience() -> None:
+def test_injected_faults_end_before_the_last_attempt() -> None:
     assert IN_A_ROW < s3.ATTEMPTS
 
 
-def test_uploads_that_nobody_finished_are_found_and_ended(service: FaultyS3) -> None:
+def test_unfinished_uploads_are_found_and_aborted(service: FaultyS3) -> None:
     client = around(service)
     begun = client.create_multipart_upload(Bucket="bucket", Key="some folder/shards/killed.tar")
     client.upload_part(
         Bucket="bucket", Key=begun["Key"], UploadId=begun["UploadId"], PartNumber=1, Body=b"half of a shard"
     )
     write_bytes(f"{FOLDER}/shards/left.tar", b"a whole shard that was not committed")
+    assert [upload for _, upload, _ in s3.unfinished_uploads("s3://bucket")] == [begun["UploadId"]]
     old, _ = find_orphans(FOLDER, older_than=3600)  # moto says of every upload that it began in 2010
     assert [orphan.upload for orphan in old] == [begun["UploadId"]]
     orphans, missing = find_orphans(FOLDER, older_than=-60)

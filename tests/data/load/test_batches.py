@@ -1,4 +1,4 @@
-"""The order is a function of (seed, epoch, cache): not of the number of workers, not of where a run starts."""
+"""The order depends on seed, epoch and cache, and not on the number of workers or the step that a run starts at."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ def whole(micro_batches: list[TrainingBatch]) -> dict[str, object]:
 
 
 def stream(cache: Cache, workers: int, micro: int, start: int = 0, seed: int = 0) -> Iterator[dict[str, object]]:
-    """The global batches, put together from what each worker gets."""
+    """The global batches, put together from the batches of each worker."""
     source = Source(cache, cache.select("train"), CLASSES, 0.3, seed)
     ranks = [training_batches(source, SIZE, micro, rank, workers, range(start, STEPS)) for rank in range(workers)]
     for parts in zip(*ranks, strict=True):
@@ -63,7 +63,7 @@ def test_global_batches_do_not_depend_on_workers(cache: Cache, workers: int, mic
     ("size", "micro", "workers", "expected"),
     [(64, 8, 8, (8, 1)), (64, 3, 8, (3, 3)), (10, 4, 3, (4, 1)), (4, 8, 3, (2, 1))],
 )
-def test_pieces_are_alike_on_all_workers_and_hold_every_clip(
+def test_micro_batches_are_alike_on_all_workers_and_hold_every_clip(
     size: int, micro: int, workers: int, expected: tuple[int, int]
 ) -> None:
     assert micro_batching(size, micro, workers) == expected
@@ -138,12 +138,12 @@ def test_validation_is_fixed_and_counts_every_clip_once(cache: Cache, workers: i
     assert counted["index"].tolist() == [166, 500, 833]  # type: ignore[attr-defined]
 
 
-def test_no_held_out_clips_is_no_validation(tmp_path: Path) -> None:
+def test_validation_without_held_out_clips_has_no_batches(tmp_path: Path) -> None:
     cache = write_cache(tiny_settings(tmp_path), clips=2, held_out=0)
     assert validation_batches(Source(cache, cache.select("test"), CLASSES, 0.0, 0), 1, 0, 2) == []
 
 
-def test_large_caches_are_not_kept_in_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_small_caches_stay_in_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     small = Source(cache, cache.rows, CLASSES, 0.0, 0)
     assert small.posterior(0) is small.posterior(0)
     monkeypatch.setattr(reader, "IN_MEMORY", 100)

@@ -34,7 +34,7 @@ def mixed(folder: Path, *more: str) -> Settings:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two caches: 10 clips, and 6 others of another stride, some of which are called the same."""
+    """Two caches: 10 clips, and 6 others of another stride; some have the same name."""
     folder = tmp_path_factory.mktemp("mix")
     write_cache(tiny_settings(folder, f"--cache.path={folder}/one"), clips=10)
     write_cache(tiny_settings(folder, f"--cache.path={folder}/two", "--data.stride=2"), clips=6, held_out=2, seed=1)
@@ -48,7 +48,7 @@ def mix(folder: Path) -> Mix:
     return cache
 
 
-def test_weights_share_out_an_epoch() -> None:
+def test_weights_divide_the_draws_of_an_epoch() -> None:
     assert mix_counts([10, 6], [3, 1]) == [12, 4]
     assert mix_counts([10, 6], [10, 6]) == [10, 6]
     assert mix_counts([1, 1, 1], [1, 1, 1]) == [1, 1, 1]
@@ -56,7 +56,7 @@ def test_weights_share_out_an_epoch() -> None:
 
 
 @pytest.mark.parametrize("shares", [SHARES, ((3, 7), (20, 16)), ((4, 4), (5, 5), (2, 2))])
-def test_no_clip_comes_again_before_all_of_its_cache_have_come(shares: tuple[tuple[int, int], ...]) -> None:
+def test_a_clip_comes_again_only_after_all_others_of_its_cache(shares: tuple[tuple[int, int], ...]) -> None:
     order = np.concatenate([mixed_order(5, epoch, shares) for epoch in range(12)])
     first = 0
     for clips, drawn in shares:
@@ -120,7 +120,7 @@ def test_a_mix_is_recorded_and_planned(folder: Path) -> None:
     )
 
 
-def test_what_does_not_fit_is_refused(folder: Path) -> None:
+def test_caches_that_do_not_fit_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"two: cannot be mixed in \(latents: cache has .*take it out of cache.mix"):
         open_wanted(tiny_settings(folder, f"--cache.mix=[{{path: {folder}/two, weight: 1}}]", "--data.height=64"))
     with pytest.raises(UserError, match=r"vae.dtype: cache has float32, settings say float16"):

@@ -1,4 +1,4 @@
-"""Clips on the node's own disk: fetched once, never beyond the room there is, and gone without harm."""
+"""Clips on the node's own disk are fetched once, stay within the room, and may vanish without harm."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ LENGTH = 1000
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    """What stands for a file far away; a range that comes from it once it is gone comes from the kept copy."""
+    """A stand-in for a remote file; after its deletion a range can only come from the local copy."""
     path = tmp_path / "shard.tar"
     path.write_bytes(bytes(range(256)) * 40)
     return path
@@ -27,7 +27,7 @@ def read(node_cache: NodeCache, shard: Path, numbers: range) -> list[bytes]:
     return [node_cache.read_range(str(shard), LENGTH * number, LENGTH) for number in numbers]
 
 
-def test_a_range_is_fetched_once_whoever_of_the_node_reads_it(tmp_path: Path, shard: Path) -> None:
+def test_a_range_is_fetched_once_for_all_workers_of_the_node(tmp_path: Path, shard: Path) -> None:
     first, second = (NodeCache(tmp_path / "kept", "s3://cache", 10**6, 10**4, sharers=2) for _ in range(2))
     before = read(first, shard, range(5))
     shard.unlink()
@@ -36,7 +36,7 @@ def test_a_range_is_fetched_once_whoever_of_the_node_reads_it(tmp_path: Path, sh
         read(second, shard, range(5, 6))
 
 
-def test_room_is_bounded_and_what_fits_no_more_is_read_from_afar(tmp_path: Path, shard: Path) -> None:
+def test_room_is_bounded_and_the_rest_is_read_remotely(tmp_path: Path, shard: Path) -> None:
     workers = [NodeCache(tmp_path / "kept", "s3://cache", 3 * LENGTH, 10**4, sharers=2) for _ in range(2)]
     assert read(workers[0], shard, range(8)) == read(workers[1], shard, range(8))
     assert 0 < held(tmp_path / "kept") <= 3 * LENGTH
@@ -47,7 +47,7 @@ def test_room_is_bounded_and_what_fits_no_more_is_read_from_afar(tmp_path: Path,
     assert held(tmp_path / "kept") <= 2 * LENGTH, "a lower limit holds at once"
 
 
-def test_caches_that_were_not_used_for_longest_give_way(tmp_path: Path, shard: Path) -> None:
+def test_the_longest_unused_caches_are_evicted_first(tmp_path: Path, shard: Path) -> None:
     folders = []
     for number, name in enumerate(("oldest", "older", "latest")):
         node_cache = NodeCache(tmp_path / "kept", name, 10 * LENGTH, 2 * LENGTH)
@@ -60,7 +60,7 @@ def test_caches_that_were_not_used_for_longest_give_way(tmp_path: Path, shard: P
     assert held(tmp_path / "kept") == 6 * LENGTH
 
 
-def test_a_folder_that_another_run_took_away_costs_nothing_but_reading_again(tmp_path: Path, shard: Path) -> None:
+def test_an_evicted_folder_only_costs_reading_again(tmp_path: Path, shard: Path) -> None:
     node_cache = NodeCache(tmp_path / "kept", "s3://cache", 10**6, 10**4)
     before = read(node_cache, shard, range(3))
     for path in node_cache.folder.iterdir():
@@ -71,13 +71,13 @@ def test_a_folder_that_another_run_took_away_costs_nothing_but_reading_again(tmp
     assert read(node_cache, shard, range(3)) == before
 
 
-def test_only_half_of_what_the_disk_has_is_taken(tmp_path: Path) -> None:
+def test_at_most_half_of_the_free_disk_is_taken(tmp_path: Path) -> None:
     folder = tmp_path / "kept" / "cache"
     folder.mkdir(parents=True)
     disk = os.statvfs(tmp_path)
     assert make_room(folder, 10**18, 10**18) <= 0.51 * disk.f_bavail * disk.f_frsize
 
 
-def test_a_local_cache_is_not_kept_again(tmp_path: Path) -> None:
+def test_a_local_cache_needs_no_copy(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, f"--cache.local_path={tmp_path}/kept")
     assert keep_locally(write_cache(settings), settings.cache, 1) is None

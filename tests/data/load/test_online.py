@@ -1,4 +1,4 @@
-"""Training without a cache: the cache's own latents, in an order of seed, epoch and plan alone, while training runs."""
+"""Training without a cache gets the cache's latents, in an order that depends on seed, epoch and plan alone."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -68,12 +68,12 @@ def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[
 
 
 @pytest.mark.long
-def test_batches_are_those_of_the_plan_and_latents_those_of_the_cache(ray_cluster: None, folder: Path) -> None:
+def test_batches_hold_the_planned_clips_with_the_caches_latents(ray_cluster: None, folder: Path) -> None:
     settings = settings_of(folder)
     whole = [micro_batches[0] for micro_batches in stream(settings, 0, 1, 0)]
     encoder = EncodeClips(settings.vae, settings.data, num_cpus=1, num_gpus=0)
     spec = resolve_spec(settings.data, settings.vae, settings.text)
-    cached = {}  # as the stages of the cache make it, by hand
+    cached = {}  # by hand, as the stages of the cache do it
     for planned in plan_clips(settings.data):
         frames, span = decode_clip(planned, settings.data)
         cached[span["key"]] = torch.from_numpy(encoder.encode([frames])[0].astype(np.float32))
@@ -106,7 +106,7 @@ def test_a_run_trains_without_a_cache_and_leaves_out_an_unreadable_video(ray_clu
     assert read_history(f"{run.spec.folder}/{HISTORY}")[-1]["damaged"] in (1, 2, 3)
 
 
-def test_what_needs_a_cache_or_more_room_is_told(ray_cluster: None, folder: Path) -> None:
+def test_settings_that_need_a_cache_or_more_room_are_refused(ray_cluster: None, folder: Path) -> None:
     with pytest.raises(
         UserError, match=r"data.online = true trains without a cache, which sample.while_training needs"
     ):

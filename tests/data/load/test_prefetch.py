@@ -1,4 +1,4 @@
-"""Batches are made ahead of the step, in order, and by nobody when their consumer has gone."""
+"""Batches are made ahead of the step, in order, until their consumer is gone."""
 
 import threading
 import time
