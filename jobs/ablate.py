@@ -1,13 +1,13 @@
-"""The paper's comparisons on synthetic videos: SAF, priors, samplers, leakage, three seeds each, with intervals.
+"""The paper's comparisons on synthetic videos: SAF, priors, samplers, leakage, with three seeds each and intervals.
 
     python jobs/ablate.py --recipe ablation --run.storage runs
     ray job submit --working-dir . -- python jobs/ablate.py --recipe ablation --run.storage /SHARED
 
-docs/ablation.md says what is run and what decides. Add --dry-run to see the plan. Makes its own videos and cache,
-trains the models and measures them, each as a Ray task of one CPU: about an hour on one core. Expect one line for each
-task with an estimate of the time left, and in STORAGE/NAME/ablation measurements.csv, clips.csv, results.json,
-results.md (tables with intervals, and whether each claim is reproduced) and pictures. After a stop the same line goes
-on. --page writes the page of what is measured with every seed so far.
+docs/ablation.md has the protocol. Add --dry-run to see the plan. The job makes its own videos and cache, trains the
+models and measures them, each as a Ray task of one CPU: about an hour on one core. Expect a line with the time left
+after each task. STORAGE/NAME/ablation then holds measurements.csv, clips.csv, results.json, pictures and results.md,
+which has tables with intervals and says whether each claim is reproduced. After a stop, type the same line to go on.
+--page writes the page of everything that every seed has measured so far.
 """
 
 from experiments.ablation.protocol import folder_of

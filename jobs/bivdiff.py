@@ -1,16 +1,16 @@
-"""Training-free videos (BIVDiff): a task's image diffusion model makes frames, a video diffusion model smooths them.
+"""Videos without training (BIVDiff): a task's image diffusion model makes frames, a video diffusion model smooths them.
 
     python jobs/bivdiff.py --recipe bivdiff-controlnet-canny --bivdiff.items LIST.csv
     ray job submit --working-dir . -- python jobs/bivdiff.py --recipe bivdiff-inpainting --run.storage /SHARED \\
         --bivdiff.items /SHARED/LIST.csv
 
-The list has one row for each video. docs/bivdiff.md says which columns a task takes, and which models to put into which
-folder. Add --dry-run to see the plan. Expect an estimate of the time left after every row. In STORAGE/NAME/bivdiff
-every clip gets KEY.generated.mp4, KEY.frames.mp4 (the image model's frames, before smoothing), KEY.source.mp4,
+The list has one row for each video. docs/bivdiff.md explains the columns of each task, and which models go into which
+folder. Add --dry-run to see the plan. Expect a line with the time left after every row. In STORAGE/NAME/bivdiff every
+clip gets KEY.generated.mp4, KEY.frames.mp4 (the image model's frames, before smoothing), KEY.source.mp4, and
 KEY.control.mp4 and KEY.mask.mp4 where the task has them, and KEY.json with its metrics and seconds. grid.mp4, grid.png,
-summary.json and STORAGE/NAME/report.html show all of them. A row that cannot be used is counted, with one line that
-says why. Run again, the job has nothing to do; cut off, it goes on to the same files (on CPUs: with the same
-cluster.sample.num_cpus).
+summary.json and STORAGE/NAME/report.html show all clips. A rejected row is counted, with one line that says why. Run
+the job again: a finished one has nothing to do, and one that was cut off goes on and makes the same files (on CPUs:
+with the same cluster.sample.num_cpus).
 """
 
 from pipeline.bivdiff.run import plan_bivdiff, run_bivdiff

@@ -3,11 +3,10 @@
     python jobs/cache_latents.py --recipe demo --data.path VIDEOS
     ray job submit --working-dir . -- python jobs/cache_latents.py --recipe demo --data.path VIDEOS
 
-Add --dry-run to see the plan and, by a few clips made on this machine and thrown away, what it would take. Expect
-clips/s and an estimate of the time left as shards are committed, a
-table of the clips that could not be used, and CACHE/summary.json with the counts: cached + rejected =
-planned. Run it again and it says that there is nothing to do; after a crash, or with new videos, it makes
-what is missing. Rejected clips are not tried again, unless with --retry-rejects, or for some reasons with
+Add --dry-run to see the plan and an estimate, for which a few clips are made on this machine and thrown away. Expect
+clips/s and the time left as shards are committed, then a table of the rejected clips, and CACHE/summary.json with the
+counts: cached + rejected = planned. Run the job again: it says that there is nothing to do, or makes what is missing
+after a crash or with new videos. It tries rejected clips again with --retry-rejects only, or for some reasons with
 --cache.retry_rejects "[timeout, crashed]". A second job on the same cache stops with a line that says so.
 """
 

@@ -5,8 +5,8 @@
     python jobs/finetune.py --recipe demo --bridge.cached_prior true
 
 Needs the cache and the export of jobs/train_prior.py (or --bridge.prior_path). Expect shards/s and the time left, and
-in CACHE/priors a folder named by the hash of the prior's weights, half as large as the cache. Run again, it does only
-what is missing; training refuses outputs of another cache or checkpoint.
+in CACHE/priors a folder named by the hash of the prior's weights, half as large as the cache. Run the job again to add
+what is missing. Training refuses outputs of another cache or checkpoint.
 """
 
 import logging

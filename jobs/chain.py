@@ -5,9 +5,9 @@
         --data.path s3://BUCKET/UCF-101
 
 Takes the settings of all steps at once, and refuses wrong ones before the first step starts. Each step is the job of
-its name in a process of its own, so that it holds no memory or GPU while another runs; a step that is done says so and
-takes seconds. After a stop the same line goes on in the step where it was. The exit status is that of the step that
-failed. --dry-run shows the plan of every step whose input the steps before it have made.
+its name in a process of its own, so that it holds no memory or GPU while another runs. A finished step says so within
+seconds. After a stop, type the same line to go on in the step that was cut off. The exit status is that of the step
+that failed. --dry-run shows the plan of every step whose input exists.
 """
 
 import subprocess

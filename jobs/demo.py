@@ -3,11 +3,11 @@
     make demo                          synthetic videos, made on the spot
     make demo VIDEOS=/some/folder      your own videos
 
-or, with the packages installed, `python jobs/demo.py [--videos FOLDER] [--storage FOLDER] [--section.key value ...]`.
-Starts a Ray cluster on this machine (or uses the one that RAY_ADDRESS names) and submits jobs to it, as a user of a
-cluster does. It prints every line that it runs; each can be typed by hand. Takes some minutes on two cores. Expect
-STORAGE/NAME/report.html, a page of generated videos, and STORAGE/NAME/summary.json. Run again, every step finds its
-work done and says so; a step that was cut off goes on where it stopped.
+With the packages installed, `python jobs/demo.py [--videos FOLDER] [--storage FOLDER] [--section.key value ...]` does
+the same. It starts a Ray cluster on this machine, or uses the one that RAY_ADDRESS names, and submits jobs to it, as a
+user of a cluster does. It prints every line that it runs; you can type each by hand. It takes some minutes on two
+cores. Expect STORAGE/NAME/report.html, a page of generated videos, and STORAGE/NAME/summary.json. Run it again: every
+finished step says so, and a step that was cut off goes on.
 """
 
 import argparse

@@ -5,9 +5,9 @@
     ray job submit --working-dir . -- python jobs/evaluate.py --recipe demo --run.storage /SHARED
 
 Reads STORAGE/NAME/samples (or --evaluate.samples). Add --dry-run to see the plan. Expect one line for each metric, and
-in STORAGE/NAME/evaluate metrics.json: values, bootstrap intervals, protocol, covariance divisor, weights' SHA-256,
+STORAGE/NAME/evaluate/metrics.json: values, bootstrap intervals, protocol, covariance divisor, the weights' SHA-256,
 number and stride of frames, and every difference from the published protocol. A metric without weights is skipped, with
-a line. The networks' features of the clips stay in features/, so that the same line again takes seconds.
+a line. features/ keeps the networks' features of the clips, so the same line again takes seconds.
 """
 
 from pipeline.metrics.evaluate import plan_evaluation, run_evaluation

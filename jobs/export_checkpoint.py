@@ -3,8 +3,9 @@
     python jobs/export_checkpoint.py --recipe demo
     python jobs/export_checkpoint.py --recipe demo --sample.checkpoint 200
 
-Makes STORAGE/NAME/finetune/export-step-N from the latest checkpoint or the named one, like the export that training
-leaves at its end; give it to any job as --sample.model_path. Needs the run's settings and cache, no cluster and no GPU.
+Makes STORAGE/NAME/finetune/export-step-N from the latest checkpoint, or the one of the named step. It is like the
+export at the end of a training: give it to any job as --sample.model_path. Needs the run's settings and cache, but no
+cluster and no GPU.
 """
 
 from pipeline.data.cache.info import resolve_spec

@@ -6,8 +6,8 @@
 Needs the cache of jobs/cache_latents.py and, with bridge.prior neural, the export of jobs/train_prior.py. Add
 --dry-run to see the plan: parameters, tokens and FLOP a clip, epochs, sizes. Expect lines with loss, clips/s and the
 time left, and in STORAGE/NAME/finetune: history.csv, tensorboard/, checkpoints/, export/ (model.safetensors,
-config.json) and summary.json. A run that was cut off goes on from its last checkpoint when the same line is typed
-again; a finished one says that there is nothing to do.
+config.json) and summary.json. Type the same line again: a run that was cut off goes on from its last checkpoint, and a
+finished one says that there is nothing to do.
 """
 
 from pipeline.runtime.job import run_job

@@ -3,8 +3,8 @@
     python jobs/gc_cache.py --recipe demo --run.storage STORAGE --dry-run
     ray job submit --working-dir . -- python jobs/gc_cache.py --recipe demo --run.storage /SHARED
 
-With --dry-run it lists what it would remove. It does not run beside a caching job, and spares what is younger than
-cache.gc_after_hours. It reports a manifest part whose tar is gone, with status 1, and leaves it to
+--dry-run lists what the job would remove. It does not run beside a caching job, and keeps everything younger than
+cache.gc_after_hours. If the tar of a manifest part is gone, it says so, exits with status 1, and leaves the part to
 jobs/verify_cache.py.
 """
 

@@ -1,4 +1,4 @@
-"""Show what a cache holds: counts by split and class, rejects by reason, statistics of the latents, a picture.
+"""Show the content of a cache: clips by split and class, rejected clips by reason, statistics of latents, a picture.
 
     python jobs/inspect_cache.py --recipe demo --run.storage STORAGE
     ray job submit --working-dir . -- python jobs/inspect_cache.py --recipe demo --run.storage /SHARED

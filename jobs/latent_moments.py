@@ -3,9 +3,10 @@
     python jobs/latent_moments.py --recipe demo
     ray job submit --working-dir . -- python jobs/latent_moments.py --recipe demo --run.storage /SHARED
 
-Reads the training clips of the cache once, in as many tasks as fit the cluster. Expect a line of progress every few
-seconds, and STORAGE/NAME/moments/{mean.npy,moments.json}; then sample with --sample.analytic_init STORAGE/NAME/moments
---sample.start 0.9.
+Reads the training clips of the cache once, in as many tasks as fit the cluster. Expect progress lines and
+STORAGE/NAME/moments/{mean.npy,moments.json}. Then sample from them:
+
+    python jobs/sample.py --recipe demo --sample.analytic_init STORAGE/NAME/moments --sample.start 0.9
 """
 
 import functools

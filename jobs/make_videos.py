@@ -3,7 +3,7 @@
     python jobs/make_videos.py --folder ~/framebridge/videos --videos 240 --seed 0
 
 Takes about a tenth of a second a video. Expect FOLDER/CLASS/*.mp4 for eight classes named after their motion, the
-train/test lists, captions.json and motion.json. Run again with the same arguments, it changes nothing. --dry-run says
+train/test lists, captions.json and motion.json. Run again with the same arguments, it changes nothing. --dry-run prints
 how many it would make.
 """
 

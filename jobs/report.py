@@ -3,7 +3,7 @@
     python jobs/report.py --recipe demo
     ray job submit --working-dir . -- python jobs/report.py --recipe demo --run.storage /SHARED
 
-Reads what the other jobs left in STORAGE/NAME, and says which stages have not run. Takes seconds. Expect
+Reads the results of the other jobs in STORAGE/NAME, and names the stages that have not run. Takes seconds. Expect
 STORAGE/NAME/report.html (inputs, prior, generated and true clips side by side, loss curves, cache, timings, settings)
 and STORAGE/NAME/summary.json.
 """

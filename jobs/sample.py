@@ -1,14 +1,15 @@
 """Generate clips with a trained model: from the cache's held-out clips, or from your own images.
 
-    python jobs/sample.py --recipe demo python jobs/sample.py --recipe demo --sample.images PICTURES    # a folder, or a
-    CSV file: pipeline/sampling/images.py ray job submit --working-dir . -- python jobs/sample.py --recipe demo
-    --run.storage /SHARED
+    python jobs/sample.py --recipe demo
+    python jobs/sample.py --recipe demo --sample.images PICTURES
+    ray job submit --working-dir . -- python jobs/sample.py --recipe demo --run.storage /SHARED
 
-Reads STORAGE/NAME/finetune/export (or --sample.model_path) and the neural prior it was trained with. Add --dry-run to
-see the plan. Expect clips/s and an estimate of the time left. In STORAGE/NAME/samples every item gets
-KEY.generated.mp4, KEY.prior.mp4, KEY.true.mp4 (held-out clips only), KEY.image.png and KEY.json with its metrics.
-grid.mp4 and grid.png show all of them, summary.json has the medians and the number of images that could not be used,
-each with one line that says why. Run again, the job has nothing to do; cut off, it goes on where it stopped.
+PICTURES is a folder of images or a CSV file; pipeline/sampling/images.py describes both. Reads
+STORAGE/NAME/finetune/export (or --sample.model_path) and the neural prior that it was trained with. Add --dry-run to
+see the plan. Expect clips/s and the time left. In STORAGE/NAME/samples every item gets KEY.generated.mp4,
+KEY.prior.mp4, KEY.true.mp4 (held-out clips only), KEY.image.png and KEY.json with its metrics. grid.mp4 and grid.png
+show all of them. summary.json has the medians and the rejected images, each with one line that says why. Run the job
+again: a finished one has nothing to do, and one that was cut off goes on.
 """
 
 from pipeline.runtime.job import run_job

@@ -4,9 +4,9 @@
     python jobs/train_detector.py --recipe demo --run.name detector --data.path ~/framebridge/teacher-videos \\
         --data.clips_per_video 2
 
-One process, minutes on one core; DetectorTraining in pipeline/shipped/detector_training.py has the settings. Expect one
-line for each epoch with the accuracy on held-out videos, and in STORAGE/NAME/detector the folder that
---evaluate.detector takes, with its classes in config.json and the measured accuracy in summary.json.
+One process, minutes on one core. DetectorTraining in pipeline/shipped/detector_training.py has the settings. Expect one
+line for each epoch with the accuracy on held-out videos, and the folder STORAGE/NAME/detector, which
+--evaluate.detector takes, with the classes in config.json and the measured accuracy in summary.json.
 """
 
 import dataclasses

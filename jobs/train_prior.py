@@ -1,13 +1,13 @@
-"""Train the neural prior F_eta: a network that regresses the clip from its first frame, where the bridge then starts.
+"""Train the neural prior F_eta: a network that regresses the clip from its first frame. The bridge then starts there.
 
     python jobs/train_prior.py --recipe demo
     ray job submit --working-dir . -- python jobs/train_prior.py --recipe demo --run.storage /SHARED
 
 Needs the cache of jobs/cache_latents.py. Its settings are prior.model and prior.train. Add --dry-run to see the plan.
 Expect lines with loss, clips/s and the time left, and in STORAGE/NAME/prior: history.csv, tensorboard/, checkpoints/,
-export/ (what jobs/finetune.py starts its bridge from) and summary.json, with the error of the prior on held-out clips
-beside that of the replicated image. A run that was cut off goes on from its last checkpoint when the same line is typed
-again; a finished one says that there is nothing to do.
+export/ (the prior that jobs/finetune.py takes) and summary.json, with the error of the prior on held-out clips beside
+that of the replicated image. Type the same line again: a run that was cut off goes on from its last checkpoint, and a
+finished one says that there is nothing to do.
 """
 
 from pipeline.runtime.job import run_job

@@ -1,11 +1,11 @@
-"""Train the tiny VAE that ships as shipped:vae: 8x down, 4 channels, as the Stable Diffusion VAE, for 64 x 64 frames.
+"""Train the tiny VAE that ships as shipped:vae, for 64 x 64 frames: 8x down, 4 channels, like Stable Diffusion's.
 
     python jobs/make_videos.py --folder ~/framebridge/teacher-videos --videos 2400 --seed 1
     python jobs/train_vae.py --recipe demo --data.path ~/framebridge/teacher-videos --run.name vae
 
-One process, about half an hour on one core; VaeTraining in pipeline/shipped/vae_training.py has the settings. Expect a
-line every 500 steps, and in STORAGE/NAME/vae the folder that --vae.path takes, its latents scaled to unit variance,
-with its measured reconstruction PSNR on held-out videos in summary.json.
+One process, about half an hour on one core. VaeTraining in pipeline/shipped/vae_training.py has the settings. Expect a
+line every 500 steps, and the folder STORAGE/NAME/vae, which --vae.path takes. Its latents are scaled to unit variance;
+summary.json has the reconstruction PSNR on held-out videos.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@
 
 Reads the whole cache once. Expect the rate and the time left, a table of findings, CACHE/verify.json with all of them,
 and status 1 if there are any. --repair takes damaged shards back, so that jobs/cache_latents.py makes their clips
-again. --without-source does not compare with the videos, for a machine that does not have them.
+again. --without-source skips the comparison with the videos, for a machine that does not have them.
 """
 
 import logging

@@ -1,10 +1,10 @@
-"""Serve a page where one drops an image, chooses a model and sees the clip. It answers on this machine only.
+"""Serve a page on which you drop an image, choose a model and see the clip. It answers on this machine only.
 
     pip install "gradio>=6"
     python jobs/web.py --recipe demo --run.storage runs
 
 Offers every export in STORAGE/*/finetune/export (and --sample.model_path), with the sampler of the settings. Expect the
-address of the page; a clip of the demo's model takes a second or two on a CPU. Ctrl-C ends it. Add --dry-run to see the
+address of the page. A clip of the demo's model takes a second or two on a CPU. Ctrl-C ends it. Add --dry-run to see the
 models.
 """
 
