@@ -21,7 +21,7 @@ from pipeline.settings import Settings, load
 from pipeline.train.initial import untrained
 from pipeline.train.plan import training_flops
 from pipeline.train.report.utilisation import peak_of
-from pipeline.train.spec import Job, sections, train_spec
+from pipeline.train.spec import Job, train_spec
 
 GPU = "H100"
 UTILISATION = 0.35  # of the dense peak
@@ -98,7 +98,7 @@ def table() -> str:
 
 def cost(job: Job, settings: Settings, counted: dict[str, tuple[int, float]]) -> Cost:
     """The cost of one training; `counted` remembers networks that were counted before."""
-    _, train = sections(job, settings)
+    train = (settings if job == "finetune" else settings.prior).train
     parameters, flops = count(job, settings, counted)
     done = flops * (4 / 3 if train.activation_checkpointing else 1)  # the forward pass is computed twice
     if job == "finetune" and settings.uses_neural_prior and not settings.bridge.cached_prior:
@@ -112,7 +112,7 @@ def cost(job: Job, settings: Settings, counted: dict[str, tuple[int, float]]) ->
 
 def count(job: Job, settings: Settings, counted: dict[str, tuple[int, float]]) -> tuple[int, float]:
     """(parameters, FLOP of one clip forward and backward) of the network that the job trains."""
-    key = f"{job} {sections(job, settings)[0]}"
+    key = f"{job} {(settings if job == 'finetune' else settings.prior).model}"
     if key not in counted:
         backbone = settings.model.backbone
         classes = [str(index) for index in range(UCF101_CLASSES)] if TEXTS[backbone] is None else []

@@ -93,7 +93,7 @@ def test_recipe_plans_and_trains_two_steps(name: str, job: Job, folder: Path) ->
     assert initialised_from.startswith("from scratch") == (not name.startswith("latte-"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     before = [parameter.clone() for parameter in model.parameters()]
-    source = Source(cache, cache.select("train"), cache.spec.classes, spec.train.label_dropout, spec.seed)
+    source = Source(cache, cache.select("train"), cache.spec.classes, spec.train.label_dropout, spec.run.seed)
     for micro_batches in training_batches(source, 4, 4, 0, 1, range(2)):
         loss = loss_of(model, micro_batches[0]).mean()
         assert bool(loss.isfinite())

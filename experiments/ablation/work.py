@@ -79,7 +79,7 @@ def train_model(model: Model) -> None:
     train, folder = spec.train, settings.run.folder
     network, _ = initial_model(spec)
     engine = TrainingEngine(network, train, rank)
-    source = Source(cache, cache.select(TRAIN), cache.spec.classes, train.label_dropout, spec.seed)
+    source = Source(cache, cache.select(TRAIN), cache.spec.classes, train.label_dropout, spec.run.seed)
     batches = training_batches(source, train.global_batch, train.micro_batch, 0, 1, range(train.steps))
     exports = Exports(spec, folder, model.keep)
     train_steps(engine, build_loss(spec, network, rank.device), batches, [], Meter(train, rank), exports)

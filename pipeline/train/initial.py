@@ -44,7 +44,7 @@ def untrained(spec: TrainSpec) -> NeuralPrior | VideoNetwork:
 def initial_model(spec: TrainSpec) -> tuple[NeuralPrior | VideoNetwork, str]:
     """Build the job's model with its initial weights, frozen where not trained; say where the weights come from."""
     model = untrained(spec)
-    model.initialise(spec.seed)
+    model.initialise(spec.run.seed)
     initialised_from = load_initial(spec, model.backbone)
     freeze(spec, model.backbone)
     return model, initialised_from
@@ -53,7 +53,7 @@ def initial_model(spec: TrainSpec) -> tuple[NeuralPrior | VideoNetwork, str]:
 def freeze(spec: TrainSpec, backbone: nn.Module) -> None:
     """Freeze what train.trainable and train.lora leave out of `backbone`, and put adapters in. Raises UserError."""
     name = spec.model.backbone if isinstance(spec.model, VideoModelSettings) else "latte"
-    choose_trained(spec.key, backbone, name, spec.train, spec.seed)
+    choose_trained(spec.key, backbone, name, spec.train, spec.run.seed)
 
 
 def build_loss(spec: TrainSpec, model: NeuralPrior | VideoNetwork, device: torch.device) -> Loss:

@@ -111,7 +111,7 @@ def meta_model(spec: TrainSpec) -> tuple[nn.Module, str]:
 def run_fingerprint(spec: TrainSpec, cache: Cache) -> dict[str, Any]:
     """All that decides the result of a run. Workers and ZeRO stage do not: a run may go on with others."""
     result: dict[str, Any] = {
-        "run.seed": spec.seed,
+        "run.seed": spec.run.seed,
         "cache.fingerprint": cache.spec.fingerprint,
         "cache.clips": f"{len(cache.rows)} ({hash_of_clips(cache)})",
     }

@@ -9,6 +9,7 @@ from ..settings import (
     CacheSettings,
     DataSettings,
     ModelSettings,
+    RunSettings,
     Settings,
     TrainResources,
     TrainSettings,
@@ -23,9 +24,7 @@ class TrainSpec:
     """One training: its sections of the settings, and the cache that it reads."""
 
     job: Job
-    name: str  # run.name
-    folder: str  # STORAGE/NAME/JOB
-    seed: int
+    run: RunSettings
     model: ModelSettings
     train: TrainSettings
     bridge: BridgeSettings
@@ -36,42 +35,38 @@ class TrainSpec:
     data: DataSettings
     vae: VaeSettings
     resources: TrainResources
-    track: tuple[str, ...]
 
     @property
-    def key(self) -> str:
-        """The section that `train` comes from, for messages."""
-        return "train" if self.job == "finetune" else "prior.train"
+    def folder(self) -> str:
+        """STORAGE/NAME/JOB."""
+        return f"{self.run.folder}/{self.job}"
 
     @property
     def export(self) -> str:
         """The folder of the finished model."""
         return f"{self.folder}/export"
 
+    @property
+    def key(self) -> str:
+        """The section that `train` comes from, for messages."""
+        return "train" if self.job == "finetune" else "prior.train"
+
 
 def train_spec(job: Job, settings: Settings, cache: CacheSpec) -> TrainSpec:
     """The spec of a job on a cache."""
-    model, train = sections(job, settings)
-    run = settings.run
+    tree = settings if job == "finetune" else settings.prior
+    prior = settings.prior_export if job == "finetune" and settings.uses_neural_prior else None
     return TrainSpec(
-        job=job,
-        name=run.name,
-        folder=f"{run.folder}/{job}",
-        seed=run.seed,
-        model=model,
-        train=train,
-        bridge=settings.bridge,
-        prior_export=settings.prior_export if job == "finetune" and settings.uses_neural_prior else None,
-        cache=cache,
-        cache_path=settings.cache_path,
-        caches=settings.cache,
-        data=settings.data,
-        vae=settings.vae,
-        resources=settings.cluster.train,
-        track=tuple(run.track),
+        job,
+        settings.run,
+        tree.model,
+        tree.train,
+        settings.bridge,
+        prior,
+        cache,
+        settings.cache_path,
+        settings.cache,
+        settings.data,
+        settings.vae,
+        settings.cluster.train,
     )
-
-
-def sections(job: Job, settings: Settings) -> tuple[ModelSettings, TrainSettings]:
-    """The sections `model` and `train`, or prior.model and prior.train."""
-    return (settings.model, settings.train) if job == "finetune" else (settings.prior.model, settings.prior.train)

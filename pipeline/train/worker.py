@@ -76,8 +76,8 @@ def train(spec: TrainSpec, online: tuple[Cache, Settings] | None, stop_key: str,
     # The steps
     history = None
     if rank.rank == 0:
-        show = partial(show_training, spec.name, spec.job, spec.train.global_batch)
-        history = History(spec.folder, engine.steps, spec.train.steps, open_trackers(spec.track, spec.folder), show)
+        show = partial(show_training, spec.run.name, spec.job, spec.train.global_batch)
+        history = History(spec.folder, engine.steps, spec.train.steps, open_trackers(spec.run.track, spec.folder), show)
         begins = f"going on after step {engine.steps}" if engine.steps else initialised_from
         print(f"{parameters / 1e6:.2f} M parameters, {begins}", flush=True)
         put_key(f"{stop_key}-training")
@@ -139,7 +139,7 @@ def open_sources(
         node_cache = keep_locally(cache, spec.caches, ray.train.get_context().get_local_world_size())
     if spec.prior_export and spec.bridge.cached_prior:
         read_prior = prior_reader(cache, weights_hash(shipped_path(spec.prior_export)))
-    common = (spec.seed, "text" in conditions, read_prior, node_cache)
+    common = (spec.run.seed, "text" in conditions, read_prior, node_cache)
     training = Source(cache, cache.select(TRAIN), spec.cache.classes, train.label_dropout, *common)
     held_out = Source(cache, cache.select(TEST).spread(train.validate_clips), spec.cache.classes, 0.0, *common)
     if online:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from ...runtime.progress import duration
+from ...runtime.progress import Progress, duration
 from ...storage.files import is_remote, resolve, write_bytes
 from .rows import Row, read_history
 from .trackers import Tracker, track
@@ -34,6 +34,13 @@ COLUMNS = (
     "damaged",  # clips met since this start that were left out, their checksum being wrong
     "seconds",  # of the whole run so far, the time between two starts not counted
 )
+WORDS = {  # of the line that a row prints
+    "loss": "loss {:.4f}",
+    "validation_loss": "validation {:.4f}",
+    "damaged": "{:.0f} damaged clips left out",
+    "samples_per_s": "{:.1f} clips/s",
+    "mfu": "MFU {:.0%}",
+}
 HISTORY = "history.csv"
 CURVE = "learning_curve.png"
 SAVE_S = 10.0
@@ -61,8 +68,8 @@ class History:
         # a start from nothing writes step 0, validation before training, anew
         self.rows = [row for row in read_history(self.address) if start and (row["step"] or 0) <= start]
         self.before = (self.rows[-1]["seconds"] or 0.0) if self.rows else 0.0
-        self.started = self.saved = time.monotonic()
-        self.start = start
+        self.saved = time.monotonic()
+        self.start, self.progress = start, Progress(steps - start, "steps")
         self.trackers = list(trackers)
         self.remote = f"{folder}/tensorboard"
         local = tempfile.mkdtemp(prefix="tensorboard-") if is_remote(folder) else resolve(self.remote)[1]
@@ -71,7 +78,7 @@ class History:
 
     def add(self, step: int, **values: float | None) -> None:
         """Add a row after `step` steps, and print it as one line."""
-        row: Row = {"step": step, **values, "seconds": self.before + time.monotonic() - self.started}
+        row: Row = {"step": step, **values, "seconds": self.before + self.progress.seconds}
         self.rows.append(row)
         for name, value in values.items():
             if value is not None:
@@ -86,21 +93,11 @@ class History:
     def line(self, row: Row) -> str:
         """The row in words, with the time left."""
         step = int(row["step"] or 0)
-        parts = [f"step {step}/{self.steps}"]
-        if row.get("loss") is not None:
-            parts.append(f"loss {row['loss']:.4f}")
-        if row.get("validation_loss") is not None:
-            parts.append(f"validation {row['validation_loss']:.4f}")
-        if row.get("damaged"):
-            parts.append(f"{row['damaged']:.0f} damaged clips left out")
-        if row.get("samples_per_s"):
-            parts.append(f"{row['samples_per_s']:.1f} clips/s")
-        if row.get("mfu"):
-            parts.append(f"MFU {row['mfu']:.0%}")
-        if step > self.start:
-            left = (time.monotonic() - self.started) / (step - self.start) * (self.steps - step)
+        parts = [words.format(row[name]) for name, words in WORDS.items() if row.get(name) is not None]
+        self.progress.done = step - self.start
+        if (left := self.progress.seconds_left) is not None:
             parts.append(f"{duration(left)} to go")
-        return ", ".join(parts)
+        return ", ".join([f"step {step}/{self.steps}", *parts])
 
     def save(self) -> None:
         """Write history.csv, and for a remote run the TensorBoard files."""
