@@ -109,7 +109,7 @@ NULL_TEXT = "null_text.npy"  # beside cache.json: float16 (tokens, width), the e
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """What training sees. z0 is a scaled sample of the posterior; its first frame is the image latent."""
+    """A batch as training sees it. z0 is a scaled sample of the posterior; its first frame is the image latent."""
 
     keys: list[str]
     z0: "torch.Tensor"  # (B, F, C, h, w) float32

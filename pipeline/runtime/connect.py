@@ -63,11 +63,10 @@ def start_ray(cluster: ClusterSettings) -> None:
 def process_setup() -> Callable[[], None]:
     """Return the function that every process of the job runs before its work.
 
-    It sets this process's variables of S3 and of trackers, which Ray would show in its dashboard and logs if they were
-    among `env_vars`; names its own cluster in RAY_ADDRESS; and puts the job into its log lines.
-
-    RAY_ADDRESS matters because Ray Train watches its controller through an address that it looks up again. On a machine
-    with more than one cluster it may find another one, miss the controller there, and end the training.
+    It sets the variables of S3 and of trackers that this process has; among `env_vars`, Ray would show them in its
+    dashboard and logs. It puts the job into log lines. And it sets RAY_ADDRESS to its own cluster: Ray Train looks up
+    an address to watch its controller, and on a machine with several clusters it may find another one, miss the
+    controller there, and end the training.
     """
     variables = s3.environment()
     variables |= {name: value for name, value in os.environ.items() if name.startswith(TRACKING)}

@@ -1,4 +1,4 @@
-"""What every job shares: settings, --dry-run and the exit status.
+"""Run a job from its command line: settings, --dry-run and the exit status.
 
 Status 0: done; 2: wrong settings or input; 1: anything else. A job that `ray job stop` (SIGTERM) or Ctrl-C stops exits
 with 143 or 130, like a process that a signal ended.

@@ -9,7 +9,7 @@ from ..settings import ActorResources, ClusterSettings, DecodeResources, TrainRe
 
 StageResources = DecodeResources | ActorResources | TrainResources
 
-AUTOSCALED = "ray.io/node-group"  # Ray's own label of nodes whose kind an autoscaler knows
+AUTOSCALED = "ray.io/node-group"  # Ray's label of nodes that an autoscaler manages
 
 log = logging.getLogger("cluster")
 
@@ -43,8 +43,8 @@ def places(node: Mapping[str, float], wanted: Mapping[str, float]) -> int | None
 def check_room(name: str, stage: StageResources, count: int, key: str) -> None:
     """Check that the connected cluster can hold `count` workers of the stage called `name`.
 
-    Where an autoscaler may add nodes, log what the job waits for. Raises UserError where nothing adds nodes; `key`
-    names the setting behind `count`.
+    If it cannot, log what the job waits for if an autoscaler may add nodes, else raise UserError. `key` names the
+    setting behind `count`.
     """
     import ray
 
@@ -68,9 +68,9 @@ def check_room(name: str, stage: StageResources, count: int, key: str) -> None:
 
 
 def check_room_online(cluster: ClusterSettings) -> None:
-    """Check that the cluster has CPUs for every worker's decoding and encoding (data.online), which else wait for ever.
+    """Check that the cluster has CPUs for every worker's decoding and encoding (data.online).
 
-    Raises UserError where it has too few and no autoscaler adds nodes.
+    With too few they would wait for ever: raises UserError, unless an autoscaler may add nodes.
     """
     import ray
 

@@ -1,7 +1,7 @@
-"""Name what this project uses of Ray besides its public interface, in one place.
+"""The one adapter to Ray's private and developer interfaces.
 
-Each function stands for one private or developer's name of Ray; tests/contracts/test_ray_internals.py checks with the
-installed Ray that it is there and does what is relied on. Nothing else imports a private module of Ray.
+Each function wraps one name. tests/contracts/test_ray_internals.py checks that the installed Ray has it and that it
+does what this project relies on. Nothing else imports a private module of Ray.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class RunStorage(NamedTuple):
 
 
 def recorded_address() -> str | None:
-    """HOST:PORT of the cluster that `ray start` recorded on this machine, None if it recorded none."""
+    """HOST:PORT of the cluster that `ray start` recorded on this machine; None if there is no record."""
     from ray._private.utils import read_ray_address
 
     address: str | None = read_ray_address()
@@ -57,7 +57,7 @@ def is_startup_timeout(error: object) -> bool:
 
 
 def cause_of(error: Exception) -> Exception:
-    """What the training function raised; Ray Train wraps it, with its traceback as text."""
+    """The error that the training function raised, which Ray Train wraps with its traceback as text."""
     cause: Exception = getattr(error, "_base_exc", error)
     return cause
 
@@ -71,5 +71,5 @@ def run_storage() -> RunStorage:
 
 
 def set_last_arguments(dataset: "ray.data.Dataset", arguments: dict[str, Any]) -> None:
-    """Set what the tasks of a data set's last operator ask for."""
+    """Set the Ray arguments of the tasks of a data set's last operator."""
     dataset._logical_plan.dag.ray_remote_args.update(arguments)
