@@ -16,10 +16,11 @@ class Cell(NamedTuple):
     numbers: Mapping[str, np.ndarray]  # (seeds, clips), NaN where there is none
 
     def median(self, name: str) -> float:
-        """Of the clips, its mean over seeds."""
+        """Median over clips, averaged over seeds."""
         return float(np.nanmedian(self.numbers[name], axis=1).mean())
 
     def mean(self, name: str) -> float:
+        """Mean over seeds and clips."""
         return float(np.nanmean(self.numbers[name]))
 
 
@@ -42,6 +43,7 @@ class Draws(NamedTuple):
 
 
 def make_draws(count: int, clips: int, seeds: int) -> Draws:
+    """`count` draws of clips and of seeds, always the same."""
     random = np.random.default_rng(0)
     return Draws(random.integers(clips, size=(count, clips)), random.integers(seeds, size=(count, seeds)))
 
@@ -56,6 +58,7 @@ class Drawn(NamedTuple):
         return Drawn(self.seeds - other.seeds, self.draws - other.draws)
 
     def interval(self) -> Interval:
+        """Mean over seeds, with the interval of the draws."""
         return interval(float(self.seeds.mean()), self.draws)
 
 

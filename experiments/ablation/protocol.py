@@ -62,6 +62,7 @@ class Model(NamedTuple):
 
     @property
     def key(self) -> str:
+        """Its name in files: "saf-s0"."""
         return f"{self.name}-s{self.seed}"
 
 
@@ -77,10 +78,12 @@ class Measurement(NamedTuple):
 
     @property
     def cell(self) -> Key:
+        """What the measurement of every seed has in common."""
         return (self.model.name, self.step, self.sampler, self.evaluations, self.clips)
 
     @property
     def key(self) -> str:
+        """Its name in files."""
         words = f"{self.model.key}-step{self.step}-{self.sampler}-{self.evaluations}-{self.clips}"
         return words.replace(", ", "-").replace(" ", "-")
 

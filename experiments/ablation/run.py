@@ -33,12 +33,15 @@ TOLD = ("data", "vae", "model", "bridge", "train", "prior")
 
 
 class AblationPlan(NamedTuple):
+    """All trainings and measurements, and the keys of those that are done."""
+
     settings: Settings
     trained: list[Model]
     measured: list[Measurement]
     done: set[str]  # keys of both kinds
 
     def pending(self, whole: list[Any]) -> list[Any]:
+        """Those that are not done."""
         return [one for one in whole if one.key not in self.done]
 
 

@@ -64,6 +64,7 @@ class Exports(RunControl):
         self.losses: dict[int, float | None] = {}
 
     def save(self, engine: TrainingEngine, row: Row) -> None:
+        """Export after the chosen steps."""
         self.losses[engine.steps] = row["loss"]
         if engine.steps in self.steps:
             state = {name.removeprefix("backbone."): value for name, value in engine.export_state().items()}

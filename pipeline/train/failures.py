@@ -35,10 +35,12 @@ class FailurePolicy(ray.train.UserCallback):
         self.folder, self.max_failures, self.failures = folder, max_failures, 0
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Forget earlier failures: there is a new checkpoint."""
         if checkpoint is not None:
             self.failures = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise ControllerError where the run shall end."""
         for error in worker_exceptions.values():
             if isinstance(error, ValueError | JobFailed):
                 raise ray.train.ControllerError(error)

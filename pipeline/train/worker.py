@@ -117,12 +117,15 @@ class RayControl(RunControl):
         self._turn = threading.Semaphore()  # where the storage is slower than training, a save waits for the one before
 
     def heartbeat(self) -> None:
+        """Restart the watchdog of a hang."""
         heartbeat(self._hang_timeout_s)
 
     def poll(self) -> StopRequest:
+        """Ask the driver and Ray Train."""
         return poll_stop_request(self._stop_key, self._rank)
 
     def save(self, engine: TrainingEngine, row: Row) -> None:
+        """Save a checkpoint; written in the background."""
         self._turn.acquire()
         checkpoint.save(engine.share(), engine.rank, row, self._turn.release)
 

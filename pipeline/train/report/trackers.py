@@ -21,8 +21,11 @@ PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 class Tracker(Protocol):
     """Takes a run's figures."""
 
-    def add(self, step: int, values: Mapping[str, float]) -> None: ...
-    def close(self) -> None: ...
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the figures after `step` steps."""
+
+    def close(self) -> None:
+        """End the run."""
 
 
 class WandbTracker:
@@ -34,9 +37,11 @@ class WandbTracker:
         self.run = wandb.init(project=PROJECT, name=name, id=identity, resume="allow", config=dict(config))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the figures."""
         self.run.log(dict(values), step=step)
 
     def close(self) -> None:
+        """Finish the run."""
         self.run.finish()
 
 
@@ -58,10 +63,12 @@ class MlflowTracker:
             self.client.log_param(self.id, key, value)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the figures."""
         for key, value in values.items():
             self.client.log_metric(self.id, key, value, step=step)
 
     def close(self) -> None:
+        """Finish the run."""
         self.client.set_terminated(self.id)
 
 
