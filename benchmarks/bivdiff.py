@@ -34,8 +34,7 @@ import torch
 from circumstances import circumstances
 from matplotlib.figure import Figure
 
-from pipeline.bivdiff.adapters import own_diffusion
-from pipeline.bivdiff.diffusion import Asked, LatentDiffusion
+from pipeline.bivdiff.diffusion import LatentDiffusion, Prompt, own_diffusion
 from pipeline.bivdiff.mixed import invert_both, mix
 from pipeline.bridge.samplers import ddim, diffusion_clean
 from pipeline.bridge.schedule import sampling_indices
@@ -55,19 +54,19 @@ STEPS, STRENGTH, FRAMES, SIDE = 20, 0.4, 16, 64
 REPLICATES = 2000
 
 
-def one_frame_use(sampler: LoadedModel) -> LatentDiffusion:
+def one_frame_use(loaded: LoadedModel) -> LatentDiffusion:
     """Show the model one frame at a time: its temporal blocks see that frame only."""
-    model = copy.deepcopy(sampler.model)
+    model = copy.deepcopy(loaded.model)
     backbone: Any = model.backbone
     backbone.num_frames, backbone.temp_embed = 1, backbone.temp_embed[:, :1]
-    return frame_by_frame(own_diffusion(replace(sampler, model=model)))
+    return frame_by_frame(own_diffusion(replace(loaded, model=model)))
 
 
 def frame_by_frame(model: LatentDiffusion) -> LatentDiffusion:
     """Turn a model of one-frame clips into one of FRAMES frames that treats each frame by itself."""
 
-    def conditioned(asked: Asked, first: torch.Tensor) -> Any:
-        denoise = model.conditioned(asked, first.repeat_interleave(FRAMES, 0))
+    def conditioned(prompt: Prompt, first: torch.Tensor) -> Any:
+        denoise = model.conditioned(prompt, first.repeat_interleave(FRAMES, 0))
         return lambda z, t: denoise(z.flatten(0, 1)[:, None], t.repeat_interleave(FRAMES))[:, 0].unflatten(
             0, z.shape[:2]
         )
@@ -92,23 +91,23 @@ def remade(image: LatentDiffusion, z0: torch.Tensor, motion: str, noise: torch.T
     indices = sampling_indices(STEPS, round(STRENGTH * len(table)))
     abar = table[indices[0]]
     z = abar.sqrt() * z0 + (1 - abar).sqrt() * noise
-    clean = diffusion_clean(image.conditioned(Asked(motion), z0[:, 0]), table, image.target)
+    clean = diffusion_clean(image.conditioned(Prompt(motion), z0[:, 0]), table, image.target)
     return ddim(clean, table, z, indices)
 
 
 def variants(
-    sampler: LoadedModel, image: LatentDiffusion, motion: str, frames: np.ndarray, key: str
+    loaded: LoadedModel, image: LatentDiffusion, motion: str, frames: np.ndarray, key: str
 ) -> dict[str, np.ndarray]:
     """The clip after the VAE, as the image model makes it, and smoothed with every alpha."""
-    video = own_diffusion(sampler)
-    mean, _ = sampler.vae.encode_clips(torch.from_numpy(frames)[None])
-    truth = mean * sampler.vae.scaling_factor
-    flickering = remade(image, truth, motion, noise_of_keys(SEED, [key], truth.shape[1:], sampler.device)(0))
+    video = own_diffusion(loaded)
+    mean, _ = loaded.vae.encode_clips(torch.from_numpy(frames)[None])
+    truth = mean * loaded.vae.scaling_factor
+    flickering = remade(image, truth, motion, noise_of_keys(SEED, [key], truth.shape[1:], loaded.vae.device)(0))
     inverted = invert_both(image, video, flickering, ALPHAS, STEPS)
     latents = {"true": truth, "frames": flickering}
     for alpha in ALPHAS:
-        latents[f"{alpha:g}"] = video.sample(mix(inverted, alpha), Asked(motion), STEPS, flickering)
-    return {name: sampler.vae.decode_clips(z, FRAMES)[0].numpy() for name, z in latents.items()}
+        latents[f"{alpha:g}"] = video.sample(mix(inverted, alpha), Prompt(motion), STEPS, flickering)
+    return {name: loaded.vae.decode_clips(z, FRAMES)[0].numpy() for name, z in latents.items()}
 
 
 def measure(clips: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:

@@ -68,11 +68,11 @@ def clips_of(cache: Cache, count: int) -> tuple[torch.Tensor, list[str], list[st
 
 
 def sample(
-    sampler: LoadedModel, data: tuple[torch.Tensor, list[str], list[str]], seed: int, how: dict[str, Any]
+    loaded: LoadedModel, data: tuple[torch.Tensor, list[str], list[str]], seed: int, how: dict[str, Any]
 ) -> torch.Tensor:
     """Sample a clip for each image and subtract the image: (N, F, C, h, w)."""
     latents, labels, keys = data
-    chosen = LoadedModel(**{**vars(sampler), "how": sampler.how.model_copy(update={"order": 1, "eta": 0.0, **how})})
+    chosen = LoadedModel(**{**vars(loaded), "how": loaded.how.model_copy(update={"order": 1, "eta": 0.0, **how})})
     made = []
     for start in range(0, len(keys), BATCH):
         part = slice(start, start + BATCH)
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--reference", type=int, default=100, help="steps of the reference sampler")
     known, rest = parser.parse_known_args()
     settings, _ = load(rest)
-    sampler = load_for_sampling(
+    loaded = load_for_sampling(
         find_exports(settings.model_export, settings.bridge, settings.run.folder),
         settings.sample,
         settings.vae,
@@ -101,14 +101,14 @@ def main() -> None:
     data = clips_of(open_cache(settings.cache_path), known.clips)
     truth = remainder(data[0], data[0])
     reference, again = (
-        sample(sampler, data, seed, {"sampler": "sde_first_order", "steps": known.reference}) for seed in (1000, 2000)
+        sample(loaded, data, seed, {"sampler": "sde_first_order", "steps": known.reference}) for seed in (1000, 2000)
     )
     rows: dict[str, dict[str, Any]] = {}
     for name, (how, each) in SAMPLERS.items():
         for evaluations in EVALUATIONS:
             steps = max((evaluations - 1) // each + 1, 2)
             begun = time.perf_counter()
-            found = sample(sampler, data, 0, {"spacing": "uniform", **how, "steps": steps})
+            found = sample(loaded, data, 0, {"spacing": "uniform", **how, "steps": steps})
             row = {
                 "evaluations": (steps - 1) * each + 1,
                 "decibels": apart(found, reference),
@@ -117,7 +117,7 @@ def main() -> None:
             }
             rows.setdefault(name, {})[str(evaluations)] = row
             print(f"{name:28} {row}", flush=True)
-    config = sampler.exports.config
+    config = loaded.exports.config
     result = {
         **circumstances(),
         "model": {name: config[name] for name in ("model", "bridge", "steps", "latent_shape")},

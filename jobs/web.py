@@ -9,9 +9,9 @@ models.
 """
 
 from pipeline.runtime.job import run_job
+from pipeline.sampling.animate import build_page, find_models
 from pipeline.sampling.exports import find_exports
 from pipeline.sampling.generate import LoadedModel, load_for_sampling
-from pipeline.sampling.web_page import build_page, find_models
 from pipeline.settings import BridgeSettings, RunSettings, SampleSettings, Settings
 
 

@@ -119,24 +119,24 @@ def trained(name: str, folder: Path) -> tuple[VideoNetwork, Settings]:
 @pytest.mark.parametrize("name", ["videocrafter", "dynamicrafter", "cogvideox"])
 def test_export_samples_what_the_model_samples(name: str, folder: Path) -> None:
     model, settings = trained(name, folder)
-    sampler = load_run(settings)
+    loaded = load_run(settings)
     images = torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    image_latent = encode_images(sampler, images)
+    image_latent = encode_images(loaded, images.numpy())
 
     def sample(of: VideoNetwork, captions: list[str], strides: list[float]) -> torch.Tensor:
-        return generate(replace(sampler, model=of), image_latent, ["", ""], ["a", "b"], 0, captions, strides).clip
+        return generate(replace(loaded, model=of), image_latent, ["", ""], ["a", "b"], 0, captions, strides).clip
 
-    found = sample(sampler.model, ["a dog", "dog"], [3.0, 3.0])
+    found = sample(loaded.model, ["a dog", "dog"], [3.0, 3.0])
     assert torch.equal(found, sample(model, ["a dog", "dog"], [3.0, 3.0]))
     assert not torch.equal(found, sample(model, ["", "dog"], [3.0, 3.0]))
     if name != "cogvideox":
         assert not torch.equal(found, sample(model, ["a dog", "dog"], [6.0, 3.0]))
-        how = sampler.how
-        sampler = replace(sampler, how=how.model_copy(update={"image_guidance": 2.0}))
+        how = loaded.how
+        loaded = replace(loaded, how=how.model_copy(update={"image_guidance": 2.0}))
         torch.testing.assert_close(found, sample(model, ["a dog", "dog"], [3.0, 3.0]), msg="one scale of both")
-        sampler = replace(sampler, how=how.model_copy(update={"image_guidance": 4.0}))
+        loaded = replace(loaded, how=how.model_copy(update={"image_guidance": 4.0}))
         assert not torch.allclose(found, sample(model, ["a dog", "dog"], [3.0, 3.0]))
-    assert decode_clips(sampler, found).shape == (2, settings.data.frames, 32, 32, 3)
+    assert decode_clips(loaded, found).shape == (2, settings.data.frames, 32, 32, 3)
 
 
 def test_image_guidance_without_image_tokens_is_refused(folder: Path) -> None:

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.decode.child import IsolatedDecoder
 from ..data.decode.fetch import DecodeFailure
+from ..data.decode.stage import isolated_decoder
 from ..data.plan.windows import TooShort, place_window, window_indices
 from ..errors import UserError
 from ..sampling.items import InputRejected, check_image, open_image
@@ -19,7 +19,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Sources(NamedTuple):
-    """What a clip is made from, each uint8 and None where there is none."""
+    """The frames that a clip is made from, each uint8, and None where there are none."""
 
     video: np.ndarray | None  # (F, H, W, 3)
     control: np.ndarray | None  # (F, H, W, 3)
@@ -27,28 +27,31 @@ class Sources(NamedTuple):
 
 
 class FileFrames(NamedTuple):
+    """Frames of a clip, and the size of the file that they come from."""
+
     frames: np.ndarray  # uint8 (F, H, W, 3)
     total: int  # frames in the file
     height: int  # of the file's frames
     width: int
 
 
-def read_sources(clip: BivdiffClip, bivdiff: BivdiffSettings, data: DataSettings, decoder: IsolatedDecoder) -> Sources:
-    """The frames of a clip's files. Raises InputRejected where they cannot be read, or do not belong together."""
-    found = {name: read_frames(clip[name], name, data, decoder) for name in ("video", "control", "mask") if clip[name]}
+def read_sources(clip: BivdiffClip, bivdiff: BivdiffSettings, data: DataSettings) -> Sources:
+    """Read the frames of a clip's files. Raises InputRejected if that fails, or if they do not belong together."""
+    files = {"video": clip["video"], "control": clip["control"], "mask": clip["mask"]}
+    found = {name: read_frames(address, name, data) for name, address in files.items() if address}
     check_alike(found)
-    video = found["video"].frames if "video" in found else None
-    control = found["control"].frames if "control" in found else None
-    mask = binary(found["mask"].frames) if "mask" in found else None
+    video, control, mask = (found[name].frames if name in found else None for name in files)
     if bivdiff.task in CONTROLLED and bivdiff.control == "canny" and video is not None:
         control = canny(video, *bivdiff.canny)
+    if mask is not None:
+        mask = np.where(mask.mean(-1) >= 128, 255, 0).astype(np.uint8)  # white is to be made
     if bivdiff.task == "outpainting":
         mask = outpainting_mask(data, bivdiff.outpaint)
     return Sources(video, control, mask)
 
 
 def check_alike(found: dict[str, FileFrames]) -> None:
-    """Raise InputRejected unless control maps and masks are of the video's size, and one for each of its frames, or one for all."""
+    """Raise InputRejected unless maps and masks have the video's size, and as many frames or a single one."""
     if "video" not in found:
         return
     video = found["video"]
@@ -63,8 +66,8 @@ def check_alike(found: dict[str, FileFrames]) -> None:
             )
 
 
-def read_frames(address: str, column: str, data: DataSettings, decoder: IsolatedDecoder) -> FileFrames:
-    """The clip in a video or folder of pictures; a single picture is every frame. Raises InputRejected."""
+def read_frames(address: str, column: str, data: DataSettings) -> FileFrames:
+    """Read the clip in a video or folder of pictures; a single picture is every frame. Raises InputRejected."""
     try:
         if found := pictures(address):
             return read_pictures(found, data)
@@ -73,34 +76,28 @@ def read_frames(address: str, column: str, data: DataSettings, decoder: Isolated
         planned = PlannedClip(
             uri=address, video=column, size=-1, split="test", label="", caption="", ordinal=0, clips=1, flip=False
         )
-        frames, span = decoder.decode(planned, data)
+        frames, span = isolated_decoder.decode(planned, data)
     except (DecodeFailure, InputRejected, TooShort) as problem:
         raise InputRejected(f"{column} {address}: {problem}") from problem
     return FileFrames(frames, span["source_frames"], span["source_height"], span["source_width"])
 
 
 def read_pictures(addresses: list[str], data: DataSettings) -> FileFrames:
-    """Frames of pictures, those that a video of as many frames would give. Raises InputRejected, TooShort."""
+    """Read the pictures that a video of as many frames would give. Raises InputRejected, TooShort."""
     indices = [0] * data.frames
     if len(addresses) > 1:
         window = place_window(len(addresses), 0, 1, "", "", data)
         indices = window_indices(window.start, window.span, data.frames)
-    opened = {index: read_bytes(addresses[index]) for index in set(indices)}
-    sizes = {check_image(content, data.max_pixels) for content in opened.values()}
+    contents = {index: read_bytes(addresses[index]) for index in set(indices)}
+    sizes = {check_image(content, data.max_pixels) for content in contents.values()}
     if len(sizes) > 1:
         raise InputRejected(f"pictures of different sizes: {', '.join(f'{w} x {h}' for h, w in sorted(sizes))}")
-    height, width = sizes.pop()
-    made = {index: open_image(content, data.height, data.width) for index, content in opened.items()}
-    return FileFrames(np.stack([made[index] for index in indices]), len(addresses), height, width)
-
-
-def binary(frames: np.ndarray) -> np.ndarray:
-    """Masks uint8 (F, H, W), 0 or 255, of pictures (F, H, W, 3): white is to be made."""
-    return np.where(frames.mean(-1) >= 128, 255, 0).astype(np.uint8)
+    opened = {index: open_image(content, data.height, data.width) for index, content in contents.items()}
+    return FileFrames(np.stack([opened[index] for index in indices]), len(addresses), *sizes.pop())
 
 
 def outpainting_mask(data: DataSettings, outpaint: str) -> np.ndarray:
-    """(F, H, W): the outer quarters, at the sides or at top and bottom, are to be made."""
+    """A mask (F, H, W) of the outer quarters, at the sides or at top and bottom."""
     mask = np.full((data.frames, data.height, data.width), 255, np.uint8)
     if outpaint == "sides":
         mask[:, :, data.width // 4 : data.width - data.width // 4] = 0
@@ -117,13 +114,13 @@ def check_canny(bivdiff: BivdiffSettings) -> None:
         import cv2  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"bivdiff.control = canny: OpenCV cannot be imported ({error}); pip install opencv-python-headless on every node "
-            "(extra canny), or give the maps as files"
+            f"bivdiff.control = canny: OpenCV cannot be imported ({error}); pip install opencv-python-headless on "
+            "every node (extra canny), or give the maps as files"
         ) from error
 
 
 def canny(frames: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Canny's edges, white on black, of uint8 (F, H, W, 3), as ControlNet's canny model was trained on."""
+    """Canny's edges, white on black, of uint8 (F, H, W, 3), as ControlNet's canny model takes them."""
     import cv2
 
     return np.stack([cv2.Canny(frame, low, high) for frame in frames])[..., None].repeat(3, -1)

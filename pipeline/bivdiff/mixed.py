@@ -9,7 +9,8 @@ from ..errors import UserError
 from ..models.vae import Vae
 from .diffusion import LatentDiffusion
 
-APART = 0.05  # relative; two VAEs whose latents of a picture differ by more are two latent spaces, half precision allowed for
+# relative; VAEs whose latents of a picture differ by more have two latent spaces, half precision allowed for
+APART = 0.05
 PICTURE = 64  # pixels along its side
 
 
@@ -25,7 +26,7 @@ def invert_both(
 ) -> Inverted:
     """DDIM inversion of a clip z0, in the video model's scale: of each frame (eq. 2), and of the whole (eq. 3).
 
-    Both by the empty prompt; only what mixing by one of `alphas` takes.
+    Both are by the empty prompt. An inversion that mixing by `alphas` does not need is left out.
     """
     z_image = z_video = None
     if image is not None and max(alphas) > 0:
@@ -38,21 +39,20 @@ def invert_both(
 
 def mix(inverted: Inverted, alpha: float) -> Tensor:
     """Eq. 4: z_T = alpha z_T^img + (1 - alpha) z_T^video; alpha 0 and 1 are the two themselves."""
-    if alpha == 1:
-        assert inverted.image is not None
-        return inverted.image
-    assert inverted.video is not None
-    if alpha == 0:
+    if inverted.image is None or alpha == 0:
+        assert inverted.video is not None and alpha == 0
         return inverted.video
-    assert inverted.image is not None
+    if inverted.video is None or alpha == 1:
+        assert alpha == 1
+        return inverted.image
     return alpha * inverted.image + (1 - alpha) * inverted.video
 
 
 def carry(z_T: Tensor, z0: Tensor, image: LatentDiffusion, video: LatentDiffusion, steps: int) -> Tensor:
-    """The image model's z_T of the clip z0, both in its scale, as a z_T of the video model.
+    """Turn the image model's z_T of the clip z0, both in its scale, into a z_T of the video model.
 
-    z_T = alpha z_0 + sigma eps. eps is kept; alpha and sigma become those of the video model's last step, and z_0 is scaled
-    as its latents are. Between models of one schedule and scale, as the paper's are, nothing changes.
+    z_T = alpha z_0 + sigma eps. eps is kept; alpha and sigma become those of the video model's last step, and z_0 is
+    scaled as its latents are. Between models of one schedule and scale, as the paper's are, nothing changes.
     """
     abar, abar_video = image.last(steps), video.last(steps)
     if abar == abar_video and image.scaling_factor == video.scaling_factor:
@@ -62,47 +62,44 @@ def carry(z_T: Tensor, z0: Tensor, image: LatentDiffusion, video: LatentDiffusio
 
 
 def check_one_space(image: LatentDiffusion, image_vae: Vae, video: LatentDiffusion, video_vae: Vae) -> None:
-    """Raise UserError unless a latent of one model is a latent of the other, but for the factor that it is scaled by."""
+    """Raise UserError unless the models' latents are the same but for their scaling factors."""
+    key = f"bivdiff.video_model = {video.name}"
     if video_vae.temporal > 1:
         raise UserError(
-            f"bivdiff.video_model = {video.name}: its VAE makes one latent of {video_vae.temporal} frames, and an image "
-            "model's inversion has one of each; give a model of an image VAE's latents, or bivdiff.framework vdm_only"
+            f"{key}: its VAE makes one latent of {video_vae.temporal} frames, and an image model's inversion has one "
+            "of each; give a model of an image VAE's latents, or bivdiff.framework vdm_only"
         )
     remedy = "give models that share a VAE, as Stable Diffusion 1.5 and ZeroScope do"
     if image.channels != video.channels:
-        raise UserError(
-            f"bivdiff.video_model = {video.name}: latents of {video.channels} channels, {image.name} has {image.channels}; {remedy}"
-        )
+        raise UserError(f"{key}: latents of {video.channels} channels, {image.name} has {image.channels}; {remedy}")
     one, other = (encoded(vae) for vae in (image_vae, video_vae))
     if one.shape != other.shape:
         raise UserError(
-            f"bivdiff.video_model = {video.name}: latents of {list(other.shape[-2:])} for {PICTURE} x {PICTURE} pixels, "
+            f"{key}: latents of {list(other.shape[-2:])} for {PICTURE} x {PICTURE} pixels, "
             f"{image.name} has {list(one.shape[-2:])}; {remedy}"
         )
     apart = float((one - other).norm() / other.norm())
     if not apart <= APART:
         raise UserError(
-            f"bivdiff.video_model = {video.name}: its VAE's latents of a picture are {apart:.0%} from those of {image.name}, "
+            f"{key}: its VAE's latents of a picture are {apart:.0%} from those of {image.name}, "
             f"more than {APART:.0%}; {remedy}"
         )
 
 
 def encoded(vae: Vae) -> Tensor:
-    """Latent (C, h, w), unscaled, of a picture with edges, gradients and texture."""
+    """Encode a picture with edges, gradients and texture to a latent (C, h, w), unscaled."""
     noise = torch.randint(0, 64, (PICTURE, PICTURE, 3), generator=torch.Generator().manual_seed(0))
     ramp = torch.linspace(0, 191, PICTURE).long()
-    picture = torch.stack(
-        [ramp[:, None].expand(-1, PICTURE), ramp.expand(PICTURE, -1), ramp.flip(0).expand(PICTURE, -1)], -1
-    )
+    down, across = torch.meshgrid(ramp, ramp, indexing="ij")
+    picture = torch.stack([down, across, across.flip(1)], -1)
     picture[PICTURE // 4 : PICTURE // 2, PICTURE // 4 : PICTURE // 2] = torch.tensor([180, 20, 20])
     return vae.encode((picture + noise).byte()[None])[0][0].cpu()
 
 
 def check_one_trajectory(image: LatentDiffusion, video: LatentDiffusion, framework: str) -> None:
     """Raise UserError unless a z_t of one model is a z_t of the other, and a prediction means the same."""
-    same_schedule = image.alphas_cumprod.shape == video.alphas_cumprod.shape and bool(
-        torch.allclose(image.alphas_cumprod, video.alphas_cumprod, rtol=1e-3, atol=0)
-    )
+    tables = image.alphas_cumprod, video.alphas_cumprod
+    same_schedule = len(tables[0]) == len(tables[1]) and torch.allclose(*tables, rtol=1e-3, atol=0)
     for what, alike in (
         ("schedule", same_schedule),
         (f"scaling factor ({video.scaling_factor:g})", image.scaling_factor == video.scaling_factor),
@@ -110,6 +107,6 @@ def check_one_trajectory(image: LatentDiffusion, video: LatentDiffusion, framewo
     ):
         if not alike:
             raise UserError(
-                f"bivdiff.framework = {framework}: {video.name} has another {what} than {image.name}, and the two would share "
-                "every step; set bivdiff.framework bivdiff, which converts between them"
+                f"bivdiff.framework = {framework}: {video.name} has another {what} than {image.name}, and the two "
+                "would share every step; set bivdiff.framework bivdiff, which converts between them"
             )

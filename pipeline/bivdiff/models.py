@@ -6,33 +6,33 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import diffusers
 import torch
 
 from ..errors import UserError
 from ..models.checkpoints.exports import is_export
+from ..models.checkpoints.weights_hash import folder_hash
 from ..models.files.paths import local_path, shipped_path
 from ..models.files.vae import vae_identity
 from ..models.vae import DTYPES, Vae
-from ..sampling.exports import Exports, check_text, check_vae, find_exports
+from ..sampling.exports import Exports, check_encoders, find_exports
 from ..sampling.generate import load_for_sampling
-from ..settings import VAE_DOWNSAMPLING, Settings
+from ..settings import VAE_DOWNSAMPLING, BridgeSettings, DataSettings, Settings, TextSettings, VaeSettings
 from ..settings.bivdiff import JOINT, BivdiffSettings
 from ..storage.files import exists
-from .adapters import image_diffusion, own_diffusion, vae_of, video_diffusion
-from .diffusion import LatentDiffusion
+from .diffusion import LatentDiffusion, image_diffusion, own_diffusion, vae_of, video_diffusion
 from .mixed import check_one_space, check_one_trajectory
-from .tasks import PIPELINES
+from .tasks import ADAPTERS, PIPELINES
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-INDEX = "model_index.json"  # what makes a folder a pipeline of diffusers
+INDEX = "model_index.json"  # makes a folder a pipeline of diffusers
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
-ADAPTERS = {"controlnet": "ControlNetModel", "t2i_adapter": "T2IAdapter"}
 
 
 class Models(NamedTuple):
-    """What the task and the framework need; None: they need it not."""
+    """The models that this task and framework use; unused ones are None."""
 
     pipe: DiffusionPipeline | None  # makes the frames
     image: LatentDiffusion | None  # inverts frames
@@ -42,54 +42,37 @@ class Models(NamedTuple):
     device: torch.device
 
 
-def check_models(settings: Settings) -> None:
-    """Raise UserError for a model that is not there or not whole, in one line, without loading any."""
-    for key, path in used_models(settings.bivdiff).items():
+def own_exports(bivdiff: BivdiffSettings, bridge: BridgeSettings, run_folder: str) -> Exports | None:
+    """The video model as an export of this project; None if there is none, or it is diffusers'. Raises UserError."""
+    path = bivdiff.used_models.get("video_model")
+    if path is None or exists(f"{shipped_path(path)}/{INDEX}") or not is_export(shipped_path(path)):
+        return None
+    return find_exports(path, bridge, run_folder)
+
+
+def check_models(bivdiff: BivdiffSettings, own: Exports | None) -> None:
+    """Raise UserError for a model of diffusers that is not there or not whole, in one line, without loading any."""
+    for key, path in bivdiff.used_models.items():
         if key == "adapter":
             check_part(key, folder_of(key, path))
-        elif key == "video_model" and is_own(path):
-            check_own(path, settings)
-        else:
+        elif key != "video_model" or own is None:
             check_pipeline(key, path)
 
 
-def used_models(bivdiff: BivdiffSettings) -> dict[str, str]:
-    """{key: folder} of the models that the task and the framework take."""
-    uses = {
-        "image_model": bivdiff.framework != "vdm_only",
-        "adapter": bivdiff.framework != "vdm_only" and bivdiff.task in ADAPTERS,
-        "inversion_model": bivdiff.inverts_frames and bivdiff.inversion_model is not None,
-        "video_model": bivdiff.framework != "idm_only",
-    }
-    return {key: str(getattr(bivdiff, key)) for key, is_used in uses.items() if is_used}
-
-
-def check_own(path: str, settings: Settings) -> None:
-    """Raise UserError unless an export of this project goes with the VAE, the text encoder and the clips of the settings."""
-    exports = own_exports(settings)
-    check_vae(exports, settings.vae.path, vae_identity(settings.vae.path)[0])
-    check_text(exports, settings.text)
-    frames, _, height, width = exports.latent_shape
-    for key, found, wanted in (
-        ("frames", settings.data.frames, frames),
-        ("height", settings.data.height, VAE_DOWNSAMPLING * height),
-        ("width", settings.data.width, VAE_DOWNSAMPLING * width),
-    ):
-        if found != wanted:
-            raise UserError(f"data.{key} = {found}: bivdiff.video_model {path} makes clips of {wanted}; set that")
-
-
-def is_own(path: str) -> bool:
-    """Whether the video model is one of this project's, not diffusers'."""
-    return is_export(shipped_path(path)) and not exists(f"{shipped_path(path)}/{INDEX}")
-
-
-def own_exports(settings: Settings) -> Exports:
-    """The video model as an export of this project. Raises UserError."""
-    return find_exports(str(settings.bivdiff.video_model), settings.bridge, settings.run.folder)
+def check_own(own: Exports, vae: VaeSettings, text: TextSettings, data: DataSettings) -> None:
+    """Raise UserError unless the VAE, the text encoder and the clips of the settings fit our own video model."""
+    check_encoders(own, vae.path, vae_identity(vae.path)[0], text)
+    frames, _, height, width = own.latent_shape
+    wanted = {"frames": frames, "height": VAE_DOWNSAMPLING * height, "width": VAE_DOWNSAMPLING * width}
+    for key, value in wanted.items():
+        if (given := getattr(data, key)) != value:
+            raise UserError(
+                f"data.{key} = {given}: bivdiff.video_model {own.model_path} makes clips of {value}; set that"
+            )
 
 
 def folder_of(key: str, path: str) -> Path:
+    """The folder of a model on this machine. Raises UserError."""
     found = local_path(path)
     if found is None or not found.is_dir():
         raise UserError(
@@ -114,41 +97,50 @@ def check_pipeline(key: str, path: str) -> None:
                 check_part(key, part)
 
 
-def parts_of(folder: Path) -> list[Path]:
-    """The weights and configurations of a pipeline, or of one part of it."""
-    inside = (
-        [name for name in sorted(folder.glob("*/")) if name.name not in UNUSED]
-        if (folder / INDEX).is_file()
-        else [folder]
-    )
-    return [file for part in inside for file in sorted(part.iterdir()) if file.suffix in (".json", ".safetensors")]
-
-
 def check_part(key: str, folder: Path) -> None:
+    """Raise UserError unless the folder of one network has weights."""
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"bivdiff.{key}: no weights (*.safetensors) in {folder}; get them, pickles are not loaded")
 
 
+def pipeline_hash(path: str) -> str:
+    """BLAKE2b of the weights and configurations of a pipeline, or of one part of it."""
+    folder = Path(path).expanduser()
+    inside = [folder]
+    if (folder / INDEX).is_file():
+        inside = [part for part in sorted(folder.glob("*/")) if part.name not in UNUSED]
+    files = [file for part in inside for file in sorted(part.iterdir())]
+    return folder_hash(folder, [file for file in files if file.suffix in (".json", ".safetensors")])
+
+
 def load_models(settings: Settings, device: str = "cpu") -> Models:
-    """The models, on `device`. Raises UserError for files that are none, and for models that do not go together."""
+    """Load the models. Raises UserError for files that are none, and for models that do not go together."""
     bivdiff = settings.bivdiff
     pipe = image = video = vae = None
     if bivdiff.framework != "vdm_only":
-        pipe = load_task(bivdiff, device)
-    if bivdiff.framework != "idm_only":
-        video, vae = load_video(settings, device)
-    if bivdiff.inverts_frames and video is not None and vae is not None:
-        inverter = pipe
-        if bivdiff.inversion_model is not None:
-            inverter = load_pipeline(
-                "inversion_model", "StableDiffusionPipeline", bivdiff.inversion_model, bivdiff, device
-            )
-        image = image_diffusion(inverter, str(bivdiff.inversion_model or bivdiff.image_model))
+        parts = {}
+        if bivdiff.task in ADAPTERS:
+            argument, kind = ADAPTERS[bivdiff.task]
+            parts[argument] = load_pipeline("adapter", kind, str(bivdiff.adapter), bivdiff, device)
+        kind = PIPELINES[bivdiff.task]
+        pipe = load_pipeline("image_model", kind, str(bivdiff.image_model), bivdiff, device, **parts)
+    own = own_exports(bivdiff, settings.bridge, settings.run.folder)
+    if own is not None:
+        loaded = load_for_sampling(own, settings.sample, settings.vae, settings.text, device)
+        video, vae = own_diffusion(loaded), loaded.vae
+    elif bivdiff.framework != "idm_only":
+        video_pipe = load_pipeline("video_model", "TextToVideoSDPipeline", str(bivdiff.video_model), bivdiff, device)
+        video, vae = video_diffusion(video_pipe, str(bivdiff.video_model)), vae_of(video_pipe)
+    if bivdiff.inverts_frames or bivdiff.framework in JOINT:
+        assert pipe is not None and video is not None and vae is not None
+        inverter, name = pipe, str(bivdiff.image_model)
+        if "inversion_model" in bivdiff.used_models:
+            name = str(bivdiff.inversion_model)
+            inverter = load_pipeline("inversion_model", "StableDiffusionPipeline", name, bivdiff, device)
+        image = image_diffusion(inverter, name)
         check_one_space(image, vae_of(inverter), video, vae)
-    if bivdiff.framework in JOINT and video is not None and vae is not None:
-        shared = image_diffusion(pipe, str(bivdiff.image_model))
-        check_one_space(shared, vae_of(pipe), video, vae)
-        check_one_trajectory(shared, video, bivdiff.framework)
+        if bivdiff.framework in JOINT:
+            check_one_trajectory(image, video, bivdiff.framework)
     if pipe is not None:
         channels = int(pipe.vae.config.latent_channels)
     else:
@@ -157,55 +149,29 @@ def load_models(settings: Settings, device: str = "cpu") -> Models:
     return Models(pipe, image, video, vae, channels, torch.device(device))
 
 
-def load_task(bivdiff: BivdiffSettings, device: str) -> DiffusionPipeline:
-    """The image pipeline of the task."""
-    import diffusers
-
-    kind, argument = PIPELINES[bivdiff.task]
-    parts = {}
-    if argument is not None:
-        adapter = getattr(diffusers, ADAPTERS[bivdiff.task])
-        parts[argument] = loaded("adapter", adapter, str(bivdiff.adapter), bivdiff)
-    return load_pipeline("image_model", kind, str(bivdiff.image_model), bivdiff, device, **parts)
-
-
-def load_video(settings: Settings, device: str) -> tuple[LatentDiffusion, Vae]:
-    """The video model and its VAE."""
-    path = str(settings.bivdiff.video_model)
-    if is_own(path):
-        sampler = load_for_sampling(own_exports(settings), settings.sample, settings.vae, settings.text, device)
-        return own_diffusion(sampler), sampler.vae
-    pipe = load_pipeline("video_model", "TextToVideoSDPipeline", path, settings.bivdiff, device)
-    return video_diffusion(pipe, path), vae_of(pipe)
-
-
 def load_pipeline(
     key: str, kind: str, path: str, bivdiff: BivdiffSettings, device: str, **parts: Any
 ) -> DiffusionPipeline:
-    """A pipeline of diffusers, without safety checker: it blackens frames, and its judgement is of single pictures."""
-    import diffusers
+    """Load the class `kind` of diffusers, a pipeline or one part, from a folder of this machine. Raises UserError.
 
-    if kind != "TextToVideoSDPipeline":
+    A pipeline comes without its safety checker, which blackens frames by judging single pictures.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    for bars in (diffusers.utils.logging, transformers_logging):
+        bars.disable_progress_bar()
+    if kind.startswith("StableDiffusion"):
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     if kind in ("StableDiffusionPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionInpaintPipeline"):
         parts["image_encoder"] = None
-    return loaded(key, getattr(diffusers, kind), path, bivdiff, **parts).to(device)
-
-
-def loaded(key: str, kind: Any, path: str, bivdiff: BivdiffSettings, **parts: Any) -> Any:
-    """kind.from_pretrained of a folder of this machine. Raises UserError."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for bars in (diffusers_logging, transformers_logging):
-        bars.disable_progress_bar()
-    folder = folder_of(key, path)
+    folder, dtype = folder_of(key, path), DTYPES[bivdiff.dtype]
     try:
-        return kind.from_pretrained(
-            folder, torch_dtype=DTYPES[bivdiff.dtype], use_safetensors=True, local_files_only=True, **parts
+        loaded = getattr(diffusers, kind).from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"bivdiff.{key} = {path}: no {kind.__name__} could be loaded ({said}); docs/bivdiff.md says which models to get"
+            f"bivdiff.{key} = {path}: no {kind} could be loaded ({said}); docs/bivdiff.md says which models to get"
         ) from error
+    return loaded.to(device)

@@ -1,4 +1,4 @@
-"""IMAGE LATENT -> CLIP LATENT: what a trained model makes of an image. Plain torch, one batch at a time.
+"""IMAGE LATENT -> CLIP LATENT: how a trained model animates an image. Plain torch, one batch at a time.
 
     image -> VAE posterior mean -> prior -> SDE (bridge) or DDIM (diffusion) -> VAE decoder -> frames
 
@@ -6,28 +6,17 @@ The export decides how it is sampled (process, schedule, SAF, kind of prior); se
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..bridge import samplers
 from ..bridge.bridge import Bridge
 from ..bridge.leakage import analytic_init
 from ..bridge.loss import Denoise
-from ..bridge.samplers import (
-    Clean,
-    Noise,
-    bridge_clean,
-    dbim,
-    ddim,
-    diffusion_clean,
-    ode_first_order,
-    ode_second_order,
-    sde_first_order,
-    stochastic_heun,
-)
 from ..bridge.schedule import sampling_indices
 from ..data.cache.moments import load_moments
 from ..models.build import build_bridge, class_indices, pretrained_schedule, video_model
@@ -38,7 +27,7 @@ from ..models.prior import NeuralPrior, replicate
 from ..models.text import TextEncoder, load_text_encoder
 from ..models.vae import Vae, load_vae
 from ..settings import SampleSettings, TextSettings, VaeSettings
-from .exports import Exports, check_sampler, check_text, check_vae, load_networks, sampler_name
+from .exports import Exports, check_encoders, check_sampler, load_networks
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,6 @@ class LoadedModel:
     vae: Vae
     text_encoder: TextEncoder | None
     image_encoder: ImageEncoder | None
-    device: torch.device
     bridge: Bridge
     alphas_cumprod: Tensor  # of diffusion, (1000,)
     how: SampleSettings
@@ -60,7 +48,7 @@ class LoadedModel:
 
 
 class Generated(NamedTuple):
-    """Scaled latents (B, F, C, h, w) float32 on the sampler's device."""
+    """Scaled latents (B, F, C, h, w) float32 on the model's device."""
 
     clip: Tensor
     prior: Tensor
@@ -69,13 +57,12 @@ class Generated(NamedTuple):
 def load_for_sampling(
     exports: Exports, sample: SampleSettings, vae: VaeSettings, text: TextSettings, device: str | torch.device = "cpu"
 ) -> LoadedModel:
-    """Load everything that `generate` needs. Raises UserError or WeightsMismatch.
+    """Load everything that `generate` needs; the text encoder only for a model that takes text.
 
-    The text encoder is looked for only where the model takes text.
+    Raises UserError or WeightsMismatch.
     """
     vae_module = load_vae(vae.path, vae.dtype, device)
-    check_vae(exports, vae.path, vae_module.weights_hash)
-    check_text(exports, text)
+    check_encoders(exports, vae.path, vae_module.weights_hash, text)
     model, prior, prior_classes = load_networks(exports)
     image_encoder = None
     if "image_features" in model.conditions:
@@ -88,7 +75,6 @@ def load_for_sampling(
         vae=vae_module,
         text_encoder=load_text_encoder(text, device) if "text" in model.conditions else None,
         image_encoder=image_encoder,
-        device=torch.device(device),
         bridge=build_bridge(exports.bridge),
         alphas_cumprod=pretrained_schedule(exports.bridge),
         how=sample,
@@ -96,20 +82,20 @@ def load_for_sampling(
     )
 
 
-def encode_images(sampler: LoadedModel, images: Tensor) -> Tensor:
-    """Scaled posterior means (B, C, h, w) float32 of uint8 (B, H, W, 3)."""
-    mean, _ = sampler.vae.encode_clips(images[:, None])
-    return mean[:, 0] * sampler.vae.scaling_factor
+def encode_images(loaded: LoadedModel, images: np.ndarray) -> Tensor:
+    """Encode images uint8 (B, H, W, 3) to scaled posterior means (B, C, h, w) float32."""
+    mean, _ = loaded.vae.encode_clips(torch.from_numpy(images.copy())[:, None])
+    return mean[:, 0] * loaded.vae.scaling_factor
 
 
-def decode_clips(sampler: LoadedModel, latents: Tensor) -> Tensor:
-    """uint8 (B, F, H, W, 3) on the CPU of scaled latents (B, F, C, h, w)."""
-    return sampler.vae.decode_clips(latents, sampler.decode_frames)
+def decode_clips(loaded: LoadedModel, latents: Tensor) -> Tensor:
+    """Decode scaled latents (B, F, C, h, w) to uint8 (B, F, H, W, 3) on the CPU."""
+    return loaded.vae.decode_clips(latents, loaded.decode_frames)
 
 
 @torch.inference_mode()
 def generate(
-    sampler: LoadedModel,
+    loaded: LoadedModel,
     image_latent: Tensor,
     labels: list[str],
     keys: list[str],
@@ -117,110 +103,98 @@ def generate(
     captions: list[str] | None = None,
     strides: list[float] | None = None,
 ) -> Generated:
-    """Clips for image_latent (B, C, h, w), with one class name ("": none) and one key each.
+    """Generate clips for image_latent (B, C, h, w), with one class name ("" for none) and one key each.
 
-    captions and strides are for models that take them; without, they are the class names and sample.stride. An item's clip depends on its own image, class and key and on `seed`; the rest of the batch changes rounding only.
+    Captions and strides are for models that take them, and default to the class names and sample.stride. A clip depends
+    on its own image, class and key and on `seed`; the rest of the batch changes rounding only.
     """
-    how = sampler.how
-    check_sampler(sampler.exports, how)
-    image_latent = image_latent.to(sampler.device)
-    neural, end_point = make_priors(sampler, image_latent, labels)
-    given, without = conditions_of(sampler, image_latent, captions or labels, strides)
-    given["prior"] = neural
-    denoise = denoiser(sampler, labels, given, without, how.guidance, how.image_guidance)
-    noise = noise_of_keys(seed, keys, end_point.shape[1:], sampler.device)
-    if sampler.exports.bridge.process == "bridge":
-        clean = bridge_clean(denoise, sampler.bridge, end_point)
-        return Generated(sample_bridge(sampler, clean, end_point, noise), end_point)
-    alphas_cumprod = sampler.alphas_cumprod
-    clean = diffusion_clean(denoise, alphas_cumprod, sampler.bridge.target)
-    first = max(round(sampler.how.start * len(alphas_cumprod)), 1)
-    indices = sampling_indices(min(sampler.how.steps, first), first, sampler.how.spacing)
-    z = start_noise(sampler, noise(0), float(alphas_cumprod[first - 1]))
-    return Generated(ddim(clean, alphas_cumprod, z, indices, noise, sampler.how.eta), end_point)
+    how, table = loaded.how, loaded.alphas_cumprod
+    check_sampler(loaded.exports, how)
+    denoise, end_point = denoiser(loaded, image_latent, labels, captions, strides, how.guidance, how.image_guidance)
+    noise = noise_of_keys(seed, keys, end_point.shape[1:], loaded.vae.device)
+    if loaded.exports.bridge.process == "bridge":
+        clean = samplers.bridge_clean(denoise, loaded.bridge, end_point)
+        return Generated(sample_bridge(loaded, clean, end_point, noise), end_point)
+    clean = samplers.diffusion_clean(denoise, table, loaded.bridge.target)
+    first = max(round(how.start * len(table)), 1)
+    indices = sampling_indices(min(how.steps, first), first, how.spacing)
+    z = start_noise(loaded, noise(0), float(table[first - 1]))
+    return Generated(samplers.ddim(clean, table, z, indices, noise, how.eta), end_point)
 
 
 def denoiser(
-    sampler: LoadedModel,
+    loaded: LoadedModel,
+    image_latent: Tensor,
     labels: list[str],
-    given: Mapping[str, Tensor | None],
-    without: Mapping[str, Tensor],
+    captions: list[str] | None,
+    strides: list[float] | None,
     guidance: float,
     image_guidance: float | None,
-) -> Denoise:
-    """The guided network. `given`: all that it may be shown; `without`: what the unguided half is shown instead.
+) -> tuple[Denoise, Tensor]:
+    """Return the guided network and the bridge's end point. Arguments as in `generate`.
 
     With `image_guidance`, image tokens are guided apart from text.
     """
-    y = class_indices(labels, sampler.exports.config["classes"]).to(sampler.device)
-    conditions = {name: given[name] for name in sampler.model.conditions}
+    image_latent = image_latent.to(loaded.vae.device)
+    neural, end_point = make_priors(loaded, image_latent, labels)
+    stride = torch.tensor(strides or [float(loaded.how.stride)] * len(labels), device=loaded.vae.device)
+    given: dict[str, Tensor | None] = {"image_latent": image_latent, "stride": stride, "prior": neural}
+    without: dict[str, Tensor] = {}  # shown to the unguided half instead
+    if loaded.text_encoder is not None:
+        given["text"] = text = loaded.text_encoder.encode(captions or labels)
+        without["text"] = loaded.text_encoder.encode([""]).expand_as(text)
+    if loaded.image_encoder is not None:
+        given["image_features"] = loaded.image_encoder(image_latent)
+        hidden = torch.zeros(len(labels), dtype=torch.bool, device=loaded.vae.device)
+        without["image_features"] = loaded.image_encoder(image_latent, hidden)
+    y = class_indices(labels, loaded.exports.config["classes"]).to(loaded.vae.device)
+    conditions = {name: given[name] for name in loaded.model.conditions}
     if image_guidance is None:
-        return guided(sampler.model, y, sampler.model.null_class, guidance, without, **conditions)
+        return guided(loaded.model, y, loaded.model.null_class, guidance, without, **conditions), end_point
     both = {"y": y, **{name: value for name, value in conditions.items() if value is not None}}
     image, neither = {**both, "text": without["text"]}, {**both, **without}
-    return guided_by_text_and_image(sampler.model, both, image, neither, guidance, image_guidance)
+    return guided_by_text_and_image(loaded.model, both, image, neither, guidance, image_guidance), end_point
 
 
-def conditions_of(
-    sampler: LoadedModel, image_latent: Tensor, captions: list[str], strides: list[float] | None
-) -> tuple[dict[str, Tensor | None], dict[str, Tensor]]:
-    """What the network may be shown, and what it is shown in place of that in the unguided half."""
-    stride = torch.tensor(strides or [float(sampler.how.stride)] * len(captions), device=sampler.device)
-    given: dict[str, Tensor | None] = {"image_latent": image_latent, "stride": stride}
-    without: dict[str, Tensor] = {}
-    if sampler.text_encoder is not None:
-        given["text"] = text = sampler.text_encoder.encode(captions)
-        without["text"] = sampler.text_encoder.encode([""]).expand_as(text)
-    if sampler.image_encoder is not None:
-        given["image_features"] = sampler.image_encoder(image_latent)
-        none = torch.zeros(len(captions), dtype=torch.bool, device=sampler.device)
-        without["image_features"] = sampler.image_encoder(image_latent, none)
-    return given, without
+def make_priors(loaded: LoadedModel, image_latent: Tensor, labels: list[str]) -> tuple[Tensor | None, Tensor]:
+    """Return F_eta's output, if the model was trained with it, and the end point: that, or the image replicated."""
+    neural = None
+    if loaded.prior is not None:
+        neural = loaded.prior(image_latent, class_indices(labels, loaded.prior_classes).to(loaded.vae.device))
+        if loaded.exports.bridge.prior == "neural":
+            return neural, neural
+    return neural, replicate(image_latent, loaded.exports.latent_shape[0])
 
 
-def sample_bridge(sampler: LoadedModel, clean: Clean, prior: Tensor, noise: Noise) -> Tensor:
-    """z_0 (B, F, C, h, w) by the bridge sampler that the settings name."""
-    how, table = sampler.how, sampler.bridge.table
+def sample_bridge(loaded: LoadedModel, clean: samplers.Clean, prior: Tensor, noise: samplers.Noise) -> Tensor:
+    """Return z_0 (B, F, C, h, w) by the bridge sampler that the settings name."""
+    how, table = loaded.how, loaded.bridge.table
     indices = sampling_indices(how.steps, len(table), how.spacing)
-    name = sampler_name(sampler.exports, how)
-    if name == "dbim":
-        return dbim(clean, table, prior, indices, noise, how.eta, how.order)
-    if name == "stochastic_heun":
-        return stochastic_heun(clean, table, prior, indices, noise)
-    if name == "ode_first_order":
-        return ode_first_order(clean, table, prior, indices)
-    if name == "ode_second_order":
-        return ode_second_order(clean, table, prior, indices)
-    return sde_first_order(clean, table, prior, indices, noise)
+    match loaded.exports.sampler(how):
+        case "dbim":
+            return samplers.dbim(clean, table, prior, indices, noise, how.eta, how.order)
+        case "stochastic_heun":
+            return samplers.stochastic_heun(clean, table, prior, indices, noise)
+        case "ode_first_order":
+            return samplers.ode_first_order(clean, table, prior, indices)
+        case "ode_second_order":
+            return samplers.ode_second_order(clean, table, prior, indices)
+    return samplers.sde_first_order(clean, table, prior, indices, noise)
 
 
-def start_noise(sampler: LoadedModel, noise: Tensor, abar: float) -> Tensor:
-    """What diffusion starts from: the noise itself, or with Analytic-Init a draw from the nearest marginal."""
-    if sampler.how.analytic_init is None:
+def start_noise(loaded: LoadedModel, noise: Tensor, abar: float) -> Tensor:
+    """Return the start of diffusion: the noise itself, or with Analytic-Init a draw from the nearest marginal."""
+    if loaded.how.analytic_init is None:
         return noise
-    moments = load_moments(sampler.how.analytic_init, sampler.exports.config["latent_shape"])
+    moments = load_moments(loaded.how.analytic_init, loaded.exports.config["latent_shape"])
     return analytic_init(torch.from_numpy(moments.mean), moments.variance, abar**0.5, (1 - abar) ** 0.5, noise)
 
 
-def make_priors(sampler: LoadedModel, image_latent: Tensor, labels: list[str]) -> tuple[Tensor | None, Tensor]:
-    """F_eta's output, if the model was trained with one, and the bridge's end point: that or the image replicated."""
-    neural = None
-    if sampler.prior is not None:
-        neural = sampler.prior(image_latent, class_indices(labels, sampler.prior_classes).to(sampler.device))
-    if neural is not None and sampler.exports.bridge.prior == "neural":
-        return neural, neural
-    return neural, replicate(image_latent, sampler.exports.latent_shape[0])
-
-
-def noise_of_keys(seed: int, keys: list[str], shape: torch.Size, device: torch.device) -> Callable[[int], Tensor]:
-    """`noise(k)` for a sampler: call after call (B, *shape) on `device`, each row from its own generator.
+def noise_of_keys(seed: int, keys: list[str], shape: torch.Size, device: torch.device) -> samplers.Noise:
+    """Make `noise(k)` for a sampler: call after call (B, *shape) on `device`, each row from its own generator.
 
     A row's generator is seeded by (seed, key) and runs on the CPU, so that neither batch nor machine matters.
     """
-    generators = [
-        torch.Generator().manual_seed(
-            int.from_bytes(hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest(), "big") >> 1
-        )
-        for key in keys
-    ]
+    digests = [hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest() for key in keys]
+    generators = [torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1) for digest in digests]
     return lambda k: torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device)

@@ -1,15 +1,14 @@
-"""What to sample: held-out clips of a cache, or images of a folder or CSV file. Plain data, nothing generated here.
+"""List the items to sample: held-out clips of a cache, or images of a folder or CSV file. Nothing is generated here.
 
-An item says where its picture comes from and what is asked of the model; its key seeds its noise and names its files.
+An item has the address of a picture, and a class or caption for the model. Its key seeds its noise and names its files.
 """
 
 import hashlib
 import io
-import logging
 import re
 from itertools import zip_longest
 from pathlib import PurePosixPath
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,9 +21,7 @@ from ..settings import VAE_DOWNSAMPLING
 from ..storage.files import read_bytes
 from .images import Candidate, candidates
 
-log = logging.getLogger("sample")
-
-# what Pillow raises on damaged or hostile files
+# Pillow raises these on damaged or hostile files
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, OverflowError, Image.DecompressionBombError)
 
 
@@ -32,7 +29,7 @@ class Item(TypedDict):
     """One picture to animate."""
 
     key: str  # safe as a file name; the clip's key, or the image's name and content
-    name: str  # for people: the video or image, relative to its folder
+    name: str  # of the video or image, relative to its folder, for people
     label: str  # a class name, "" if none is known
     caption: str  # "" if none is known
     uri: str  # the source video or the image
@@ -40,10 +37,15 @@ class Item(TypedDict):
 
 
 class Rejection(NamedTuple):
-    """A file or clip that could not be sampled, and why, in one line."""
+    """Input that cannot be used, and the reason in one line."""
 
     name: str
     reason: str
+
+
+Record = dict[str, Any]  # of a clip, as in KEY.json
+Files = dict[str, bytes]  # of a clip: KEY.NAME for each name
+BatchResult = tuple[list[tuple[Record, Files]], list[Rejection]]
 
 
 class InputRejected(Exception):
@@ -52,17 +54,16 @@ class InputRejected(Exception):
 
 def held_out_items(cache: Cache, count: int | None) -> list[Item]:
     """The first `count` held-out clips by key, one of each class in turn. Raises UserError if there are none."""
-    rows = cache.select(TEST)
-    if not rows:
+    by_class: dict[str, list[ManifestRow]] = {}
+    for row in cache.select(TEST):
+        by_class.setdefault(row["label"], []).append(row)
+    if not by_class:
         raise UserError(
             f"{cache.path}: holds no held-out clips to sample; raise data.holdout_fraction and cache again, "
             "or give a folder of images with --sample.images"
         )
-    by_class: dict[str, list[ManifestRow]] = {}
-    for row in rows:
-        by_class.setdefault(row["label"], []).append(row)
-    columns = [by_class[label] for label in sorted(by_class)]
-    spread = [row for turn in zip_longest(*columns) for row in turn if row is not None]
+    turns = zip_longest(*(by_class[label] for label in sorted(by_class)))
+    spread = [row for turn in turns for row in turn if row is not None]
     return [
         Item(key=row["key"], name=row["video"], label=row["label"], caption=row["caption"], uri=row["uri"], row=row)
         for row in spread[:count]
@@ -72,88 +73,78 @@ def held_out_items(cache: Cache, count: int | None) -> list[Item]:
 def image_items(
     source: str, classes: list[str], count: int | None, max_pixels: int
 ) -> tuple[list[Item], list[Rejection]]:
-    """The first `count` usable images of a folder or CSV file (see pipeline/sampling/images.py), and what was met that is none.
+    """The first `count` usable images of a folder or CSV file (see images.py), and the files rejected before them.
 
-    The content decides what an image is, not the file's name. Raises UserError where there is no image at all.
+    The content decides whether a file is an image, not its name. Raises UserError where there is no image at all.
     """
-    items: list[Item] = []
-    keys: set[str] = set()
+    items: dict[str, Item] = {}
     rejected: list[Rejection] = []
-    for asked in candidates(source):
+    for candidate in candidates(source):
         if count is not None and len(items) == count:
             break
         try:
-            item = image_item(asked, classes, max_pixels)
-            if item["key"] in keys:
+            item = image_item(candidate, classes, max_pixels)
+            if item["key"] in items:
                 raise InputRejected("asked for twice, in the same words")
-            items.append(item)
-            keys.add(item["key"])
+            items[item["key"]] = item
         except InputRejected as problem:
-            rejected.append(Rejection(asked.name, str(problem)))
+            rejected.append(Rejection(candidate.name, str(problem)))
     if not items:
-        found = (
-            f"; {len(rejected)} files there are none, such as {rejected[0].name}: {rejected[0].reason}"
-            if rejected
-            else ""
-        )
+        found = ""
+        if rejected:
+            found = f"; {len(rejected)} files there are none, such as {rejected[0].name}: {rejected[0].reason}"
         raise UserError(
             f"sample.images = {source}: holds no images{found}; give a folder or CSV of PNG, JPEG or WebP files"
         )
-    return items, rejected
+    return list(items.values()), rejected
 
 
-def image_item(asked: Candidate, classes: list[str], max_pixels: int) -> Item:
-    """What is to be made of one image. Raises InputRejected, also for a caption or class that cannot be used."""
-    if asked.problem:
-        raise InputRejected(asked.problem)
+def image_item(candidate: Candidate, classes: list[str], max_pixels: int) -> Item:
+    """The item of one image. Raises InputRejected, also for a caption or class that cannot be used."""
+    name, uri, text, asked, problem, row = candidate
+    if problem:
+        raise InputRejected(problem)
     try:
-        content = read_bytes(asked.uri)
+        content = read_bytes(uri)
     except OSError as error:
         raise InputRejected(f"cannot be read ({error.strerror or error})") from error
     check_image(content, max_pixels)
-    text = asked.text or ""
-    if asked.label is not None:
-        label = class_of(asked.label, classes)
-        if not label:
-            raise InputRejected(
-                f"class {asked.label} is unknown to the model, which has {', '.join(classes) or 'none'}"
-            )
-    else:
-        label = image_class(PurePosixPath(asked.name), text, classes)
-    caption = "" if class_of(text, classes) else text
-    key = image_key(asked.name, content, asked.row)
-    return Item(key=key, name=asked.name, label=label, caption=caption, uri=asked.uri, row=None)
+    label = class_of(asked, classes) if asked else image_class(PurePosixPath(name), text or "", classes)
+    if asked and not label:
+        raise InputRejected(f"class {asked} is unknown to the model, which has {', '.join(classes) or 'none'}")
+    caption = "" if class_of(text or "", classes) else text or ""
+    return Item(key=image_key(name, content, row), name=name, label=label, caption=caption, uri=uri, row=None)
 
 
 def image_key(name: str, content: bytes, row: str = "") -> str:
-    """Readable, safe as a file name, and another one for other content, another place or another row of a CSV."""
+    """A readable key, safe as a file name, that differs for other content, another place or another row of a CSV."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(name).stem).strip("-")[:40] or "image"
     whole = (name + row).encode("utf-8", "surrogateescape") + content
     return f"{readable}-{hashlib.blake2b(whole, digest_size=6).hexdigest()}"
 
 
 def image_class(path: PurePosixPath, text: str, classes: list[str]) -> str:
-    """The class of an image, by its sibling's `text`, its parent folder, or the beginning of its name; "" if unknown."""
-    known = class_of(text, classes) or class_of(path.parent.name, classes)
-    if known:
-        return known
+    """The class of an image, by its sibling's `text`, its folder, or the start of its name; "" if unknown."""
     stem = plain(path.stem.removeprefix("v_"))
     fitting = [name for name in classes if plain(name) and stem.startswith(plain(name))]
-    return max(fitting, key=len, default="")
+    return class_of(text, classes) or class_of(path.parent.name, classes) or max(fitting, key=len, default="")
 
 
 def class_of(text: str, classes: list[str]) -> str:
     """The class that `text` names, whatever its capitals, spaces and punctuation; "" if it names none."""
-    names = {plain(name): name for name in classes}
-    return names.get(plain(text), "") if plain(text) else ""
+    return {plain(name): name for name in classes}.get(plain(text), "") if plain(text) else ""
 
 
 def plain(text: str) -> str:
+    """The letters and digits of `text`, in lower case."""
     return "".join(character for character in text.casefold() if character.isalnum())
 
 
 def check_image(content: bytes, max_pixels: int) -> tuple[int, int]:
-    """(height, width) of a whole image, of a latent's pixel at least and `max_pixels` at most. Raises InputRejected."""
+    """Check that an image is whole and not too small or large; return (height, width). Raises InputRejected.
+
+    It must have a pixel of the latent at least, and `max_pixels` at most.
+    """
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
@@ -170,7 +161,10 @@ def check_image(content: bytes, max_pixels: int) -> tuple[int, int]:
 
 
 def open_image(content: bytes, height: int, width: int) -> np.ndarray:
-    """uint8 (height, width, 3): upright, on white where transparent, short side resized, centre cropped. Raises InputRejected."""
+    """Decode an image to uint8 (height, width, 3): upright, on white where transparent, resized and centre cropped.
+
+    Raises InputRejected.
+    """
     try:
         with Image.open(io.BytesIO(content)) as opened:
             image = ImageOps.exif_transpose(opened)

@@ -1,7 +1,7 @@
-"""CHECKPOINT -> CLIPS, while training goes on: the driver watches the run's folder and hands committed checkpoints to a task.
+"""CHECKPOINT -> CLIPS while training goes on: the driver watches the run's folder and hands checkpoints to a task.
 
-The workers that train know nothing of it and wait for nothing: the task runs where the cluster has room for an actor of
-cluster.sample, and until there is some it waits. One that fails costs its clips and a line of the log.
+The training workers take no part and wait for nothing. The task runs where the cluster has room for an actor of
+cluster.sample, and waits until there is some. A failing task costs its clips and a line of the log.
 """
 
 import contextlib
@@ -10,19 +10,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import ray
 import torch
 
 from ..data.cache.shards import read_latent
-from ..data.load.mix import cache_of, open_training_cache
+from ..data.load.mix import cache_of
 from ..media import encode_mp4, encode_png, tile
-from ..runtime.placement import needs, selector
+from ..runtime.placement import selector
 from ..runtime.pools import stage_device
-from ..schema import TEST
-from ..settings import Settings
+from ..schema import TEST, ManifestRow
+from ..settings import ActorResources, SampleSettings, TextSettings
 from ..storage.files import write_bytes
 from ..train.checkpoint import CheckpointDamaged
 from ..train.export.from_checkpoint import Found, export_checkpoint, find_checkpoints
@@ -34,13 +33,13 @@ from .generate import decode_clips, generate, load_for_sampling
 log = logging.getLogger("samples")
 
 POLL_S = 2.0  # between two looks into the folder
-PATIENCE_S = 120.0  # at the end of the training, for a task that is under way or gets its room then
+PATIENCE_S = 120.0  # at the end of the training, for a task that still runs or waits for room
 SHOWN = 4  # frames of a clip in the picture
 
 
 @contextlib.contextmanager
 def sampled_while_training(run: Run) -> Iterator[None]:
-    """Within it, every checkpoint that sample.while_training asks for is sampled into RUN/finetune/samples."""
+    """Sample every checkpoint that sample.while_training asks for into RUN/finetune/samples, within this context."""
     if run.settings.sample.while_training is None:
         yield
         return
@@ -73,7 +72,7 @@ def watch(run: Run, ended: threading.Event) -> None:
                     task, step = start_task(run, latest[0]), latest[0].step
         except CheckpointDamaged:
             task = None  # still being written, or pruned: the next look tells
-        except Exception as error:  # noqa: BLE001 (whatever it is, training is not to end for a picture)
+        except Exception as error:  # noqa: BLE001 (no error may end training for a picture)
             lines = str(error).strip().splitlines() or [""]
             log.warning("step %d: no clips were made (%s: %s)", step, type(error).__name__, lines[-1])
             task, done = None, step
@@ -87,44 +86,50 @@ def watch(run: Run, ended: threading.Event) -> None:
 
 
 def start_task(run: Run, found: Found) -> "ray.ObjectRef":
-    """Start sample_checkpoint where the cluster has room for an actor of cluster.sample."""
-    settings = run.settings
-    resources = needs(settings.cluster.sample)
-    options: dict[str, Any] = {"num_cpus": resources.get("CPU", 0), "num_gpus": resources.get("GPU", 0)}
-    if labels := selector(settings.cluster.sample):
-        options["label_selector"] = labels
-    # one that does not end is not waited for, and one that fails is not tried again: the next checkpoint comes
-    return ray.remote(sample_checkpoint).options(max_retries=0, **options).remote(run.spec, settings, found)
+    """Start sample_checkpoint where the cluster has room for an actor of cluster.sample.
 
-
-def sample_checkpoint(spec: TrainSpec, settings: Settings, found: Found) -> str:
-    """Write clips of a checkpoint as RUN/finetune/samples/step-N.mp4 and .png; what was done, in words.
-
-    Raises CheckpointDamaged where its files are not whole (yet).
+    A hanging task is not waited for, and a failing one is not tried again: the next checkpoint comes.
     """
-    device = stage_device(settings.cluster.sample)
-    cache = open_training_cache(spec.cache_path, spec.caches.mix, spec.cache)
-    rows = list(cache.select(TEST).spread(settings.sample.while_training_count))
-    if not rows:
+    sample, stage = run.settings.sample, run.settings.cluster.sample
+    clips = [(cache_of(run.cache, row), row) for row in run.cache.select(TEST).spread(sample.while_training_count)]
+    task = ray.remote(sample_checkpoint).options(
+        max_retries=0, num_cpus=stage.num_cpus, num_gpus=stage.num_gpus, label_selector=selector(stage)
+    )
+    return task.remote(run.spec, sample, run.settings.text, stage, clips, found)
+
+
+def sample_checkpoint(
+    spec: TrainSpec,
+    sample: SampleSettings,
+    text: TextSettings,
+    stage: ActorResources,
+    clips: list[tuple[str, ManifestRow]],
+    found: Found,
+) -> str:
+    """Write RUN/finetune/samples/step-N.mp4 and .png from held-out clips, (cache, row) each. Return a line about it.
+
+    Raises CheckpointDamaged where the checkpoint's files are not whole (yet).
+    """
+    if not clips:
         return "no clips are held out, so none are sampled (data.holdout_fraction)"
+    device = stage_device(stage)
     with tempfile.TemporaryDirectory(prefix="samples-") as local:
         export_checkpoint(spec, found, local)
-        exports = find_exports(local, settings.bridge, settings.run.folder)
-        sampler = load_for_sampling(exports, settings.sample, settings.vae, settings.text, device)
-    scale = cache.spec.scaling_factor
-    means = [read_latent(cache_of(cache, row), row)[0, 0].astype(np.float32) * scale for row in rows]
-    clips, _ = generate(
-        sampler,
-        torch.from_numpy(np.stack(means)),
-        [row["label"] for row in rows],
-        [row["key"] for row in rows],
-        settings.run.seed,
-        [row["caption"] or row["label"] for row in rows],
-        [float(row["stride"]) for row in rows],
+        exports = find_exports(local, spec.bridge, spec.folder.rpartition("/")[0])
+        loaded = load_for_sampling(exports, sample, spec.vae, text, device)
+    means = np.stack([read_latent(cache, row)[0, 0].astype(np.float32) for cache, row in clips])
+    generated, _ = generate(
+        loaded,
+        torch.from_numpy(means * spec.cache.scaling_factor),
+        [row["label"] for _, row in clips],
+        [row["key"] for _, row in clips],
+        spec.run.seed,
+        [row["caption"] or row["label"] for _, row in clips],
+        [float(row["stride"]) for _, row in clips],
     )
-    frames = decode_clips(sampler, clips).cpu().numpy()
+    frames = decode_clips(loaded, generated).cpu().numpy()
     address = f"{spec.folder}/samples/step-{found.step:07d}"
-    write_bytes(f"{address}.mp4", encode_mp4(tile(list(frames)), settings.sample.fps))
+    write_bytes(f"{address}.mp4", encode_mp4(tile(list(frames)), sample.fps))
     shown = np.linspace(0, frames.shape[1] - 1, SHOWN).round().astype(int)
     write_bytes(f"{address}.png", encode_png(np.concatenate([np.concatenate(clip[shown], axis=1) for clip in frames])))
-    return f"{len(rows)} clips in {address}.mp4"
+    return f"{len(clips)} clips in {address}.mp4"

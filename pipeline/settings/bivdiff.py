@@ -1,7 +1,7 @@
 """Section `bivdiff`: training-free videos by an image and a video diffusion model (jobs/bivdiff.py)."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
@@ -61,18 +61,24 @@ class BivdiffSettings(Section):
         """Whether the image foundation model inverts the frames that were made (eq. 2)."""
         return self.framework == "bivdiff" and max(self.alphas) > 0
 
+    @property
+    def used_models(self) -> dict[str, Any]:
+        """{key: folder} of the models that the task and the framework take."""
+        inverts_apart = self.task in INPUT_CHANNELS or self.inversion_model is not None
+        uses = {
+            "image_model": self.framework != "vdm_only",
+            "adapter": self.framework != "vdm_only" and self.task in CONTROLLED,
+            "inversion_model": self.inverts_frames and inverts_apart,
+            "video_model": self.framework != "idm_only",
+        }
+        return {name: getattr(self, name) for name, is_used in uses.items() if is_used}
+
     def contradictions(self) -> Iterator[str]:
         """When the job has items to make: every model that this task and framework need is given, and values fit."""
         if self.items is None:
             return
-        needed = {
-            "image_model": self.framework != "vdm_only",
-            "video_model": self.framework != "idm_only",
-            "adapter": self.task in CONTROLLED and self.framework != "vdm_only",
-            "inversion_model": self.task in INPUT_CHANNELS and self.inverts_frames,
-        }
-        for name, is_needed in needed.items():
-            if is_needed and getattr(self, name) is None:
+        for name, folder in self.used_models.items():
+            if folder is None:
                 chosen = f"bivdiff.task = {self.task} with bivdiff.framework = {self.framework}"
                 remedy = "give a folder of diffusers (docs/bivdiff.md says which)"
                 yield f"bivdiff.{name} = null: {chosen} needs it; {remedy}"

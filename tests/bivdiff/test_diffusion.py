@@ -5,8 +5,7 @@ import pytest
 import torch
 from helpers.tiny_bivdiff import Folders
 
-from pipeline.bivdiff.adapters import image_diffusion, video_diffusion
-from pipeline.bivdiff.diffusion import Asked, LatentDiffusion, ddim_invert
+from pipeline.bivdiff.diffusion import LatentDiffusion, Prompt, ddim_invert, image_diffusion, video_diffusion
 from pipeline.bivdiff.models import load_pipeline
 from pipeline.bridge.samplers import ddim, diffusion_clean
 from pipeline.bridge.schedule import ddpm_alphas_cumprod, sampling_indices
@@ -38,7 +37,7 @@ def test_round_trip_comes_nearer_with_the_steps(kind: str, request: pytest.Fixtu
     z0 = latents()
     errors = []
     for steps in STEPS.tolist():
-        back = model.sample(model.invert(z0, steps), Asked(), steps, z0)
+        back = model.sample(model.invert(z0, steps), Prompt(), steps, z0)
         errors.append(float((back - z0).norm() / z0.norm()))
     print(f"{kind}: relative errors of {STEPS.tolist()} steps: {[f'{error:.4f}' for error in errors]}")
     assert errors[-1] < TOLERANCE
@@ -80,7 +79,7 @@ def test_guidance_is_towards_the_prompt_and_away_from_the_negative_one(image: La
     z, t = latents(), torch.full((1,), 500.0)
 
     def prediction(*asked: object) -> torch.Tensor:
-        return image.conditioned(Asked(*asked), z[:, 0])(z, t)  # type: ignore[arg-type]
+        return image.conditioned(Prompt(*asked), z[:, 0])(z, t)  # type: ignore[arg-type]
 
     with torch.no_grad():
         dog, cat, guided = prediction("a dog"), prediction("a cat"), prediction("a dog", "a cat", 3.0)

@@ -12,7 +12,6 @@ from PIL import Image
 
 from pipeline.bivdiff.frames import Sources, canny, check_canny, outpainting_mask, read_sources
 from pipeline.bivdiff.items import read_list
-from pipeline.data.decode.child import IsolatedDecoder
 from pipeline.errors import UserError
 from pipeline.sampling.items import InputRejected
 
@@ -24,20 +23,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return Folders(**names, inputs=save_inputs(tmp_path_factory.mktemp("files") / "inputs"))
 
 
-@pytest.fixture(scope="module")
-def decoder():  # type: ignore[no-untyped-def]
-    decoder = IsolatedDecoder()
-    yield decoder
-    decoder.close()
-
-
-def sources_of(folders: Folders, decoder: IsolatedDecoder, task: str, **row: str) -> Sources:
+def sources_of(folders: Folders, task: str, **row: str) -> Sources:
     settings = settings_of(folders, folders.inputs, task, write_list(folders, "row.csv", row))
-    return read_sources(read_list(settings.bivdiff)[0][0][0], settings.bivdiff, settings.data, decoder)
+    return read_sources(read_list(settings.bivdiff)[0][0][0], settings.bivdiff, settings.data)
 
 
-def test_maps_in_a_folder_are_the_frames_of_the_video(folders: Folders, decoder: IsolatedDecoder) -> None:
-    found = sources_of(folders, decoder, "controlnet")
+def test_maps_in_a_folder_are_the_frames_of_the_video(folders: Folders) -> None:
+    found = sources_of(folders, "controlnet")
     assert found.video is not None and found.control is not None
     assert len(found.video) == len(found.control) == FRAMES
     apart = np.abs(found.video[:, None].astype(int) - found.control[None]).mean((2, 3, 4))
@@ -45,8 +37,8 @@ def test_maps_in_a_folder_are_the_frames_of_the_video(folders: Folders, decoder:
     assert apart.diagonal().max() < 4, "but for the video's compression"
 
 
-def test_one_mask_is_for_all_frames_and_white_is_to_be_made(folders: Folders, decoder: IsolatedDecoder) -> None:
-    mask = sources_of(folders, decoder, "inpainting").mask
+def test_one_mask_is_for_all_frames_and_white_is_to_be_made(folders: Folders) -> None:
+    mask = sources_of(folders, "inpainting").mask
     assert mask is not None and mask.shape[0] == FRAMES
     assert set(np.unique(mask)) == {0, 255}
     assert not mask[:, :, :15].any() and (mask[:, :, 17:] == 255).all()
@@ -65,15 +57,13 @@ def test_one_mask_is_for_all_frames_and_white_is_to_be_made(folders: Folders, de
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )
-def test_files_that_do_not_belong_together(
-    folders: Folders, decoder: IsolatedDecoder, row: dict[str, str], words: str
-) -> None:
+def test_files_that_do_not_belong_together(folders: Folders, row: dict[str, str], words: str) -> None:
     for name, frames in (("short", 5), ("two", 2)):
         write_video(folders.inputs / f"{name}.mp4", frames=frames, size=SIZE)
     for name in ("broken.mp4", "broken.png"):
         (folders.inputs / name).write_text("nothing of the kind")
     with pytest.raises(InputRejected, match=words) as problem:
-        sources_of(folders, decoder, "inpainting", **row)
+        sources_of(folders, "inpainting", **row)
     assert "\n" not in str(problem.value)
 
 
@@ -111,7 +101,7 @@ def test_list_of_other_columns_is_refused(folders: Folders, tmp_path: Path) -> N
     items = tmp_path / "list.csv"
     items.write_text("video,prompt,colour\na.mp4,a dog,red\n")
     for task, words in (
-        ("inpainting", "takes prompt, video, mask"),
+        ("inpainting", "expected prompt, video, mask"),
         ("outpainting", "has the columns video, prompt, colour"),
     ):
         with pytest.raises(UserError, match=words):
@@ -120,7 +110,7 @@ def test_list_of_other_columns_is_refused(folders: Folders, tmp_path: Path) -> N
         read_list(settings_of(folders, tmp_path, "inpainting", str(tmp_path / "none.csv")).bivdiff)
 
 
-def test_canny_draws_the_edges_of_the_video(folders: Folders, decoder: IsolatedDecoder) -> None:
+def test_canny_draws_the_edges_of_the_video(folders: Folders) -> None:
     pytest.importorskip("cv2")
     frame = np.zeros((1, 32, 32, 3), np.uint8)
     frame[:, 8:24, 8:24] = 200
@@ -131,7 +121,7 @@ def test_canny_draws_the_edges_of_the_video(folders: Folders, decoder: IsolatedD
         folders, folders.inputs, "controlnet", write_list(folders, "row.csv", {"control": ""}), control="canny"
     )
     check_canny(settings.bivdiff)
-    found = read_sources(read_list(settings.bivdiff)[0][0][0], settings.bivdiff, settings.data, decoder)
+    found = read_sources(read_list(settings.bivdiff)[0][0][0], settings.bivdiff, settings.data)
     assert found.video is not None and found.control is not None
     assert (found.control == canny(found.video, 100, 200)).all()
 

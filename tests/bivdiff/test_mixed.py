@@ -10,8 +10,7 @@ from helpers.tiny_bivdiff import Folders
 from helpers.tiny_diffusers import save_video_model
 from helpers.tiny_vae import save_tiny_vae
 
-from pipeline.bivdiff.adapters import video_diffusion
-from pipeline.bivdiff.diffusion import Asked, LatentDiffusion
+from pipeline.bivdiff.diffusion import LatentDiffusion, Prompt, video_diffusion
 from pipeline.bivdiff.mixed import carry, check_one_space, check_one_trajectory, invert_both, mix
 from pipeline.bivdiff.models import load_pipeline
 from pipeline.bridge.schedule import ddpm_alphas_cumprod, sampling_indices
@@ -27,7 +26,7 @@ def model_of(factor: float, **values: Any) -> LatentDiffusion:
     table = ddpm_alphas_cumprod(0.00085, 0.012, scaled=True)
     same = LatentDiffusion(
         name=f"model {factor}",
-        conditioned=lambda asked, first: lambda z, t: factor * z,
+        conditioned=lambda prompt, first: lambda z, t: factor * z,
         target="noise",
         alphas_cumprod=table,
         indices=lambda steps: sampling_indices(steps),
@@ -52,7 +51,7 @@ def test_alpha_0_and_1_are_the_two_inversions_exactly_and_between_is_between(z0:
 
 
 def test_only_what_is_mixed_is_inverted(z0: torch.Tensor) -> None:
-    def never(asked: Asked, first: torch.Tensor) -> Any:
+    def never(prompt: Prompt, first: torch.Tensor) -> Any:
         raise AssertionError("this inversion is not needed")
 
     image, video = model_of(0.1), model_of(0.2)

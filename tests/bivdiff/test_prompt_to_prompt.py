@@ -5,7 +5,7 @@ import torch
 from helpers.tiny_bivdiff import Folders
 
 from pipeline.bivdiff.models import load_pipeline
-from pipeline.bivdiff.prompt_to_prompt import EDITS, Edit, EditedAttention, StepCounter, edit_frames, refine, replace
+from pipeline.bivdiff.prompt_to_prompt import EDITS, Edit, EditedAttention, edit_frames, refine, replace
 from pipeline.sampling.items import InputRejected
 from pipeline.settings.bivdiff import BivdiffSettings
 
@@ -70,7 +70,7 @@ def test_edited_frame_has_its_sources_attention_and_nothing_else_changes() -> No
     """Two heads, two frames, five places, four tokens: unguided twice, source, edited."""
     weights = torch.rand(4 * 2 * 2, 5, 4, generator=torch.Generator().manual_seed(0))
     edit = Edit(torch.eye(4).roll(1, 1), torch.tensor([0.0, 0.0, 1.0, 0.0]))
-    attention = EditedAttention(edit, StepCounter(10), 1.0, 1.0)
+    attention = EditedAttention(edit, 1.0, 1.0, steps=10)
     _, _, source, edited = weights.chunk(4)
     for cross, wanted in ((False, source), (True, source.roll(1, 2) + edited * edit.own)):
         found = attention.injected(weights, cross)
@@ -79,11 +79,11 @@ def test_edited_frame_has_its_sources_attention_and_nothing_else_changes() -> No
 
 
 def test_attention_is_injected_in_the_first_steps_only() -> None:
-    progress = StepCounter(10)
+    attention = EditedAttention(Edit(torch.eye(4), torch.zeros(4)), 1.0, 1.0, steps=10)
     seen = []
     for step in range(10):
-        seen.append((progress.before(0.4), progress.before(0.0), progress.before(1.0)))
-        progress(None, step, None, {})
+        seen.append((attention.is_within(0.4), attention.is_within(0.0), attention.is_within(1.0)))
+        attention.count(None, step, None, {})
     assert [before for before, _, _ in seen] == [True] * 4 + [False] * 6
     assert not any(never for _, never, _ in seen) and all(always for _, _, always in seen)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.bivdiff.models import load_models
 from pipeline.bivdiff.run import load_metric_networks, make_plan, plan_bivdiff, run_bivdiff
 from pipeline.bivdiff.work import make_clips
 from pipeline.errors import UserError
+from pipeline.sampling.batches import make_batch
 from pipeline.settings import ROOT, Settings
 
 ROWS: list[dict[str, str]] = [{}, {"mask": "narrow.png"}, *({"prompt": f"a dog {number}"} for number in range(4))]
@@ -67,9 +69,10 @@ def test_killed_and_run_again_gives_the_files_that_one_process_gives(
     assert "BIVDiff" in Path(settings.run.folder, "report.html").read_text()
 
     alone = tmp_path / "alone"
-    plan, models, networks = make_plan(settings), load_models(settings), load_metric_networks(settings, "cpu")
-    for row in reversed(plan.rows):
-        make_clips(models, networks, row, settings, [plan.fingerprint_of(clip) for clip in row], str(alone))
+    plan, models, networks = make_plan(settings), load_models(settings), load_metric_networks(settings.evaluate, "cpu")
+    work = partial(make_clips, models, networks, settings.bivdiff, settings.data, settings.run.seed)
+    for row in reversed(plan.batches):
+        make_batch(work, row, plan.fingerprints, str(alone))
     found = {path.name: path.read_bytes() for path in alone.glob("*.mp4")}
     assert len(found) == 10 * 4
     assert found == {name: content for name, content in clips(settings).items() if not name.startswith("grid")}
@@ -133,7 +136,7 @@ def test_missing_weights_are_one_line(folders: Folders, tmp_path: Path, missing:
 def test_other_weights_settings_or_words_are_made_again(folders: Folders, tmp_path: Path) -> None:
     def fingerprint(**values: object) -> str:
         plan = make_plan(settings_of(folders, tmp_path, "controlnet", write_list(folders, "f.csv", {}), **values))
-        return plan.fingerprint_of(plan.clips[0])
+        return next(iter(plan.fingerprints.values()))
 
     first = fingerprint()
     assert first == fingerprint(**{"run.name": "other", "cluster.sample.actors": 3, "data.max_videos": 5})
@@ -158,7 +161,7 @@ def test_prompt_that_is_no_class_of_an_own_model(folders: Folders, tmp_path: Pat
         return settings_of(folders, tmp_path, "controlnet", write_list(folders, "c.csv", *rows), **clip)
 
     plan = make_plan(settings({}, {"prompt": "slide left"}))
-    assert [clip["prompt"] for clip in plan.clips] == ["slide left"]
+    assert [clip["prompt"] for row in plan.batches for clip in row] == ["slide left"]
     assert re.match(
         r"bivdiff\.video_model takes no text, but Bounce, .*; name one in video_prompt", plan.rejected[0].reason
     )
@@ -184,10 +187,9 @@ def test_clip_measures_consistency_and_alignment(folders: Folders, tmp_path: Pat
     settings = settings_of(
         folders, tmp_path, "controlnet", items, **{"evaluate.clip": tmp_path, "evaluate.detector": None}
     )
-    row = make_plan(settings).rows[0]
-    records, _ = make_clips(
-        load_models(settings), load_metric_networks(settings, "cpu"), row, settings, [""], str(tmp_path / "o")
-    )
-    found = records[0]["metrics"]
+    networks = load_metric_networks(settings.evaluate, "cpu")
+    row = make_plan(settings).batches[0]
+    [(record, _)], _ = make_clips(load_models(settings), networks, settings.bivdiff, settings.data, 0, row)
+    found = record["metrics"]
     assert found.keys() == {"frame_consistency", "textual_alignment", "frame_consistency_of_frames"}
     assert all(-1 <= value <= 1 for value in found.values())

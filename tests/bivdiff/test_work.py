@@ -1,4 +1,4 @@
-"""Every task and every framework from files to a clip, with tiny random models; inpainting with the models that ship."""
+"""Every task and framework from files to a clip, with tiny random models; inpainting with the models that ship."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pipeline.bivdiff.frames import Sources, read_sources
 from pipeline.bivdiff.items import read_list
 from pipeline.bivdiff.models import Models, load_models
 from pipeline.bivdiff.run import load_metric_networks
-from pipeline.bivdiff.work import VIDEO_SHARE, Made, _decoder, decode, encode, make_clips, synthesise
+from pipeline.bivdiff.work import VIDEO_SHARE, Made, decode, encode, make_clips, synthesise
 from pipeline.media import decode_mp4
 from pipeline.models.files.paths import shipped_path
 from pipeline.sampling.items import Rejection
@@ -38,7 +38,7 @@ def items(folders: Folders) -> str:
 
 def made_by(settings: Settings, models: Models | None = None) -> tuple[Made, Sources]:
     row = read_list(settings.bivdiff)[0][0]
-    sources = read_sources(row[0], settings.bivdiff, settings.data, _decoder)
+    sources = read_sources(row[0], settings.bivdiff, settings.data)
     models = load_models(settings) if models is None else models
     return synthesise(models, row, sources, settings.bivdiff, settings.data, settings.run.seed), sources
 
@@ -47,21 +47,20 @@ def made_by(settings: Settings, models: Models | None = None) -> tuple[Made, Sou
 def test_task_goes_from_its_files_to_a_clip(task: str, folders: Folders, items: str, tmp_path: Path) -> None:
     settings = settings_of(folders, tmp_path, task, items, **{"evaluate.detector": "shipped:detector"})
     row = read_list(settings.bivdiff)[0][0]
-    networks = load_metric_networks(settings, "cpu")
-    records, rejected = make_clips(load_models(settings), networks, row, settings, ["print"], str(tmp_path))
+    networks = load_metric_networks(settings.evaluate, "cpu")
+    [(record, contents)], rejected = make_clips(
+        load_models(settings), networks, settings.bivdiff, settings.data, settings.run.seed, row
+    )
     assert not rejected
-    key = row[0]["key"]
-    files = {path.name.removeprefix(f"{key}.").removesuffix(".mp4"): path for path in tmp_path.glob(f"{key}.*")}
-    assert files.keys() == MEMBERS[task] | {"source", "frames", "generated", "json"}
-    for name in files.keys() - {"json"}:
-        assert decode_mp4(files[name].read_bytes()).shape == (FRAMES, SIDE, SIDE, 3)
-    frames, clip = (decode_mp4(files[name].read_bytes()) for name in ("frames", "generated"))
+    files = {name.removesuffix(".mp4"): decode_mp4(content) for name, content in contents.items()}
+    assert files.keys() == MEMBERS[task] | {"source", "frames", "generated"}
+    assert {frames.shape for frames in files.values()} == {(FRAMES, SIDE, SIDE, 3)}
+    frames, clip = files["frames"], files["generated"]
     assert (frames != clip).any(), "smoothed"
-    assert records[0]["alpha"] == PAPER_ALPHA[task] and records[0]["seconds"] > 0
-    assert {"frame_consistency_detector", "frame_consistency_of_frames_detector"} == records[0]["metrics"].keys()
+    assert record["alpha"] == PAPER_ALPHA[task] and record["seconds"] > 0
+    assert {"frame_consistency_detector", "frame_consistency_of_frames_detector"} == record["metrics"].keys()
     if task.endswith("painting"):
-        source, mask = (decode_mp4(files[name].read_bytes()) for name in ("source", "mask"))
-        kept = mask.mean(-1) < 64
+        source, kept = files["source"], files["mask"].mean(-1) < 64
         assert 0.4 < kept.mean() < 0.6
         assert np.abs(frames[kept].astype(int) - source[kept])[:, None].mean() < 2, "but for the file's compression"
         assert np.abs(frames[~kept].astype(int) - source[~kept]).mean() > 10
@@ -109,14 +108,13 @@ def test_row_that_cannot_be_made_is_a_line(folders: Folders, tmp_path: Path) -> 
     items = write_list(folders, "bad.csv", {"prompt": "a red dog", "source_prompt": "dog"})
     settings = settings_of(folders, tmp_path, "prompt_to_prompt", items, edit="replace")
     row = read_list(settings.bivdiff)[0][0]
-    records, rejected = make_clips(load_models(settings), {}, row, settings, [""], str(tmp_path / "out"))
+    result = make_clips(load_models(settings), {}, settings.bivdiff, settings.data, 0, row)
     reason = "source_prompt has 1 words and prompt 3; bivdiff.edit replace takes as many, refine others"
-    assert (records, rejected) == ([], [Rejection("source.mp4", reason)])
-    assert not (tmp_path / "out").exists()
+    assert result == ([], [Rejection("source.mp4", reason)])
 
 
-def test_smoothing_by_an_own_model_leaves_what_is_not_masked_within_tolerance(folders: Folders, tmp_path: Path) -> None:
-    """shipped:teacher smooths what a Stable Diffusion Inpainting of the same VAE has made of one half of a clip.
+def test_smoothing_by_an_own_model_keeps_the_unmasked_half_within_tolerance(folders: Folders, tmp_path: Path) -> None:
+    """shipped:teacher smooths a clip of which Stable Diffusion Inpainting, of the same VAE, has made one half anew.
 
     With its own inversion (alpha 0) and no guidance, the other half comes back as the VAE has it.
     """
@@ -139,7 +137,7 @@ def test_smoothing_by_an_own_model_leaves_what_is_not_masked_within_tolerance(fo
     models = load_models(settings)
     made, sources = made_by(settings, models)
     assert models.vae is not None and sources.video is not None and made.frames is not None
-    best = decode(models, encode(models, made.frames))
+    best = decode(models.vae, encode(models.vae, made.frames))
     left = np.s_[:, :, :32]
     assert psnr(made.clips[0][left], best[left]) > 20
     assert psnr(made.clips[0][left], sources.video[left]) > psnr(best[left], sources.video[left]) - 3

@@ -12,14 +12,13 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
-from pipeline.sampling.animate import animate
+from pipeline.sampling.animate import animate, build_page, find_models
 from pipeline.sampling.generate import LoadedModel
-from pipeline.sampling.web_page import build_page, find_models
 from pipeline.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def sampler(tiny_run: Settings) -> LoadedModel:
+def loaded(tiny_run: Settings) -> LoadedModel:
     return load_run(tiny_run)
 
 
@@ -29,22 +28,22 @@ def picture() -> bytes:
     return stream.getvalue()
 
 
-def test_same_image_class_and_seed_are_the_same_clip(sampler: LoadedModel) -> None:
-    made = animate(sampler, picture(), "slide_left", 0, 10**6)
+def test_same_image_class_and_seed_are_the_same_clip(loaded: LoadedModel) -> None:
+    made = animate(loaded, picture(), "slide_left", 0, 10**6)
     assert made.frames.shape == (FRAMES, SIDE, SIDE, 3)
     assert decode_mp4(made.mp4).shape == made.frames.shape
-    assert animate(sampler, picture(), "Slide Left", 0, 10**6).mp4 == made.mp4
+    assert animate(loaded, picture(), "Slide Left", 0, 10**6).mp4 == made.mp4
     for asked, seed in (("bounce", 0), ("slide left", 1)):
-        assert not np.array_equal(animate(sampler, picture(), asked, seed, 10**6).frames, made.frames)
+        assert not np.array_equal(animate(loaded, picture(), asked, seed, 10**6).frames, made.frames)
 
 
-def test_what_it_cannot_use_is_one_line(sampler: LoadedModel) -> None:
+def test_what_it_cannot_use_is_one_line(loaded: LoadedModel) -> None:
     with pytest.raises(UserError, match="the image: not an image"):
-        animate(sampler, b"hello", "", 0, 10**6)
+        animate(loaded, b"hello", "", 0, 10**6)
     with pytest.raises(UserError, match="1000"):
-        animate(sampler, picture(), "", 0, 1000)
+        animate(loaded, picture(), "", 0, 1000)
     with pytest.raises(UserError, match="jump: not a class of this model; choose one of bounce, slide left"):
-        animate(sampler, picture(), "jump", 0, 10**6)
+        animate(loaded, picture(), "jump", 0, 10**6)
 
 
 def test_page_offers_the_exports_that_are_there(tiny_run: Settings, tmp_path: Path) -> None:
@@ -54,21 +53,21 @@ def test_page_offers_the_exports_that_are_there(tiny_run: Settings, tmp_path: Pa
         find_models(str(tmp_path), None)
 
 
-def test_page_says_how_to_install_gradio(sampler: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_says_how_to_install_gradio(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match="gradio is not installed; run pip install"):
-        build_page(["an export"], lambda _: sampler, 10**6)
+        build_page(["an export"], lambda _: loaded, 10**6)
 
 
 def test_page_makes_a_clip_on_this_machine_only(
-    sampler: LoadedModel, tiny_run: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    loaded: LoadedModel, tiny_run: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("gradio", reason="an extra that is not installed")
     from gradio_client import Client, handle_file
 
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     (tmp_path / "image.jpg").write_bytes(picture())
-    page: Any = build_page([tiny_run.model_export], lambda _: sampler, 10**6)
+    page: Any = build_page([tiny_run.model_export], lambda _: loaded, 10**6)
     page.launch(server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True)
     try:
         assert page.local_url.startswith("http://127.0.0.1:")

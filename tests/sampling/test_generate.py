@@ -24,7 +24,7 @@ LABELS = ["bounce", "", "slide left", "never heard of"]
 
 
 @pytest.fixture(scope="module")
-def sampler(tiny_run: Settings) -> LoadedModel:
+def loaded(tiny_run: Settings) -> LoadedModel:
     return load_run(tiny_run)
 
 
@@ -32,62 +32,62 @@ def images() -> torch.Tensor:
     return torch.randn(4, *SHAPE[1:], generator=torch.Generator().manual_seed(5))
 
 
-def with_how(sampler: LoadedModel, /, **changes: Any) -> LoadedModel:
-    return replace(sampler, how=sampler.how.model_copy(update=changes))
+def with_how(loaded: LoadedModel, /, **changes: Any) -> LoadedModel:
+    return replace(loaded, how=loaded.how.model_copy(update=changes))
 
 
-def test_batch_size_does_not_change_a_clip(sampler: LoadedModel) -> None:
-    together = generate(sampler, images(), LABELS, KEYS, seed=3)
+def test_batch_size_does_not_change_a_clip(loaded: LoadedModel) -> None:
+    together = generate(loaded, images(), LABELS, KEYS, seed=3)
     for index, key in enumerate(KEYS):
-        alone = generate(sampler, images()[index : index + 1], LABELS[index : index + 1], [key], seed=3)
+        alone = generate(loaded, images()[index : index + 1], LABELS[index : index + 1], [key], seed=3)
         torch.testing.assert_close(alone.clip[0], together.clip[index], atol=1e-5, rtol=1e-5)
-    again = generate(sampler, images(), LABELS, KEYS, seed=3)
+    again = generate(loaded, images(), LABELS, KEYS, seed=3)
     assert torch.equal(again.clip, together.clip)
 
 
-def test_key_seed_image_and_class_each_change_a_clip(sampler: LoadedModel) -> None:
+def test_key_seed_image_and_class_each_change_a_clip(loaded: LoadedModel) -> None:
     def clip(image: int = 0, label: str = "bounce", key: str = "a", seed: int = 0) -> torch.Tensor:
-        return generate(sampler, images()[image : image + 1], [label], [key], seed).clip
+        return generate(loaded, images()[image : image + 1], [label], [key], seed).clip
 
     base = clip()
     for other in (clip(image=1), clip(label="slide left"), clip(key="b"), clip(seed=1)):
         assert not torch.allclose(base, other, atol=1e-3)
 
 
-def test_export_samples_as_the_network_it_was_made_of(sampler: LoadedModel, tmp_path: Path) -> None:
-    config = sampler.exports.config
-    path = save_export(tmp_path / "export", sampler.model.backbone.state_dict(), config)
-    again = replace(sampler, model=load_model(str(path))[0])
-    found, expected = (generate(one, images(), LABELS, KEYS, seed=0).clip for one in (again, sampler))
+def test_export_samples_as_the_network_it_was_made_of(loaded: LoadedModel, tmp_path: Path) -> None:
+    config = loaded.exports.config
+    path = save_export(tmp_path / "export", loaded.model.backbone.state_dict(), config)
+    again = replace(loaded, model=load_model(str(path))[0])
+    found, expected = (generate(one, images(), LABELS, KEYS, seed=0).clip for one in (again, loaded))
     assert torch.equal(found, expected)
     (tmp_path / "authors.pt").write_bytes(save_checkpoint(path))
     published = load_published(tmp_path / "authors.pt")
-    assert all(torch.equal(value, published[name]) for name, value in sampler.model.backbone.state_dict().items())
+    assert all(torch.equal(value, published[name]) for name, value in loaded.model.backbone.state_dict().items())
 
 
-def test_neural_prior_is_the_starting_point(sampler: LoadedModel) -> None:
-    shown, prior = make_priors(sampler, images(), LABELS)
+def test_neural_prior_is_the_starting_point(loaded: LoadedModel) -> None:
+    shown, prior = make_priors(loaded, images(), LABELS)
     assert shown is prior
     assert prior.shape == (4, *SHAPE)
-    assert torch.equal(generate(sampler, images(), LABELS, KEYS, seed=0).prior, prior)
+    assert torch.equal(generate(loaded, images(), LABELS, KEYS, seed=0).prior, prior)
     assert not torch.allclose(prior, images()[:, None].expand_as(prior))
 
 
-def test_one_step_does_without_noise(sampler: LoadedModel) -> None:
-    single = with_how(sampler, steps=1)
+def test_one_step_does_without_noise(loaded: LoadedModel) -> None:
+    single = with_how(loaded, steps=1)
     assert torch.equal(
         generate(single, images(), LABELS, KEYS, seed=0).clip, generate(single, images(), LABELS, KEYS, seed=9).clip
     )
 
 
-def test_guidance_of_one_is_one_evaluation(sampler: LoadedModel) -> None:
+def test_guidance_of_one_is_one_evaluation(loaded: LoadedModel) -> None:
     calls: list[int] = []
-    handle = sampler.model.register_forward_hook(lambda module, given, out: calls.append(len(out)))
+    handle = loaded.model.register_forward_hook(lambda module, given, out: calls.append(len(out)))
     try:
-        generate(sampler, images(), LABELS, KEYS, seed=0)
+        generate(loaded, images(), LABELS, KEYS, seed=0)
         assert calls == [4, 4, 4]
         calls.clear()
-        generate(with_how(sampler, guidance=2.0), images(), LABELS, KEYS, seed=0)
+        generate(with_how(loaded, guidance=2.0), images(), LABELS, KEYS, seed=0)
         assert calls == [8, 8, 8]
     finally:
         handle.remove()
@@ -112,9 +112,9 @@ def test_other_processes_and_conditions(
     save_model(settings, Path(settings.model_export), "image_to_video", model)
     if prior_condition:  # F_eta is shown, though the bridge starts from the replicated image
         save_model(settings, Path(settings.prior_export), "prior", tiny_model("none"), seed=1)
-    sampler = load_run(settings)
-    assert (sampler.prior is not None) == prior_condition
-    made = generate(sampler, images(), LABELS, KEYS, seed=0)
+    loaded = load_run(settings)
+    assert (loaded.prior is not None) == prior_condition
+    made = generate(loaded, images(), LABELS, KEYS, seed=0)
     assert made.clip.shape == (4, *SHAPE)
     assert bool(made.clip.isfinite().all())
     assert torch.equal(made.prior, images()[:, None].expand(4, *SHAPE))
@@ -130,10 +130,10 @@ def test_other_processes_and_conditions(
         ("dbim", 4, True),
     ],
 )
-def test_every_bridge_sampler(sampler: LoadedModel, name: str, evaluations: int, draws: bool) -> None:
-    chosen = with_how(sampler, sampler=name, steps=4, spacing="quadratic", order=3 if name == "dbim" else 1)
+def test_every_bridge_sampler(loaded: LoadedModel, name: str, evaluations: int, draws: bool) -> None:
+    chosen = with_how(loaded, sampler=name, steps=4, spacing="quadratic", order=3 if name == "dbim" else 1)
     calls: list[int] = []
-    handle = sampler.model.register_forward_hook(lambda module, given, out: calls.append(len(out)))
+    handle = loaded.model.register_forward_hook(lambda module, given, out: calls.append(len(out)))
     try:
         made = [generate(chosen, images(), LABELS, KEYS, seed=seed).clip for seed in (0, 1)]
     finally:
@@ -155,23 +155,23 @@ def test_analytic_init_starts_from_the_marginal(tmp_path: Path, tiny_vae: Path) 
     with pytest.raises(UserError, match=r"no moments.json there; run jobs/latent_moments.py"):
         generate(load_run(settings), images(), LABELS, KEYS, seed=0)
     save_moments(str(tmp_path / "moments"), Moments(10, np.full(SHAPE, 3.0), 4.0 * 10 * np.prod(SHAPE)), "-")
-    sampler = with_how(load_run(settings), start=0.5)
+    loaded = with_how(load_run(settings), start=0.5)
     started: list[torch.Tensor] = []
-    handle = sampler.model.register_forward_pre_hook(lambda module, given: started.append(given[0]))
+    handle = loaded.model.register_forward_pre_hook(lambda module, given: started.append(given[0]))
     try:
-        generate(sampler, images(), LABELS, KEYS, seed=0)
+        generate(loaded, images(), LABELS, KEYS, seed=0)
     finally:
         handle.remove()
-    abar = float(sampler.alphas_cumprod[499])
+    abar = float(loaded.alphas_cumprod[499])
     assert float(started[0].mean()) == pytest.approx(abar**0.5 * 3.0, abs=0.1)
     assert float(started[0].var()) == pytest.approx(abar * 4.0 + 1 - abar, rel=0.15)
 
 
-def test_sampler_of_another_process_is_one_line(sampler: LoadedModel) -> None:
+def test_sampler_of_another_process_is_one_line(loaded: LoadedModel) -> None:
     wrong = {"sampler": "ddim"}, {"start": 0.9}, {"eta": 0.5}
     for changes in wrong:
         with pytest.raises(UserError, match=next(iter(changes))):
-            generate(with_how(sampler, **changes), images(), LABELS, KEYS, seed=0)
+            generate(with_how(loaded, **changes), images(), LABELS, KEYS, seed=0)
 
 
 def test_wrong_exports_are_one_line(tmp_path: Path, tiny_vae: Path, tiny_run: Settings) -> None:
@@ -184,7 +184,7 @@ def test_wrong_exports_are_one_line(tmp_path: Path, tiny_vae: Path, tiny_run: Se
     other = tiny_settings(tmp_path, tiny_vae, f"--bridge.prior_path={tiny_run.prior_export}")
     assert find_exports(other.model_export, other.bridge, other.run.folder).prior_path == tiny_run.prior_export
     save_model(settings, Path(settings.prior_export), "prior", tiny_model("none"), latent_shape=[8, 4, 4, 4])
-    with pytest.raises(UserError, match="was trained on latents of"):
+    with pytest.raises(UserError, match=r"prior/export: has latents of F, C, h, w = .*, but .* was trained on"):
         find_exports(settings.model_export, settings.bridge, settings.run.folder)
     swapped = tiny_settings(tmp_path, tiny_vae, f"--bridge.prior_path={settings.model_export}")
     with pytest.raises(UserError, match="holds a image_to_video model, expected prior"):

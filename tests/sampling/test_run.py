@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
+from pipeline.sampling.batches import make_batch
 from pipeline.sampling.run import make_plan, plan_sampling, run_sampling
 from pipeline.sampling.write import TrueClips, sample_batch
 from pipeline.settings import ROOT, Settings
@@ -44,14 +46,14 @@ def clips(settings: Settings) -> dict[str, bytes]:
 
 
 def generate_alone(settings: Settings, folder: Path) -> None:
-    plan, size = make_plan(settings), settings.sample.batch
-    assert plan.cache
-    sampler = load_run(settings)
-    clips = TrueClips(plan.cache.path, plan.cache.spec, settings.data)
-    for start in reversed(range(0, len(plan.items), size)):
-        items = plan.items[start : start + size]
-        prints = [plan.fingerprint_of(item) for item in items]
-        sample_batch(sampler, items, prints, clips, settings.run.seed, str(folder))
+    """Generate all batches in this process, the last one first."""
+    plan, _, cache = make_plan(settings)
+    assert cache
+    clips = TrueClips(cache.path, cache.spec, settings.data)
+    for batch in reversed(plan.batches):
+        make_batch(
+            partial(sample_batch, load_run(settings), clips, settings.run.seed), batch, plan.fingerprints, str(folder)
+        )
 
 
 def test_held_out_clips_then_nothing_to_do_then_resume(
@@ -73,11 +75,10 @@ def test_held_out_clips_then_nothing_to_do_then_resume(
     before = contents(tiny_run)
     assert "grid.mp4" in before
 
-    assert run_sampling(tiny_run)["sampled_this_run"] == 0
+    assert run_sampling(tiny_run)["made_this_run"] == 0
     assert "nothing to do" in caplog.text
     assert contents(tiny_run) == before
 
-    # whoever generates a batch, and in whatever order: here, in this process, the last one first
     alone = tmp_path / "alone"
     generate_alone(tiny_run, alone)
     found = {path.name: path.read_bytes() for path in alone.iterdir() if path.suffix != ".json"}
@@ -87,12 +88,12 @@ def test_held_out_clips_then_nothing_to_do_then_resume(
     first = summary["items"][0]
     lost = folder / f"{first}.json"  # as if the job had been killed before it was written
     lost.unlink()
-    assert make_plan(tiny_run).pending == 1
-    assert run_sampling(tiny_run)["sampled_this_run"] == 1
+    assert make_plan(tiny_run)[0].pending == 1
+    assert run_sampling(tiny_run)["made_this_run"] == 1
     assert {name: before[name] for name in clips(tiny_run)} == clips(tiny_run)
 
     other = tiny_run.model_copy(update={"run": tiny_run.run.model_copy(update={"seed": 1})})
-    assert "are generated again" in plan_sampling(other)
+    assert "are made again" in plan_sampling(other)
 
 
 @pytest.mark.long
@@ -122,7 +123,7 @@ def test_one_worker_two_workers_and_a_kill_give_the_same_files(
     job.kill()
     job.wait()
     assert not (folder / "summary.json").exists(), "not killed in the middle"
-    assert 0 < make_plan(other).pending < len(items)
+    assert 0 < make_plan(other)[0].pending < len(items)
     run_sampling(other)
     # but for how long it took
     assert clips(other) == clips(one) and len(clips(one)) == 6 * len(items) + 2
@@ -147,7 +148,7 @@ def test_folder_of_images_with_a_file_that_is_none(
     assert "broken.png: not an image" in caplog.text
     assert "motion_ratio" not in summary["metrics"]
     assert not list(Path(own.run.folder, "samples").glob("*.true.mp4"))
-    assert run_sampling(own)["sampled_this_run"] == 0
+    assert run_sampling(own)["made_this_run"] == 0
 
 
 def test_wrong_vae_cache_and_missing_cache_are_refused_before_anything_is_written(
