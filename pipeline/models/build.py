@@ -179,13 +179,19 @@ def video_model(config: dict[str, Any]) -> VideoModelSettings:
     return VideoModelSettings(**{"backbone": "latte", "unet3d": None, "cogvideox": None, **config["model"]})
 
 
+def prior_model(config: dict[str, Any]) -> ModelSettings:
+    """Return the model settings of a neural prior's export. Earlier versions wrote conditions there, without effect."""
+    known = config["model"].keys() & ModelSettings.model_fields.keys()
+    return ModelSettings(**{name: config["model"][name] for name in known})
+
+
 def load_prior(path: str) -> tuple[NeuralPrior, dict[str, Any]]:
     """Load the neural prior of an export folder, in eval mode, and its config.json.
 
     Raises UserError or WeightsMismatch.
     """
     state, config = _load(path, "prior", "jobs/train_prior.py (bridge.prior_path)")
-    module = build_prior(ModelSettings(**config["model"]), config["latent_shape"], len(config["classes"]))
+    module = build_prior(prior_model(config), config["latent_shape"], len(config["classes"]))
     load_strict(module.backbone, state, path)
     return module.eval().requires_grad_(False), config
 

@@ -7,15 +7,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from .section import Dtype, Fraction, Section
 
-ImageTask = Literal["controlnet", "t2i_adapter", "instruct_pix2pix", "prompt_to_prompt", "inpainting", "outpainting"]
-Framework = Literal["bivdiff", "idm_only", "vdm_only", "sequential", "alternate", "fuse"]
-
 CONTROLLED = ("controlnet", "t2i_adapter")
 JOINT = ("sequential", "alternate", "fuse")  # one trajectory for both models
-# Their networks take more than a latent, and cannot invert one
-INPUT_CHANNELS = ("instruct_pix2pix", "inpainting", "outpainting")
-# "Mixing ratio" of the authors' configurations, for each of the paper's image models; T2I-Adapter's is ControlNet's
-PAPER_ALPHA = {
+INPUT_CHANNELS = ("instruct_pix2pix", "inpainting", "outpainting")  # their networks cannot invert a latent alone
+PAPER_ALPHA = {  # "mixing ratio" of the authors' configurations; T2I-Adapter's is ControlNet's
     "controlnet": 1.0,
     "t2i_adapter": 1.0,
     "instruct_pix2pix": 1.0,
@@ -29,8 +24,8 @@ class BivdiffSettings(Section):
     """Items, task, framework, models and sampling of jobs/bivdiff.py."""
 
     items: str | None
-    task: ImageTask
-    framework: Framework
+    task: Literal["controlnet", "t2i_adapter", "instruct_pix2pix", "prompt_to_prompt", "inpainting", "outpainting"]
+    framework: Literal["bivdiff", "idm_only", "vdm_only", "sequential", "alternate", "fuse"]
     alpha: Fraction | Annotated[list[Fraction], Field(min_length=1)] | None
     image_model: str | None
     adapter: str | None

@@ -36,13 +36,26 @@ ABSENT = object()
 
 @dataclass
 class Layer:
-    """Settings from one place, `source` ("recipe demo"), under present names."""
+    """Settings from one place, `source` ("recipe demo"), under present names and without removed settings.
+
+    Logs one line for each old name. Raises UserError where a setting is given under its old and its new name.
+    """
 
     source: str
     tree: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self.tree = with_current_names(self.tree, self.source)
+        self.tree = copy.deepcopy(self.tree)
+        for key, reason in REMOVED.items():
+            if _pop(self.tree, key) is not ABSENT:
+                log.warning("%s (%s): was removed and has no effect: %s; leave it out", key, self.source, reason)
+        for key, new in RENAMED.items():
+            if (value := _pop(self.tree, key)) is not ABSENT:
+                if lookup(self.tree, new) is not ABSENT:
+                    said = f"{key} ({self.source}): is called {new} now"
+                    raise UserError(f"{said}, which is set there too; leave {key} out")
+                log.warning("%s (%s): is called %s now; this version still accepts the old name", key, self.source, new)
+                self.tree = merge([self.tree, nested(new, value)])
 
 
 class _Merged(BaseSettings):
@@ -156,24 +169,6 @@ def recipe_layers(names: Sequence[str]) -> list[Layer]:
     return list(layers.values())
 
 
-def with_current_names(tree: dict[str, Any], source: str) -> dict[str, Any]:
-    """A copy of `tree` under present names and without removed settings; `source` says where it came from.
-
-    Logs one line for each old name. Raises UserError where a setting is given under its old and its new name.
-    """
-    tree = copy.deepcopy(tree)
-    for key, reason in REMOVED.items():
-        if _pop(tree, key) is not ABSENT:
-            log.warning("%s (%s): was removed and has no effect: %s; leave it out", key, source, reason)
-    for key, new in RENAMED.items():
-        if (value := _pop(tree, key)) is not ABSENT:
-            if lookup(tree, new) is not ABSENT:
-                raise UserError(f"{key} ({source}): is called {new} now, which is set there too; leave {key} out")
-            tree = merge([tree, nested(new, value)])
-            log.warning("%s (%s): is called %s now; this version still accepts the old name", key, source, new)
-    return tree
-
-
 def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` by dotted names, without removed settings, so that records of two versions compare equal."""
     return {key: value for key, value in values.items() if key not in REMOVED}
@@ -182,9 +177,8 @@ def without_removed(values: Mapping[str, Any]) -> dict[str, Any]:
 def _pop(tree: Any, key: str) -> Any:
     """Take the value at a dotted name out of `tree`, and sections that are empty then; ABSENT if it is not there."""
     first, _, rest = key.partition(".")
-    if not isinstance(tree, dict) or first not in tree:
-        return ABSENT
-    value = _pop(tree[first], rest) if rest else tree.pop(first)
-    if rest and value is not ABSENT and not tree[first]:
+    inner = tree.get(first, ABSENT) if isinstance(tree, dict) else ABSENT
+    value = _pop(inner, rest) if rest else inner
+    if value is not ABSENT and not (rest and inner):
         del tree[first]
     return value

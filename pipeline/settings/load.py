@@ -15,9 +15,8 @@ from pydantic import ValidationError
 
 from ..errors import UserError
 from .layers import ROOT, Layer, merge, nested, read_yaml, recipe_layers, recipes, shown
-from .model import ModelSettings
 from .section import dotted_names
-from .train import TrainSettings
+from .train import PriorSettings
 from .tree import Settings
 from .without_effect import report, without_effect
 
@@ -33,13 +32,12 @@ def load(
     "--cache.retry_rejects=all"}, or with "". The second result says of --dry-run and of those that stand for none
     whether they were given: {"dry_run": False, "repair": True}. Raises UserError.
     """
-    about = "--SECTION.KEY VALUE sets any key of ray_config.yaml, which explains each; for example --train.steps 500."
     names = textwrap.fill(f"recipes: {', '.join(recipes())}", break_on_hyphens=False, subsequent_indent="  ")
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--recipe NAME] [--SECTION.KEY VALUE ...] [options]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"{about}\n\n{names}",
+        epilog=f"--SECTION.KEY VALUE sets any key of ray_config.yaml, which explains each.\n\n{names}",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -66,10 +64,9 @@ def load_settings(recipe: str | Sequence[str] = (), overrides: Mapping[str, Any]
     return _layered(DEFAULTS, [recipe] if isinstance(recipe, str) else recipe, typed)
 
 
-def build(layers: Sequence[dict[str, Any]], overrides: Sequence[str] = ()) -> Settings:
-    """Merge `layers` (later ones win) and `overrides` (["--train.steps", "5"]) and validate. Raises UserError."""
-    files = [Layer(f"layer {number}", tree) for number, tree in enumerate(layers, 1)]
-    return _checked([*files, Layer("command line", parse_overrides(overrides))])
+def build(trees: Sequence[dict[str, Any]]) -> Settings:
+    """Merge `trees` of settings (later ones win) and check them. Raises UserError."""
+    return _checked([Layer(f"layer {number}", tree) for number, tree in enumerate(trees, 1)])
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +100,7 @@ def _checked(layers: Sequence[Layer]) -> Settings:
     tree = merge(layer.tree for layer in layers)
     inherited = {
         name: {key: value for key, value in tree[name].items() if key in section.model_fields}
-        for name, section in (("model", ModelSettings), ("train", TrainSettings))
+        for name, section in PriorSettings.__annotations__.items()
         if isinstance(tree.get(name), dict)
     }
     try:
@@ -122,15 +119,14 @@ def _explain(error: ValidationError) -> str:
         if of_prior and (one["loc"][1:], one["msg"]) in said:
             continue  # `prior` inherits it
         key = ".".join(part for part in one["loc"] if isinstance(part, str))
+        while key and key not in names and one["type"] != "extra_forbidden":
+            key = key.rpartition(".")[0]  # it ended with a key of a mapping, or with one of several types
         value, message = shown(one["input"]), one["msg"].removeprefix("Value error, ")
         if one["type"] == "extra_forbidden":
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]}?" if close else "ray_config.yaml lists all keys"
-            lines[key] = f"{key} = {value}: unknown setting; {hint}"
-            continue
-        while key and key not in names:  # it ends with a key of a mapping, or with one of several types
-            key = key.rpartition(".")[0]
-        if one["type"] == "missing":
+            line = f"{key} = {value}: unknown setting; {hint}"
+        elif one["type"] == "missing":
             line = f"{key}: not set; every setting needs a value, as in ray_config.yaml"
         elif one["type"] == "value_error" and isinstance(one["input"], dict):  # a contradiction in a section
             line = message.replace(f"{one['loc'][1]}.", f"prior.{one['loc'][1]}.") if of_prior else message

@@ -1,9 +1,9 @@
 """Section `model`: the backbone of the video network, its size, and its inputs besides the noisy clip."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from .section import BelowOne, Section
 
@@ -19,13 +19,6 @@ class ModelSettings(Section):
     num_heads: PositiveInt | None
     patch_size: PositiveInt
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_removed(cls, values: Any) -> Any:
-        """Exports of earlier versions say how a neural prior is conditioned, which never had an effect."""
-        removed = {"image_condition", "prior_condition"} - cls.model_fields.keys()
-        return {name: values[name] for name in values if name not in removed} if isinstance(values, dict) else values
-
     def contradictions(self) -> Iterator[str]:
         """The size is given once, as a name or as three numbers that fit each other."""
         given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.num_heads}
@@ -38,14 +31,13 @@ class ModelSettings(Section):
         if self.hidden_size and self.num_heads and self.hidden_size % self.num_heads:
             yield f"model.hidden_size = {self.hidden_size} is not a multiple of model.num_heads = {self.num_heads}"
         if self.depth and self.depth % 2:
-            why = "spatial and temporal blocks come in pairs"
-            yield f"model.depth = {self.depth} is odd, but {why}; use {self.depth + 1}"
+            yield f"model.depth = {self.depth} is odd; spatial and temporal blocks come in pairs; use {self.depth + 1}"
 
 
 class UNet3DSettings(Section):
     """The size of VideoCrafter's and DynamiCrafter's U-Net, and its reader of image tokens."""
 
-    model_channels: PositiveInt
+    model_channels: Annotated[int, Field(gt=0, multiple_of=32)]  # its group norms have 32 groups
     channel_mult: tuple[PositiveInt, ...]
     num_res_blocks: PositiveInt
     attention_levels: tuple[NonNegativeInt, ...]
@@ -60,11 +52,10 @@ class UNet3DSettings(Section):
     resampler_queries: PositiveInt
 
     def contradictions(self) -> Iterator[str]:
-        """Channels divide into the groups of group norms and into heads."""
-        head = f"model.unet3d.head_size = {self.head_size}"
-        for divisor, name in ((32, "32, the groups of its group norms"), (self.head_size, head)):
-            if self.model_channels % divisor:
-                yield f"model.unet3d.model_channels = {self.model_channels} is not a multiple of {name}"
+        """Channels divide into heads."""
+        if self.model_channels % self.head_size:
+            channels = f"model.unet3d.model_channels = {self.model_channels}"
+            yield f"{channels} is not a multiple of model.unet3d.head_size = {self.head_size}"
 
 
 class CogVideoXSettings(Section):
@@ -108,8 +99,8 @@ class VideoModelSettings(ModelSettings):
         yield from super().contradictions()
         backbone, wanted = self.backbone, ("frame", "none") if self.backbone == "latte" else ("channels",)
         if self.image_condition not in wanted:
-            takes = " or ".join(wanted)
-            yield f"model.image_condition = {self.image_condition}: model.backbone = {backbone} takes {takes}"
+            condition = self.image_condition
+            yield f"model.image_condition = {condition}: model.backbone = {backbone} takes {' or '.join(wanted)}"
         if backbone != "latte" and getattr(self, backbone) is None:
             yield f"model.{backbone} = null: model.backbone = {backbone} needs its sizes there"
         if backbone != "latte" and self.prior_condition:

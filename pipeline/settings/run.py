@@ -1,6 +1,6 @@
 """Sections `run` and `cluster`: a run's name, place and seed, and what each stage asks Ray for."""
 
-from pathlib import Path
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -25,8 +25,7 @@ class RunSettings(Section):
     @property
     def folder(self) -> str:
         """STORAGE/NAME, with ~ expanded."""
-        storage = str(Path(self.storage).expanduser()) if self.storage.startswith("~") else self.storage
-        return f"{storage.rstrip('/')}/{self.name}"
+        return f"{os.path.expanduser(self.storage).rstrip('/')}/{self.name}"
 
 
 class DecodeResources(Section):

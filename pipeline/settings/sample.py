@@ -41,8 +41,7 @@ class SampleSettings(Section):
     def contradictions(self) -> Iterator[str]:
         """Order and eta fit the sampler."""
         if self.order > 1 and (self.sampler != "dbim" or self.eta > 0):
-            remedy = "set sample.order 1 or sample.sampler dbim"
-            yield f"sample.order = {self.order} applies to dbim with sample.eta 0 only; {remedy}"
+            yield f"sample.order = {self.order} needs dbim and eta 0; set sample.order 1, or sampler dbim and eta 0"
         if self.eta > 0 and self.sampler not in ("auto", "dbim", "ddim"):
             yield f"sample.eta = {self.eta} applies to dbim and ddim, not to {self.sampler}; set sample.eta 0"
 

@@ -43,10 +43,9 @@ def without_effect(settings: Settings) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for patterns, causes, remedy in _rules(settings, tree):
         cause = " and ".join(f"{key} = {shown(lookup(tree, key))}" for key in causes.split())
-        for pattern in patterns.split():
-            for key in fnmatch.filter(names, pattern):
-                if (value := lookup(tree, key)) not in (None, ABSENT):
-                    found.setdefault(key, (shown(value), f"with {cause}{remedy}"))
+        for key in (name for pattern in patterns.split() for name in fnmatch.filter(names, pattern)):
+            if (value := lookup(tree, key)) not in (None, ABSENT):
+                found.setdefault(key, (shown(value), f"with {cause}{remedy}"))
     return found
 
 
@@ -93,8 +92,7 @@ def _rules(s: Settings, tree: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if bridge.process == "bridge" and not bridge.saf:
         yield "bridge.pretrained_*", "bridge.process bridge.saf", "; leave it out, or set bridge.saf true"
     if bridge.target == "noise" and bridge.loss_weight == "noise":
-        remedy = "set it uniform, or bridge.target v or z0"
-        yield "bridge.loss_weight", "bridge.target", f", whose errors count so already; {remedy}"
+        yield "bridge.loss_weight", "bridge.target", ", which implies it; set it uniform, or bridge.target v or z0"
     if bridge.prior == "neural" and not s.uses_neural_prior:
         remedy = "set it replicated, or model.prior_condition true"
         yield "bridge.prior", "bridge.process model.prior_condition", f"; {remedy}"

@@ -18,7 +18,7 @@ from pipeline.models.prior import NeuralPrior
 from pipeline.sampling.exports import find_exports
 from pipeline.sampling.generate import LoadedModel, load_for_sampling
 from pipeline.schema import ENCODED_SCHEMA
-from pipeline.settings import ROOT, ModelSettings, Settings, VideoModelSettings, build, read_yaml
+from pipeline.settings import ROOT, ModelSettings, Settings, VideoModelSettings, build, parse_overrides, read_yaml
 
 FRAMES, SIDE = 4, 32
 CLASSES = ["bounce", "slide left"]
@@ -85,7 +85,7 @@ def tiny_settings(folder: Path, vae: Path, *overrides: str) -> Settings:
         "sample.batch": 2,
     }
     given = [f"--{key}={value}" for key, value in lines.items()]
-    return build(layers, [*given, *overrides])
+    return build([*layers, parse_overrides([*given, *overrides])])
 
 
 def write_cache(settings: Settings) -> None:

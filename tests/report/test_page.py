@@ -34,7 +34,7 @@ class Links(HTMLParser):
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     layers = [read_yaml(ROOT / "ray_config.yaml"), read_yaml(ROOT / "jobs" / "recipes" / "demo.yaml")]
-    return build(layers, [f"--run.storage={tmp_path}", "--run.name=r"])
+    return build([*layers, {"run": {"storage": str(tmp_path), "name": "r"}}])
 
 
 def write(settings: Settings, name: str, content: str | bytes | dict[str, object]) -> None:

@@ -54,7 +54,7 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
         (["--data.height", "100"], "use 96 or 104"),
         (
             ["--model.unet3d.model_channels", "100"],
-            "model.unet3d.model_channels = 100 is not a multiple of 32, the groups of its group norms",
+            "model.unet3d.model_channels = 100: input should be a multiple of 32; see the comment",
         ),
         (["--model.backbone", "unet3d"], "model.image_condition = frame: model.backbone = unet3d takes channels"),
         (["--model.backbone", "unet3d", "--model.image_condition=channels"], "is conditioned on text; set text.path"),
@@ -79,7 +79,7 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
         ),
         (["--bridge.process", "diffusion", "--bridge.loss_weight", "noise"], "with process diffusion set uniform"),
         (["--recipe", "teacher", "--bridge.time_noise", "2"], "does not show; set it null"),
-        (["--sample.order", "2"], "set sample.order 1 or sample.sampler dbim"),
+        (["--sample.order", "2"], "set sample.order 1, or sampler dbim and eta 0"),
         (["--sample.sampler", "ode_first_order", "--sample.eta", "0.5"], "set sample.eta 0"),
         (["--model.image_condition", "none"], "leaves a bridge without its image"),
         (["--model.size", "null"], "model.hidden_size, model.depth, model.num_heads must be set"),
