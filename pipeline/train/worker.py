@@ -147,7 +147,9 @@ def open_sources(
     held_out = Source(cache, cache.select(TEST).spread(train.validate_clips), spec.cache.classes, 0.0, *common)
     if online:
         actors = max(1, settings.cluster.encode.actors // rank.workers)
-        stages, steps = partial(encoded, settings=settings, actors=actors), range(engine.steps, train.steps)
+        data, vae, text, cluster = settings.data, settings.vae, settings.text, settings.cluster
+        stages = partial(encoded, data=data, vae=vae, text=text, cluster=cluster, actors=actors)
+        steps = range(engine.steps, train.steps)
         training = made_while_training(training, stages, train.global_batch, rank.rank, rank.workers, steps)
         held_out = held_in_memory(held_out, stages)
     return training, held_out

@@ -1,5 +1,6 @@
 """PLAN + CACHE -> PROGRESS: each planned clip is cached, rejected or pending. In Arrow: there may be millions."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -75,3 +76,8 @@ def tally(column: pa.ChunkedArray) -> dict[str, int]:
     """How often each value occurs, the most frequent value first."""
     counts = ((each["values"], each["counts"]) for each in column.value_counts().to_pylist())
     return dict(sorted(counts, key=lambda each: -each[1]))
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Put counts into words: "2 timeout, 1 crashed"."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -13,12 +13,11 @@ from pipeline.data.cache.commit import commit
 from pipeline.data.cache.encode import EncodeClips
 from pipeline.data.cache.estimate import (
     Estimate,
-    _seconds,
     describe_estimate,
     describe_online,
     estimate,
     flops_a_frame,
-    spread,
+    job_seconds,
 )
 from pipeline.data.cache.info import resolve_spec
 from pipeline.data.cache.run import plan_cache
@@ -33,22 +32,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("estimate")
     for index in range(8):
         write_video(folder / "videos" / f"{index}.mp4", 47 + index)
-    write_video(folder / "videos" / "short.mp4", 7)
-    (folder / "videos" / "text.mkv").write_text("not a video")
+    write_video(folder / "videos" / "2short.mp4", 7)
+    (folder / "videos" / "5text.mkv").write_text("not a video")
     arguments = ["--recipe", "demo", "--data.source", "folder", "--data.path", str(folder / "videos")]
     arguments += ["--data.stride=3", "--vae.path", save_tiny_vae(folder / "vae"), "--run.storage", str(folder / "runs")]
     return load(arguments)[0]
 
 
-def test_the_sample_is_spread_evenly_and_always_the_same() -> None:
-    table = pa.table({"number": range(1000)})
-    assert spread(table, 4)["number"].to_pylist() == [125, 375, 625, 875]
-    assert spread(table.slice(0, 3), 4).num_rows == 3
-
-
 def test_the_estimate_is_of_clips_that_were_really_made(settings: Settings, tmp_path: Path) -> None:
     pending = plan_table(settings.data)
-    found = estimate(pending, settings, resolve_spec(settings.data, settings.vae, settings.text))
+    spec = resolve_spec(settings.data, settings.vae, settings.text)
+    found = estimate(pending, spec, settings.data, settings.vae, settings.cluster)
     assert (found.clips, found.sample, found.rejected) == (10, 8, {"too_short": 1, "unreadable": 1})
     assert found.measured and found.decode_s > 0 and found.encode_s > 0 and found.gpu_hours == 0
     actor = EncodeClips(settings.vae, settings.data, 1, 0)
@@ -71,11 +65,8 @@ def test_without_the_gpu_that_is_asked_for_the_vaes_arithmetic_is_used(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     resources = settings.cluster.encode.model_copy(update={"num_gpus": 1.0, "actors": 8})
     cluster = settings.cluster.model_copy(update={"encode": resources})
-    found = estimate(
-        plan_table(settings.data),
-        settings.model_copy(update={"cluster": cluster}),
-        resolve_spec(settings.data, settings.vae, settings.text),
-    )
+    spec = resolve_spec(settings.data, settings.vae, settings.text)
+    found = estimate(plan_table(settings.data), spec, settings.data, settings.vae, cluster)
     assert not found.measured
     assert found.gpu_hours == pytest.approx(10 * 6 / 8 * found.encode_s / 3600)
     assert found.seconds >= found.gpu_hours * 3600 / 8
@@ -110,7 +101,7 @@ def test_the_slower_stage_decides_on_a_cluster(settings: Settings, monkeypatch: 
         resources = settings.cluster.encode.model_copy(update={"actors": actors})
         decoding = settings.cluster.decode.model_copy(update={"max_tasks": tasks})
         cluster = settings.cluster.model_copy(update={"encode": resources, "decode": decoding})
-        return _seconds(decode, encode, settings.model_copy(update={"cluster": cluster}))[0]
+        return job_seconds(decode, encode, cluster)[0]
 
     assert seconds(1000, 800, actors=8, tasks=50) == 100
     assert seconds(1000, 800, actors=8, tasks=5) == 200

@@ -131,7 +131,9 @@ def stream(settings: Settings, rank: int, workers: int, start: int) -> Iterator[
         range(start, STEPS),
     )
     source = Source(cache, cache.select("train"), [], 0.0, 0)
-    stages = partial(encoded, settings=settings, actors=1)
+    stages = partial(
+        encoded, data=settings.data, vae=settings.vae, text=settings.text, cluster=settings.cluster, actors=1
+    )
     source = made_while_training(source, stages, SIZE, rank, workers, steps)
     return training_batches(source, SIZE, SIZE, rank, workers, steps)
 
