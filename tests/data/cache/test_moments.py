@@ -20,7 +20,7 @@ def posteriors(count: int, seed: int = 0) -> np.ndarray:
     return np.stack([mean, random.uniform(-4, 1, mean.shape)], 1)
 
 
-def test_parts_do_not_merge_to_the_whole() -> None:
+def test_parts_merge_to_the_whole() -> None:
     clips = posteriors(23)
     whole = moments_of(clips, SCALE)
     parts = [moments_of(part, SCALE) for part in (clips[:1], clips[1:9], clips[9:])]
@@ -30,7 +30,7 @@ def test_parts_do_not_merge_to_the_whole() -> None:
         assert merged.clips == 23 and merged.variance == pytest.approx(whole.variance, rel=1e-9)
 
 
-def test_moments_differ_from_numpys() -> None:
+def test_moments_equal_numpys() -> None:
     """Over the clips for the means, and over samples of the posterior for the variance."""
     clips = posteriors(40)
     found = moments_of(clips, SCALE)
@@ -42,7 +42,7 @@ def test_moments_differ_from_numpys() -> None:
     assert found.variance == pytest.approx(samples.reshape(-1, 4, 4, 2, 2).var(0).mean(), rel=0.02)
 
 
-def test_moments_of_a_cache_are_lost_on_the_way(tmp_path: Path) -> None:
+def test_moments_of_a_cache_come_back_from_their_files(tmp_path: Path) -> None:
     cache = write_cache(tiny_settings(tmp_path))
     rows = cache.select(TRAIN)
     found = read_moments(cache.path, rows, cache.spec.scaling_factor)
@@ -56,6 +56,6 @@ def test_moments_of_a_cache_are_lost_on_the_way(tmp_path: Path) -> None:
         load_moments(f"{tmp_path}/moments", [16, 4, 4, 4])
 
 
-def test_one_clip_has_no_variance_of_its_mean() -> None:
+def test_variance_of_one_certain_clip_is_zero() -> None:
     certain = np.stack([np.ones((1, 4, 4, 2, 2)), np.full((1, 4, 4, 2, 2), -30.0)], 1)
     assert isinstance(moments_of(certain, 1.0), Moments) and moments_of(certain, 1.0).variance < 1e-12

@@ -42,7 +42,7 @@ def cached(tmp_path: Path) -> tuple[Cache, NeuralPrior]:
     return cache, prior
 
 
-def test_batch_brings_another_clips_output(cached: tuple[Cache, NeuralPrior]) -> None:
+def test_batch_brings_the_output_of_each_clip(cached: tuple[Cache, NeuralPrior]) -> None:
     cache, prior = cached
     source = Source(cache, cache.select("train"), CLASSES, 0.0, 0, read_prior=prior_reader(cache, WEIGHTS))
     batch = make_batch(source, [(position, position) for position in range(len(source.rows))], "train", 0)
@@ -56,7 +56,7 @@ def test_batch_brings_another_clips_output(cached: tuple[Cache, NeuralPrior]) ->
     assert make_batch(without, [(0, 0)], "train", 0).latents.prior is None
 
 
-def test_outputs_of_another_cache_or_prior_are_taken(cached: tuple[Cache, NeuralPrior]) -> None:
+def test_outputs_of_another_cache_or_prior_are_refused(cached: tuple[Cache, NeuralPrior]) -> None:
     cache, _ = cached
     check_outputs(cache, WEIGHTS)
     with pytest.raises(UserError, match=r"no outputs of this neural prior .*jobs/cache_prior.py"):
@@ -67,7 +67,7 @@ def test_outputs_of_another_cache_or_prior_are_taken(cached: tuple[Cache, Neural
         prior_reader(cache, WEIGHTS)
 
 
-def test_shard_without_outputs_is_trained_on(cached: tuple[Cache, NeuralPrior]) -> None:
+def test_shard_without_outputs_is_refused(cached: tuple[Cache, NeuralPrior]) -> None:
     cache, _ = cached
     next(Path(folder_of(cache.path, WEIGHTS)).glob("*.npy")).unlink()
     assert len(missing_shards(cache, WEIGHTS)) == 1
