@@ -75,8 +75,7 @@ class BivdiffSettings(Section):
         for name, folder in self.used_models.items():
             if folder is None:
                 chosen = f"bivdiff.task = {self.task} with bivdiff.framework = {self.framework}"
-                remedy = "give a folder of diffusers (docs/bivdiff.md says which)"
-                yield f"bivdiff.{name} = null: {chosen} needs it; {remedy}"
+                yield f"bivdiff.{name} = null: {chosen} needs it; give a folder of diffusers (see docs/bivdiff.md)"
         if self.task == "prompt_to_prompt" and self.guidance <= 1:
             yield f"bivdiff.guidance = {self.guidance}: prompt_to_prompt edits the guided half; set it above 1"
         if self.canny[0] > self.canny[1]:

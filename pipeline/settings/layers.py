@@ -14,10 +14,10 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from ..errors import UserError
 
@@ -52,8 +52,7 @@ class Layer:
         for key, new in RENAMED.items():
             if (value := _pop(self.tree, key)) is not ABSENT:
                 if lookup(self.tree, new) is not ABSENT:
-                    said = f"{key} ({self.source}): is called {new} now"
-                    raise UserError(f"{said}, which is set there too; leave {key} out")
+                    raise UserError(f"{key} ({self.source}): is called {new} now, which is set too; leave {key} out")
                 log.warning("%s (%s): is called %s now; this version still accepts the old name", key, self.source, new)
                 self.tree = merge([self.tree, nested(new, value)])
 
@@ -64,12 +63,9 @@ class _Merged(BaseSettings):
     model_config = SettingsConfigDict(extra="allow", case_sensitive=True, protected_namespaces=())
 
     @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """A source for each tree, the one that wins first; the environment and secrets are not read."""
-        trees = cast(InitSettingsSource, init_settings).init_kwargs["trees"]
-        return tuple(InitSettingsSource(settings_cls, tree) for tree in reversed(trees))
+    def settings_customise_sources(cls, settings_cls: Any, init_settings: Any, *_: Any, **__: Any) -> tuple[Any, ...]:
+        """A source for each tree, the last one first, as it wins; the environment and secrets are not read."""
+        return tuple(InitSettingsSource(settings_cls, tree) for tree in reversed(init_settings.init_kwargs["trees"]))
 
 
 def merge(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -97,9 +97,9 @@ class VideoModelSettings(ModelSettings):
     def contradictions(self) -> Iterator[str]:
         """Conditions and sizes fit the backbone."""
         yield from super().contradictions()
-        backbone, wanted = self.backbone, ("frame", "none") if self.backbone == "latte" else ("channels",)
-        if self.image_condition not in wanted:
-            condition = self.image_condition
+        backbone, condition = self.backbone, self.image_condition
+        wanted = ("frame", "none") if backbone == "latte" else ("channels",)
+        if condition not in wanted:
             yield f"model.image_condition = {condition}: model.backbone = {backbone} takes {' or '.join(wanted)}"
         if backbone != "latte" and getattr(self, backbone) is None:
             yield f"model.{backbone} = null: model.backbone = {backbone} needs its sizes there"

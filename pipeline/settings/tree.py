@@ -63,8 +63,7 @@ class Settings(Section):
             for side, pixels in (("height", data.height), ("width", data.width)):
                 if (latent := pixels // VAE_DOWNSAMPLING) % model.patch_size:
                     size = f"the latent {side} {pixels} / {VAE_DOWNSAMPLING} = {latent}"
-                    remedy = f"choose another data.{side} or patch size"
-                    yield f"{key}.patch_size = {model.patch_size} does not divide {size}; {remedy}"
+                    yield f"{key}.patch_size = {model.patch_size} does not divide {size}; change it, or data.{side}"
         most = cluster.workers_range[1]
         for key, train in (("train", self.train), ("prior.train", self.prior.train)):
             if train.global_batch < most:
