@@ -51,9 +51,7 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     try:
         demo(arguments.videos, arguments.storage, arguments.dry_run, overrides)
-    except UserError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except StepFailed as error:
+    except (UserError, StepFailed) as error:
         parser.exit(error.status, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; run it again to go on from here\n")

@@ -32,7 +32,7 @@ def main() -> None:
     try:
         made = make_dataset(asked.folder, asked.videos, asked.seed, test_share=asked.test_share)
     except UserError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(error.status, f"{parser.prog}: {error}\n")
     print(f"{made} videos made, {asked.videos - made} already there: {asked.folder}")
 
 

@@ -1,3 +1,5 @@
+"""Intervals of numbers over clips."""
+
 import numpy as np
 import pytest
 

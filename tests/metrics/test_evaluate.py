@@ -1,4 +1,4 @@
-"""Evaluation of a samples folder with real Ray actors: numbers, cached features, what is skipped and why."""
+"""Evaluation of a samples folder with real Ray actors: numbers, kept features, and the reasons of skipped metrics."""
 
 import json
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Frechet distances equal those of closed forms and of an independent computation."""
+
 import numpy as np
 import pytest
 

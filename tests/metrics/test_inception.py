@@ -1,3 +1,5 @@
+"""Inception scores equal those of closed forms."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The motion score of a known optical flow."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""Loss curves are SVG that stands on a page by itself."""
+
 import xml.etree.ElementTree as ElementTree
 
 from pipeline.report.plots import loss_curve
