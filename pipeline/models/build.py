@@ -81,20 +81,16 @@ def build_image_to_video(
 
 
 def _latte(model: ModelSettings, latent_shape: list[int], num_classes: int, **others: Any) -> Latte:
-    """Build a Latte of these sizes; `others` are its other arguments."""
-    _, channels, height, width = latent_shape
+    """Build a Latte for these latents; `others` are its other arguments."""
+    frames, channels, height, width = latent_shape
     if height != width:
         raise UserError(
             f"data.height x data.width give latents of {height} x {width}, but Latte's position embedding needs square "
             "ones; make them equal"
         )
+    sizes = {"num_frames": frames, "in_channels": channels, **dimensions(model)._asdict(), **others}
     return Latte(
-        input_size=height,
-        patch_size=model.patch_size,
-        out_channels=channels,
-        num_classes=num_classes,
-        **dimensions(model)._asdict(),
-        **others,
+        input_size=height, patch_size=model.patch_size, out_channels=channels, num_classes=num_classes, **sizes
     )
 
 
@@ -148,18 +144,8 @@ def build_prior(
     model: ModelSettings, latent_shape: list[int], num_classes: int, activation_checkpointing: bool = False
 ) -> NeuralPrior:
     """Build an untrained neural prior F_eta: a Latte without time embedding (eq. 8)."""
-    frames, channels = latent_shape[:2]
-    return NeuralPrior(
-        _latte(
-            model,
-            latent_shape,
-            num_classes,
-            in_channels=channels,
-            num_frames=frames,
-            time_embedding=False,
-            activation_checkpointing=activation_checkpointing,
-        )
-    )
+    others = {"time_embedding": False, "activation_checkpointing": activation_checkpointing}
+    return NeuralPrior(_latte(model, latent_shape, num_classes, **others))
 
 
 def load_model(path: str) -> tuple[VideoNetwork, dict[str, Any]]:

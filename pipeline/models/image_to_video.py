@@ -9,7 +9,7 @@ A network answers `network(z, t, y, **conditions)`; `conditions` names the input
     image_features  (B, L, D)           tokens of the image encoder
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,41 +23,52 @@ if TYPE_CHECKING:
 ImageCondition = Literal["frame", "none"]
 
 
-class ImageToVideo(nn.Module):
+class ConditionedBackbone(nn.Module):
+    """A backbone and the names of its conditions. Its state is the backbone's alone."""
+
+    backbone: Any
+    conditions: tuple[str, ...]
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def initialise(self, seed: int) -> None:
+        """Draw fresh weights from the seed alone."""
+        self.backbone.initialise(seed)
+
+
+class ImageToVideo(ConditionedBackbone):
     """A Latte and its conditions: the network of a bridge, of its diffusion counterpart, of the teacher.
 
     image_condition "frame" puts the image latent before the first frame and drops that frame's output;
     "none" is the class-to-video diffusion model that a bridge is tuned from. prior_condition concatenates
     the prior on the channels; the image frame then carries the image latent twice. A backbone with
-    learned sigma returns its mean only. The state is the backbone's alone.
+    learned sigma returns its mean only.
     """
+
+    backbone: Latte
 
     def __init__(
         self, backbone: Latte, image_condition: ImageCondition = "frame", prior_condition: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(backbone)
         if image_condition not in ("frame", "none"):
             raise ValueError(f"image_condition {image_condition!r} is not known; choose frame or none")
         if prior_condition and image_condition == "none":
             raise ValueError("prior_condition needs the image beside it: use image_condition frame")
-        self.backbone = backbone
-        self.image_condition = image_condition
-        self.prior_condition = prior_condition
+        self.image_condition, self.prior_condition = image_condition, prior_condition
         self.conditions = ("image_latent",) * (image_condition == "frame") + ("prior",) * prior_condition
 
     @property
     def num_frames(self) -> int:
-        """Frames of the clip: the backbone's input frames, less the image's."""
+        """Return the frames of the clip: the backbone's input frames, less the image's."""
         return self.backbone.num_frames - (self.image_condition == "frame")
 
     @property
     def null_class(self) -> int:
-        """The label of classifier-free guidance."""
+        """Return the null label of classifier-free guidance."""
         return self.backbone.null_class
-
-    def initialise(self, seed: int) -> None:
-        """Draw fresh weights from the seed alone."""
-        self.backbone.initialise(seed)
 
     def forward(
         self, z: Tensor, t: Tensor, y: Tensor, image_latent: Tensor | None = None, prior: Tensor | None = None
@@ -67,46 +78,36 @@ class ImageToVideo(nn.Module):
         Raises ValueError unless image_latent (B, C, h, w) and prior (B, F, C, h, w) are given exactly where the model
         is conditioned on them.
         """
-        self._check("image_latent", image_latent, self.image_condition == "frame")
-        self._check("prior", prior, self.prior_condition)
+        for name, value in {"image_latent": image_latent, "prior": prior}.items():
+            if (value is not None) != (name in self.conditions):
+                raise ValueError(
+                    f"{name} is {'missing' if value is None else 'given'}, but this model was built with "
+                    f"image_condition={self.image_condition} and prior_condition={self.prior_condition}"
+                )
         x = z if prior is None else torch.cat([z, prior.to(z.dtype)], dim=2)
         if image_latent is not None:
             image = image_latent.to(z.dtype).repeat(1, 1 + self.prior_condition, 1, 1)
             x = torch.cat([image[:, None], x], dim=1)
         return self.backbone(x, t, y)[:, -z.shape[1] :, : z.shape[2]]
 
-    def _check(self, name: str, value: Tensor | None, wanted: bool) -> None:
-        if (value is not None) != wanted:
-            raise ValueError(
-                f"{name} is {'missing' if wanted else 'given'}, but this model was built with "
-                f"image_condition={self.image_condition} and prior_condition={self.prior_condition}"
-            )
 
-
-class TextImageToVideo(nn.Module):
-    """Base of the two backbones with text: the image latent lies beside every frame, and there are no classes.
-
-    Subclasses list their inputs in `conditions`. The state is the backbone's alone.
-    """
+class TextImageToVideo(ConditionedBackbone):
+    """Base of the two backbones with text: the image latent lies beside every frame, and there are no classes."""
 
     image_condition: Literal["channels"] = "channels"
     prior_condition = False
     null_class = 0  # any number: these networks ignore the label
-    conditions: tuple[str, ...]
 
 
 class VideoCrafterImageToVideo(TextImageToVideo):
     """VideoCrafter's or DynamiCrafter's network."""
 
+    backbone: VideoCrafter
+
     def __init__(self, backbone: VideoCrafter) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         image = ("image_features",) * (backbone.image_proj_model is not None)
         self.conditions = ("image_latent", "text", "stride", *image)
-
-    def initialise(self, seed: int) -> None:
-        """Draw fresh weights from the seed alone."""
-        self.backbone.initialise(seed)
 
     def forward(
         self,
@@ -129,10 +130,7 @@ class CogVideoXImageToVideo(TextImageToVideo):
     """
 
     conditions = ("image_latent", "text")
-
-    def __init__(self, backbone: "CogVideoXTransformer3DModel") -> None:
-        super().__init__()
-        self.backbone = backbone
+    backbone: "CogVideoXTransformer3DModel"
 
     def initialise(self, seed: int) -> None:
         """Draw fresh weights by each layer's own initialisation, from the seed; the global generator stays as it is."""

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..settings import TextSettings
 from .checkpoints.published import load_published
 from .files.open_clip import text_model
-from .files.text import find_text_encoder, naming_text
+from .files.text import ENCODERS, find_text_encoder, naming_text
 from .vae import DTYPES
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def load_text_encoder(text: TextSettings, device: str | torch.device = "cpu") ->
             module: Any = text_model(load_published(files.encoder), str(files.encoder))
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)  # as open_clip pads
         else:
-            kind: Any = getattr(transformers, files.kind)
+            kind: Any = getattr(transformers, ENCODERS[files.config["model_type"]])
             module = kind.from_pretrained(
                 files.encoder, dtype=DTYPES[text.dtype], use_safetensors=True, local_files_only=True
             )

@@ -4,6 +4,7 @@ Conditions enter in three ways: the image on extra input channels of every frame
 through cross-attention; the timestep and the frame stride (or rate) as embeddings. Legend: see unet3d_layers.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from .latte import embedding_network, sinusoid_of_time
 from .unet3d_layers import (
     GROUPS,
-    CrossAttention,
     ResidualBlock,
     SpatialTransformer,
-    TemporalConvolution,
     TemporalTransformer,
     downsample,
     initialise_uniform,
@@ -26,6 +25,8 @@ from .unet3d_layers import (
 )
 
 Layers = Callable[[int, int, int], list[nn.Module]]  # channels in, channels out, level -> layers of a block
+# the ends of branches, the conditions that a text-to-video model lacks, and the output
+ZERO_AT_FIRST = re.compile(r"(out_layers\.3|conv4\.3|proj_out|to_v_ip|^fps_embedding\.2|^out\.2)\.|\.alpha$")
 INIT_HEADS = 8  # heads of the temporal transformer after the first convolution
 
 
@@ -108,23 +109,13 @@ class UNet3D(nn.Module):
         if self.out.get_parameter("2.weight").device.type == "meta":
             return
         generator = torch.Generator(self.out.get_parameter("2.weight").device).manual_seed(seed)
-        ends: list[nn.Module] = [self.out[2], self.fps_embedding[2]]
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
                 initialise_uniform(module, generator)
             elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
                 module.reset_parameters()
-            if isinstance(module, ResidualBlock):
-                ends.append(module.out_layers[3])
-            elif isinstance(module, TemporalConvolution):
-                ends.append(module.conv4[3])
-            elif isinstance(module, SpatialTransformer | TemporalTransformer):
-                ends.append(module.proj_out)
-            elif isinstance(module, CrossAttention) and hasattr(module, "alpha"):
-                module.alpha.zero_()
-                ends.append(module.to_v_ip)
-        for module in ends:
-            for parameter in module.parameters():
+        for name, parameter in self.named_parameters():
+            if ZERO_AT_FIRST.search(name):
                 parameter.zero_()
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor, stride: Tensor, image: Tensor | None = None) -> Tensor:

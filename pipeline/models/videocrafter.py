@@ -1,9 +1,8 @@
-"""VideoCrafter1 and DynamiCrafter: U-Net and resampler under one roof, and their published checkpoints.
+"""VideoCrafter1 and DynamiCrafter: U-Net and resampler in one module, under the names of published checkpoints.
 
 A checkpoint of either holds a whole latent diffusion model: `model.diffusion_model.*` (the U-Net),
 `image_proj_model.*` (DynamiCrafter's resampler), `first_stage_model.*` (the VAE, see files/vae.py),
-`cond_stage_model.*` and `embedder.*` (open_clip's text and image encoders, see files/open_clip.py). The module here has
-these very names.
+`cond_stage_model.*` and `embedder.*` (open_clip's text and image encoders, see files/open_clip.py).
 """
 
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from .unet3d import UNet3D
 
 
 class VideoCrafter(nn.Module):
-    """The trained part of an image-to-video model: the U-Net, and the resampler where it attends over image tokens."""
+    """The trained part of an image-to-video model: the U-Net, and the resampler if it attends over image tokens."""
 
     def __init__(self, unet: UNet3D, resampler: Resampler | None) -> None:
         super().__init__()
@@ -24,10 +23,8 @@ class VideoCrafter(nn.Module):
 
     @property
     def unet(self) -> UNet3D:
-        """The U-Net."""
-        unet = self.model["diffusion_model"]
-        assert isinstance(unet, UNet3D)
-        return unet
+        """Return the U-Net."""
+        return self.model["diffusion_model"]  # type: ignore[return-value]
 
     def initialise(self, seed: int) -> None:
         """Draw fresh weights from the seed alone."""

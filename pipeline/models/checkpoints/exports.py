@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -81,9 +80,7 @@ def save_checkpoint(folder: str | Path) -> bytes:
     state, config = load_export(folder)
     unet = config["model"].get("backbone") == "unet3d"
     stream = io.BytesIO()
-    torch.save(
-        {"state_dict": state} if unet else {"model": state, "ema": state}, stream
-    )  # stored once, referenced twice
+    torch.save({"state_dict": state} if unet else {"model": state, "ema": state}, stream)  # stored once, named twice
     return stream.getvalue()
 
 
@@ -92,12 +89,10 @@ def load_export(folder: str | Path) -> tuple[State, dict[str, Any]]:
     folder = Path(folder)
     state = load_safetensors(folder / WEIGHTS_FILE)
     path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing: an export has {WEIGHTS_FILE} and {CONFIG_FILE}; export again")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON ({error}): export again") from error
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is missing or not JSON ({error}): export again") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds a {type(config).__name__}, expected an object: export again")
     return state, config
@@ -133,16 +128,16 @@ def read_config(path: str, key: str, remedy: str = "export again") -> dict[str, 
 
 @contextmanager
 def local_copy(path: str) -> Iterator[str]:
-    """Yield a local path of an export folder or a weights file. Copies of s3:// ones are removed afterwards."""
+    """Yield a local path of an export folder or a weights file; copies from s3:// are removed afterwards."""
     if not is_remote(path):
         yield str(Path(path).expanduser())
         return
-    with TemporaryDirectory() as folder:
-        if not is_export(path):
+    with tempfile.TemporaryDirectory() as folder:
+        if is_export(path):
+            for name in (CONFIG_FILE, WEIGHTS_FILE):
+                write_bytes(f"{folder}/{name}", read_bytes(f"{path}/{name}"))
+            yield folder
+        else:
             local = f"{folder}/{path.rsplit('/', 1)[1]}"
             write_bytes(local, read_bytes(path))
             yield local
-            return
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            write_bytes(f"{folder}/{name}", read_bytes(f"{path}/{name}"))
-        yield folder

@@ -39,12 +39,9 @@ def load_published(path: str | Path) -> State:
         raise WeightsError(
             f"{path} cannot be read as plain weights ({reason}): if you trust it, convert it to safetensors"
         ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-            break
-    items = loaded.items() if isinstance(loaded, Mapping) else ()
-    tensors = {name: value for name, value in items if isinstance(value, Tensor)}
+    loaded = loaded if isinstance(loaded, Mapping) else {}
+    loaded = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), loaded)
+    tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(
             f"{path} holds no named tensors, neither at its top level nor under {', '.join(WRAPPERS)}: "

@@ -44,11 +44,10 @@ def _unpacked(folder: Path) -> Path:
     caches.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=caches))
     for packed in folder.iterdir():
-        content = packed.read_bytes()
         if packed.suffix == ".xz":
-            (beside / packed.stem).write_bytes(lzma.decompress(content))
+            (beside / packed.stem).write_bytes(lzma.decompress(packed.read_bytes()))
         else:
-            (beside / packed.name).write_bytes(content)
+            shutil.copyfile(packed, beside / packed.name)
     try:
         beside.rename(target)
     except OSError:  # another process was faster

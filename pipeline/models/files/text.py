@@ -46,11 +46,6 @@ class TextFiles:
     config: dict[str, Any]  # of the encoder
 
     @property
-    def kind(self) -> str:
-        """Return the name of the encoder's class in transformers."""
-        return ENCODERS[self.config["model_type"]]
-
-    @property
     def width(self) -> int:
         """Return the width of an embedding."""
         own = self.config.get("text_config") or self.config
