@@ -28,7 +28,7 @@ Edge = Literal["latte", "cogvideox"]
 
 
 def aligned_timesteps(table: BridgeTable, alphas_cumprod: Tensor, edge: Edge = "latte") -> Tensor:
-    """Eq. 24: t~ for every index of the bridge's grid, (N,) float64 in 0..M-1; edge "cogvideox" reaches M.
+    """Return t~ (eq. 24) for every index of the bridge's grid, (N,) float64 in 0..M-1; edge "cogvideox" reaches M.
 
     alphas_cumprod (M,) float64 is the pre-trained schedule; `edge` names the convention (see above). Raises ValueError
     for an unknown edge, or a schedule that does not decrease.
@@ -49,6 +49,6 @@ def aligned_timesteps(table: BridgeTable, alphas_cumprod: Tensor, edge: Edge = "
 
 
 def align(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Eq. 24: z~_t = (z_t - b_t z_T) / sqrt(a_t^2 + c_t^2), (B, F, C, h, w)."""
+    """Return z~_t = (z_t - b_t z_T) / sqrt(a_t^2 + c_t^2) (eq. 24), (B, F, C, h, w)."""
     k = table.at(index, z_t)
     return (z_t - k.b * prior) / (k.a**2 + k.c**2).sqrt()

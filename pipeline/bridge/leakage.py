@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def time_noise_level(normal: Tensor, t: Tensor, beta_m: float, power: float = 5.0) -> Tensor:
-    """TimeNoise's beta_s = beta_m sigmoid(n), n ~ N(mu(t), 1), mu(t) = 2 t^power - 1, (B,).
+    """Return TimeNoise's beta_s = beta_m sigmoid(n), n ~ N(mu(t), 1), mu(t) = 2 t^power - 1, (B,).
 
     normal (B,) is standard normal; t (B,) lies in [0, 1]; t = 1 is the end of noise (or of the prior).
     """

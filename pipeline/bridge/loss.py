@@ -14,14 +14,14 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 def per_sample_mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over all but the first dimension, (B,). Raises ValueError where the shapes differ."""
+    """Return the mean squared error over all but the first dimension, (B,). Raises ValueError if the shapes differ."""
     if prediction.shape != target.shape:
         raise ValueError(f"the network predicts {tuple(prediction.shape)}, expected {tuple(target.shape)}")
     return (prediction - target).square().flatten(1).mean(1)
 
 
 def bridge_loss(denoise: Denoise, bridge: Bridge, z0: Tensor, prior: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-    """E || denoise - eps_psi ||^2 (eq. 17), (B,). z0, prior, noise (B, F, C, h, w); index (B,) int64.
+    """Return E || denoise - eps_psi ||^2 (eq. 17), (B,). z0, prior, noise (B, F, C, h, w); index (B,) int64.
 
     With SAF the network sees (z~_t, t~) (eq. 24), and its target stays the same. The bridge names the target and the
     weighting over time (see `targets`).
@@ -35,7 +35,7 @@ def bridge_loss(denoise: Denoise, bridge: Bridge, z0: Tensor, prior: Tensor, ind
 def diffusion_loss(
     denoise: Denoise, alphas_cumprod: Tensor, z0: Tensor, index: Tensor, noise: Tensor, target: Target = "noise"
 ) -> Tensor:
-    """DDPM's E || denoise - eps ||^2, (B,): z_t = sqrt(abar) z_0 + sqrt(1 - abar) eps at index (B,).
+    """Return DDPM's E || denoise - eps ||^2, (B,): z_t = sqrt(abar) z_0 + sqrt(1 - abar) eps at index (B,).
 
     Target v is sqrt(abar) eps - sqrt(1 - abar) z_0 (Salimans & Ho 2022); target z0 is the clip.
     """

@@ -107,7 +107,7 @@ def _ode_step(
 def stochastic_heun(
     clean: Clean, table: BridgeTable, prior: Tensor, indices: Tensor, noise: Noise, churn: float = 0.33
 ) -> Tensor:
-    """DDBM's hybrid sampler: each step takes its first `churn` part along the SDE (Euler-Maruyama), the rest by Heun.
+    """Sample by DDBM's hybrid: each step goes its first `churn` part along the SDE (Euler-Maruyama), the rest by Heun.
 
     With f, g of the schedule, the score of eq. 16 and h of eq. 15, the SDE is dz = [f z - g^2 (score - h)] dt + g dw
     backwards, and the ODE is dz = [f z - g^2 (score/2 - h)] dt. Every step takes three evaluations, the last takes one.
@@ -142,7 +142,7 @@ def stochastic_heun(
 def dbim(
     clean: Clean, table: BridgeTable, prior: Tensor, indices: Tensor, noise: Noise, eta: float = 0.0, order: int = 1
 ) -> Tensor:
-    """DBIM: keep the share sqrt(c_t^2 - n^2) of the noise in z_s and add n new; n is eta times the SDE's.
+    """Sample by DBIM: keep the share sqrt(c_t^2 - n^2) of the noise in z_s and add n new; n is eta times the SDE's.
 
     z_t = a_t z0_hat + b_t z_T + sqrt(c_t^2 - n^2) (z_s - a_s z0_hat - b_s z_T)/c_s + n eps. The first step has no noise
     to keep and draws all of it ("booting": n = c_t), so that clips differ; thereafter eta = 0 is deterministic and
@@ -190,7 +190,7 @@ def _extrapolation(history: list[tuple[float, Tensor]], end: float) -> Tensor:
 def ddim(
     clean: Clean, alphas_cumprod: Tensor, z_T: Tensor, indices: Tensor, noise: Noise | None = None, eta: float = 0.0
 ) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12), from noise z_T (B, F, C, h, w) to z_0.
+    """Sample by DDIM (Song et al. 2021, eq. 12), from noise z_T (B, F, C, h, w) to z_0.
 
     eta = 0 is deterministic, eta = 1 is DDPM's ancestral sampling. Raises ValueError for eta > 0 without `noise`.
     """

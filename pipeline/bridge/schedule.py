@@ -31,11 +31,11 @@ class Schedule:
     sigma2: Function
 
     def f(self, t: Tensor) -> Tensor:
-        """Drift f_t = d log(alpha_t) / dt, of t's shape."""
+        """Return the drift f_t = d log(alpha_t) / dt, of t's shape."""
         return _derivative(lambda s: self.alpha(s).log(), t)
 
     def g2(self, t: Tensor) -> Tensor:
-        """Squared diffusion g_t^2 = d sigma_t^2 / dt - 2 f_t sigma_t^2, of t's shape."""
+        """Return the squared diffusion g_t^2 = d sigma_t^2 / dt - 2 f_t sigma_t^2, of t's shape."""
         return _derivative(self.sigma2, t) - 2 * self.f(t) * self.sigma2(t)
 
 
@@ -44,19 +44,19 @@ def _derivative(function: Function, t: Tensor) -> Tensor:
 
 
 def gmax(beta0: float = 0.01, beta1: float = 50.0) -> Schedule:
-    """The paper's schedule: alpha = 1, g_t^2 from beta0 to beta1, so sigma_t^2 = (beta1 - beta0) t^2/2 + beta0 t.
+    """Return the paper's schedule: alpha = 1, and g_t^2 from beta0 to beta1.
 
-    sigma_T^2 = (beta0 + beta1)/2, so SNR_T is not zero. Raises ValueError.
+    Thus sigma_t^2 = (beta1 - beta0) t^2/2 + beta0 t, and sigma_T^2 = (beta0 + beta1)/2, so SNR_T is not zero. Raises ValueError.
     """
     _check_betas("gmax", beta0, beta1)
     return Schedule(alpha=torch.ones_like, sigma2=lambda t: (beta1 - beta0) * t**2 / 2 + beta0 * t)
 
 
 def vp(beta0: float = 0.01, beta1: float = 20.0) -> Schedule:
-    """Variance preserving with linear betas (Song et al. 2021): f_t = -beta_t/2, g_t^2 = beta_t from beta0 to beta1.
+    """Return the variance preserving schedule with linear betas (Song et al. 2021): f_t = -beta_t/2, g_t^2 = beta_t.
 
-    alpha_t^2 = exp(-B_t), sigma_t^2 = 1 - alpha_t^2 with B_t the integral of beta. On the grid of 1000 points,
-    beta0 = 0.1 and beta1 = 20 are DDPM's linear betas 1e-4 .. 2e-2. Raises ValueError.
+    alpha_t^2 = exp(-B_t), sigma_t^2 = 1 - alpha_t^2 with B_t the integral of beta, which goes from beta0 to beta1. On the grid
+    of 1000 points, beta0 = 0.1 and beta1 = 20 are DDPM's linear betas 1e-4 .. 2e-2. Raises ValueError.
     """
     _check_betas("vp", beta0, beta1)
 
@@ -107,12 +107,12 @@ class BridgeTable:
 
     @property
     def rho(self) -> Tensor:
-        """rho_t = sigma_t / alpha_t = SNR_t^(-1/2), (N,)."""
+        """Return rho_t = sigma_t / alpha_t = SNR_t^(-1/2), (N,)."""
         return self.sigma / self.alpha
 
     @property
     def root_snr(self) -> Tensor:
-        """a_t / c_t, (N,): sqrt(SNR) of the bridge without its prior (Proposition 2), 0 at T, infinite at 0.
+        """Return a_t / c_t, (N,): sqrt(SNR) of the bridge without its prior (Proposition 2), 0 at T, infinite at 0.
 
         Computed as sqrt(SNR_t - SNR_T), because a_t/c_t would be 0/0 at the ends.
         """
@@ -163,7 +163,7 @@ def ddpm_alphas_cumprod(
     snr_shift: float = 1.0,
     zero_terminal_snr: bool = False,
 ) -> Tensor:
-    """A pre-trained diffusion model's cumulative product of alphas, (steps,) float64, descending.
+    """Tabulate a pre-trained diffusion model's cumulative product of alphas, (steps,) float64, descending.
 
     Betas linear (DDPM), or linear in their root: `scaled` (Latent Diffusion). `snr_shift` s divides every SNR by s
     (CogVideoX: 3); `zero_terminal_snr` moves and scales sqrt(alphas_cumprod) so that the last is 0 and the first keeps

@@ -18,38 +18,38 @@ Weighting = Literal["uniform", "noise"]
 
 
 def q_sample(z0: Tensor, prior: Tensor, noise: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Eq. 12: z_t = a_t z_0 + b_t z_T + c_t eps, all (B, F, C, h, w), at `index` (B,) int64."""
+    """Return z_t (eq. 12) = a_t z_0 + b_t z_T + c_t eps, all (B, F, C, h, w), at `index` (B,) int64."""
     k = table.at(index, z0)
     return k.a * z0 + k.b * prior + k.c * noise
 
 
 def eps_psi(z_t: Tensor, z0: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Eq. 17: the network's target eps_psi = (z_t - alpha_t z_0) / sigma_t, (B, F, C, h, w)."""
+    """Return the network's target (eq. 17) eps_psi = (z_t - alpha_t z_0) / sigma_t, (B, F, C, h, w)."""
     k = table.at(index, z_t)
     return (z_t - k.alpha * z0) / k.sigma
 
 
 def z0_from_eps_psi(z_t: Tensor, eps: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Eq. 17 solved for the clean latent: z_0 = (z_t - sigma_t eps_psi) / alpha_t, (B, F, C, h, w)."""
+    """Solve eq. 17 for the clean latent: z_0 = (z_t - sigma_t eps_psi) / alpha_t, (B, F, C, h, w)."""
     k = table.at(index, z_t)
     return (z_t - k.sigma * eps) / k.alpha
 
 
 def bridge_v(z0: Tensor, noise: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """v of the aligned latent: (a_t eps - c_t z_0) / sqrt(a_t^2 + c_t^2), (B, F, C, h, w)."""
+    """Return v of the aligned latent: (a_t eps - c_t z_0) / sqrt(a_t^2 + c_t^2), (B, F, C, h, w)."""
     k = table.at(index, z0)
     return (k.a * noise - k.c * z0) / torch.hypot(k.a, k.c)
 
 
 def z0_from_v(z_t: Tensor, prior: Tensor, v: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """`bridge_v` solved for z_0 = (a_t z~_t - c_t v) / sqrt(a_t^2 + c_t^2), z~_t as in eq. 24."""
+    """Solve `bridge_v` for z_0 = (a_t z~_t - c_t v) / sqrt(a_t^2 + c_t^2), z~_t as in eq. 24."""
     k = table.at(index, z_t)
     norm = torch.hypot(k.a, k.c)
     return (k.a * (z_t - k.b * prior) / norm - k.c * v) / norm
 
 
 def h_transform(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Eq. 15, corrected: h = grad log p(z_T | z_t) with respect to z_t, (B, F, C, h, w).
+    """Return h (eq. 15, corrected) = grad log p(z_T | z_t) with respect to z_t, (B, F, C, h, w).
 
     With r = alpha_T/alpha_t, h = r (z_T - r z_t) / (sigma_T^2 - r^2 sigma_t^2). As printed, eq. 15 has the opposite
     sign and lacks the factor r (see docs/mathematics.md).
@@ -61,5 +61,5 @@ def h_transform(z_t: Tensor, prior: Tensor, table: BridgeTable, index: Tensor) -
 
 
 def score_from_eps_psi(z_t: Tensor, prior: Tensor, eps: Tensor, table: BridgeTable, index: Tensor) -> Tensor:
-    """Eq. 16: grad log q(z_t | z_T) = h - eps_psi / sigma_t, (B, F, C, h, w)."""
+    """Return the score (eq. 16): grad log q(z_t | z_T) = h - eps_psi / sigma_t, (B, F, C, h, w)."""
     return h_transform(z_t, prior, table, index) - eps / table.at(index, z_t).sigma

@@ -10,18 +10,18 @@ from .exports import is_export
 
 
 def weights_hash(path: str) -> str:
-    """BLAKE2b of an export's weights, of a weights file, or of all safetensors in a folder of diffusers."""
+    """Return BLAKE2b of an export's weights, of a weights file, or of all safetensors in a folder of diffusers."""
     folder = next((one for one in (path, f"{path}/transformer") if is_export(one)), None)
     return _digest(hashlib.blake2b(digest_size=8), list_files(folder, ".safetensors") if folder else [path])
 
 
 def weights_sha256(files: Iterable[str | Path]) -> str:
-    """SHA-256 of the bytes of all files, one after the other. Raises FileNotFoundError."""
+    """Return SHA-256 of the bytes of all files, one after the other. Raises FileNotFoundError."""
     return _digest(hashlib.sha256(), files)
 
 
 def folder_hash(folder: Path, files: Iterable[Path]) -> str:
-    """BLAKE2b of the names and the contents of files in `folder`."""
+    """Return BLAKE2b of the names and the contents of files in `folder`."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         digest.update(f"{file.relative_to(folder)}\0".encode())

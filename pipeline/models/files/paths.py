@@ -64,9 +64,9 @@ def local_path(path: str) -> Path | None:
 
 
 def hub_folder(path: str, patterns: list[str]) -> Path | None:
-    """Return the local folder of the hub name `path`, with the files that match `patterns`; download them if needed.
+    """Return the local folder of the hub name `path`, with the files that match `patterns`, downloaded if needed.
 
-    A hub name is owner/name or owner/name/folder. Returns None if `path` is none, if there is no such repository, or if
+    A hub name is owner/name or owner/name/folder. Returns None for anything else, if there is no such repository, or if
     there is neither network nor copy.
     """
     match = HUB_NAME.fullmatch(path)
