@@ -46,7 +46,8 @@ def _derivative(function: Function, t: Tensor) -> Tensor:
 def gmax(beta0: float = 0.01, beta1: float = 50.0) -> Schedule:
     """Return the paper's schedule: alpha = 1, and g_t^2 from beta0 to beta1.
 
-    Thus sigma_t^2 = (beta1 - beta0) t^2/2 + beta0 t, and sigma_T^2 = (beta0 + beta1)/2, so SNR_T is not zero. Raises ValueError.
+    Thus sigma_t^2 = (beta1 - beta0) t^2/2 + beta0 t, and sigma_T^2 = (beta0 + beta1)/2, so SNR_T is not zero. Raises
+    ValueError.
     """
     _check_betas("gmax", beta0, beta1)
     return Schedule(alpha=torch.ones_like, sigma2=lambda t: (beta1 - beta0) * t**2 / 2 + beta0 * t)
@@ -55,8 +56,8 @@ def gmax(beta0: float = 0.01, beta1: float = 50.0) -> Schedule:
 def vp(beta0: float = 0.01, beta1: float = 20.0) -> Schedule:
     """Return the variance preserving schedule with linear betas (Song et al. 2021): f_t = -beta_t/2, g_t^2 = beta_t.
 
-    alpha_t^2 = exp(-B_t), sigma_t^2 = 1 - alpha_t^2 with B_t the integral of beta, which goes from beta0 to beta1. On the grid
-    of 1000 points, beta0 = 0.1 and beta1 = 20 are DDPM's linear betas 1e-4 .. 2e-2. Raises ValueError.
+    alpha_t^2 = exp(-B_t), sigma_t^2 = 1 - alpha_t^2 with B_t the integral of beta, which goes from beta0 to beta1. On the
+    grid of 1000 points, beta0 = 0.1 and beta1 = 20 are DDPM's linear betas 1e-4 .. 2e-2. Raises ValueError.
     """
     _check_betas("vp", beta0, beta1)
 
