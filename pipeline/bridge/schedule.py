@@ -56,7 +56,7 @@ def gmax(beta0: float = 0.01, beta1: float = 50.0) -> Schedule:
 def vp(beta0: float = 0.01, beta1: float = 20.0) -> Schedule:
     """Return the variance preserving schedule with linear betas (Song et al. 2021): f_t = -beta_t/2, g_t^2 = beta_t.
 
-    alpha_t^2 = exp(-B_t), sigma_t^2 = 1 - alpha_t^2 with B_t the integral of beta, which goes from beta0 to beta1. On the
+    alpha_t^2 = exp(-B_t), sigma_t^2 = 1 - alpha_t^2 with B_t the integral of beta_t (beta0 to beta1). On the
     grid of 1000 points, beta0 = 0.1 and beta1 = 20 are DDPM's linear betas 1e-4 .. 2e-2. Raises ValueError.
     """
     _check_betas("vp", beta0, beta1)
