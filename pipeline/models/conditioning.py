@@ -22,26 +22,17 @@ def guided(
     without: Mapping[str, Tensor | None] | None = None,
     **conditions: Tensor | None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return `denoise(z, t)` for a sampler: network(z, t, y, **conditions), guided away from the null label.
+    """Return `denoise(z, t)` for a sampler: network(z, t, y=y, **conditions), guided away from the null label.
 
     Computes null + scale * (conditional - null) on every channel, as the authors do. Both halves go through one call
     of twice the batch, conditional half first; at scale 1 there is no null half. y: (B,). conditions: batched tensors
-    such as image_latent and prior. Both halves get the same, except that the null half gets the values in `without`
-    instead (text of the empty caption, tokens of a grey image).
+    such as image_latent and prior, or None. Both halves get the same, except that the null half gets the values in
+    `without` instead (text of the empty caption, tokens of a grey image).
     """
-    if scale == 1.0:
-        return lambda z, t: network(z, t, y, **conditions)
-    labels = torch.cat([y, torch.full_like(y, null)])
-    twice: dict[str, Tensor | None] = {}
-    for name, value in conditions.items():
-        other = (without or {}).get(name, value)
-        twice[name] = None if value is None or other is None else torch.cat([value, other])
-
-    def denoise(z: Tensor, t: Tensor) -> Tensor:
-        conditional, unconditional = network(torch.cat([z, z]), torch.cat([t, t]), labels, **twice).chunk(2)
-        return torch.lerp(unconditional, conditional, scale)
-
-    return denoise
+    given = {"y": y, **{name: value for name, value in conditions.items() if value is not None}}
+    others = {name: value for name, value in (without or {}).items() if name in given and value is not None}
+    neither = {**given, "y": torch.full_like(y, null), **others}
+    return guided_by_text_and_image(network, given, given, neither, scale, scale)
 
 
 def guided_by_text_and_image(

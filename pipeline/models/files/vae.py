@@ -111,7 +111,7 @@ def hash_arrays(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _diffusers_arrays(file: Path) -> dict[str, np.ndarray] | None:
-    """Read a safetensors file lazily, under today's diffusers names. Return None if it has latent diffusion's names."""
+    """Read a safetensors file lazily, under today's diffusers names; return None if the names in it are others."""
     with safe_open(file, framework="numpy") as opened:  # checks the file
         names = list(opened.keys())
     if any(LDM_NAME.search(name) for name in names):
@@ -124,9 +124,7 @@ def _diffusers_arrays(file: Path) -> dict[str, np.ndarray] | None:
         first, last = header[name]["data_offsets"]
         values = _float_view(content[start + first : start + last], header[name]["dtype"])
         arrays[canonical_name(name)] = values.reshape(canonical_shape(name, header[name]["shape"]))
-    if not arrays:
-        raise ValueError(f"{file} holds no tensors named {' or '.join(VAE_PARTS)}...")
-    return arrays
+    return arrays or None
 
 
 def _float_view(content: np.ndarray, dtype: str) -> np.ndarray:
@@ -179,18 +177,16 @@ def to_diffusers(loaded: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 def derive_config(state: "Mapping[str, Tensor]") -> dict[str, Any]:
     """Derive AutoencoderKL's configuration from weights under diffusers' names, with Stable Diffusion's group norms."""
-    first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
-    levels = 0
-    while first.format(levels) in state:
-        levels += 1
+    first = re.compile(r"encoder\.down_blocks\.\d\.resnets\.0\.conv1\.weight")
+    widths = [state[name].shape[0] for name in sorted(state) if first.fullmatch(name)]
     resnets = {name.split(".")[4] for name in state if name.startswith("encoder.down_blocks.0.resnets.")}
     return {
         "in_channels": state["encoder.conv_in.weight"].shape[1],
         "out_channels": state["decoder.conv_out.weight"].shape[0],
         "latent_channels": state["decoder.conv_in.weight"].shape[1],
-        "block_out_channels": [state[first.format(level)].shape[0] for level in range(levels)],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
         "layers_per_block": len(resnets),
         "norm_num_groups": SD_GROUPS,
     }
