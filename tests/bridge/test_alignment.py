@@ -1,4 +1,4 @@
-"""SAF: the aligned latent must be one that the pre-trained model knows, at the step it knows it from."""
+"""SAF: the aligned latent is a latent of the pre-trained model, at the step with its SNR."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Losses: zero for a perfect network, one number a sample, gradients to the network."""
+"""Losses are zero for a perfect network, give one number per sample, and reach the network with gradients."""
 
 from functools import partial
 
@@ -29,7 +29,7 @@ def test_perfect_network_has_no_loss(aligned_t: Tensor | None) -> None:
 
 @pytest.mark.parametrize("target", ["noise", "v", "z0"])
 def test_perfect_diffusion_network_has_no_loss(target: Target) -> None:
-    """Perfect is a network from whose answer the sampler has z0."""
+    """A network is perfect if the sampler gets z0 from its answer."""
     signal, deviation = (
         root.sqrt().view(-1, 1, 1, 1, 1) for root in (ALPHAS_CUMPROD[INDEX], 1 - ALPHAS_CUMPROD[INDEX])
     )

@@ -18,7 +18,7 @@ def mean_of(image: Tensor, y: Tensor) -> Tensor:
 
 
 def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, classes and clips: the known mean and noise that no prior can foresee."""
+    """Draw images, classes and clips: the known mean, and noise that no prior can predict."""
     image = torch.randn(count, 1, 1, 1, generator=generator).expand(-1, 4, 2, 2).contiguous()
     y = torch.randint(2, (count,), generator=generator)
     mean = mean_of(image, y)

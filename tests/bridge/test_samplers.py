@@ -1,4 +1,4 @@
-"""Samplers against data whose best denoiser, marginals and flow are known in closed form, and their contracts."""
+"""Samplers on data with best denoiser, marginals and flow in closed form, and what they require of their input."""
 
 from collections.abc import Callable
 
@@ -41,26 +41,26 @@ def drawn(seed: int) -> Callable[[int], Tensor]:
 
 
 def gaussian_denoiser(table: BridgeTable) -> Callable[[Tensor, Tensor], Tensor]:
-    """The best estimate as a network's eps_psi."""
+    """Return the best estimate as a network's eps_psi."""
     clean = best_clean(table)
     return lambda z, t: eps_psi(z, clean(z, t[0].long()), table, t.long())
 
 
 def gaussian_eps(z: Tensor, t: Tensor) -> Tensor:
-    """eps of the best estimate E[z0 | z_t] of a diffusion model of the same data."""
+    """Return eps of the best estimate E[z0 | z_t] of a diffusion model of the same data."""
     abar = float(ALPHAS_CUMPROD[int(t[0])])
     gain = abar**0.5 * DEVIATION**2 / (abar * DEVIATION**2 + 1 - abar)
     return (z - abar**0.5 * (MEAN + gain * (z - abar**0.5 * MEAN))) / (1 - abar) ** 0.5
 
 
 def path(steps: int, *first: int) -> Tensor:
-    """Even steps from START to END, after the indices `first`."""
+    """Return even steps from START to END, after the indices `first`."""
     even = torch.linspace(first[-1] if first else START, END, steps + 1, dtype=torch.float64).round().long()
     return torch.cat([torch.tensor(first[:-1], dtype=torch.int64), even])
 
 
 def last_latent(sampler: Callable[..., Tensor], clean: Clean, *arguments: object, **named: object) -> Tensor:
-    """z at the last index of the path, which the sampler itself goes beyond."""
+    """Return z at the last index of the path; the sampler itself goes on to z_0."""
     seen: list[Tensor] = []
     sampler(watched(clean, seen), *arguments, **named)
     return seen[-1]
@@ -104,7 +104,7 @@ def test_dbim_has_its_order(expected: int, schedule: str) -> None:
 @pytest.mark.parametrize("schedule", FINE)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_dbim_approaches_the_exact_moments(eta: float, schedule: str) -> None:
-    """Mean exact at any number of steps, variance with order 1."""
+    """The mean is exact at any number of steps; the variance converges with order 1."""
     table = FINE[schedule]
     counts, errors = [40, 80, 160], []
     mean, variance = moments(table, END)
@@ -179,7 +179,7 @@ def test_ddim_gives_the_data(eta: float) -> None:
 
 
 def test_ddim_is_of_first_order() -> None:
-    """Against the flow of the diffusion's ODE, along which a Gaussian's standardised value stays."""
+    """The flow of the diffusion's ODE keeps the standardised value of a Gaussian."""
     alphas_cumprod = FINE["vp"].alpha ** 2
 
     def marginal(index: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Coefficients of the bridge: what they must be at both ends, and in every precision."""
+"""Coefficients of the bridge, at both ends and in every precision."""
 
 import pytest
 import torch
@@ -133,7 +133,7 @@ def test_sampling_path_has_both_ends_and_no_point_twice(steps: int, spacing: str
 
 
 def test_trailing_path_equals_that_of_diffusers() -> None:
-    """What the authors' CogVideoX code samples on, and their VideoCrafter code by its own name."""
+    """The authors' CogVideoX code samples on this path, and their VideoCrafter code under another name."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(timestep_spacing="trailing")

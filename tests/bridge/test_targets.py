@@ -57,7 +57,7 @@ def test_inversion_of_every_target_gives_the_clip_back(kind: Target, table: Brid
 
 @pytest.mark.parametrize("kind", ["v", "z0"])
 def test_weighted_error_equals_that_of_eps_psi(kind: Target) -> None:
-    """An error in one parametrisation, turned into one of eps_psi, costs what the weight says."""
+    """The weight is the squared error of eps_psi that an error of one in this parametrisation makes."""
     z0, prior, noise = latents(3)
     index = torch.tensor([3, 500, 990])
     z_t = q_sample(z0, prior, noise, VP, index)

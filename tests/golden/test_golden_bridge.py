@@ -91,7 +91,7 @@ def test_v_target_inversion_and_weight_equal_the_authors_cogvideox() -> None:
 
 
 def test_sampler_step_equals_the_authors() -> None:
-    """One step from index 990 to 970, the golden v targets being the network's answer."""
+    """One step from index 990 to 970, with the golden v targets as the network's answer."""
     x_t, prior = COGVIDEOX["x_t"], COGVIDEOX["prior"]
     visited: list[Tensor] = []
     clean = watched(bridge_clean(lambda z, t: COGVIDEOX["v_target"], Bridge(TABLE, target="v"), prior), visited)

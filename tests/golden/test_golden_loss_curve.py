@@ -1,4 +1,4 @@
-"""The loss curve of a fixed tiny run, as it was when it was recorded: a change that should change nothing must keep it.
+"""The loss curve of a fixed tiny run equals the recorded one: a change that should change nothing must keep it.
 
 To record it anew, after a change that is meant to alter training: python tests/golden/test_golden_loss_curve.py
 """

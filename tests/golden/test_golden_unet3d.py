@@ -69,7 +69,7 @@ def test_image_tokens_equal_the_authors() -> None:
 
 
 def test_parameters_equal_the_published_ones() -> None:
-    """The list of names is of a network without transformers at a quarter of the resolution, of 1.07 B parameters; the
+    """The list of names belongs to a network of 1.07 B parameters, without transformers at a quarter of the size; the
     published networks have them there too (attention_resolutions 4, 2, 1), and 1.44 B parameters (its README)."""
     listed = json.loads((HERE / "videocrafter_unet_state_dict_keys.json").read_text())
     with torch.device("meta"):

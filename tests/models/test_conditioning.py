@@ -10,7 +10,7 @@ Z, T = torch.zeros(2, 1, 1, 1, 1), torch.zeros(2)
 
 
 class Counted:
-    """Answers 100 text + 10 image + 1, and counts samples."""
+    """Answer 100 text + 10 image + 1, and count samples."""
 
     samples = 0
 

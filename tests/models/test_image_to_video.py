@@ -1,4 +1,4 @@
-"""What the backbone is shown: the image frame, the prior, and nothing that was not asked for."""
+"""The backbone gets the image frame, the prior, and no other condition."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def backbone(**change: Any) -> Latte:
 
 
 class Recorder(torch.nn.Module):
-    """Stands for a backbone: keeps what it is shown and answers with it."""
+    """Stand for a backbone: keep the input and return it."""
 
     num_frames, null_class = FRAMES + 1, 5
 

@@ -1,4 +1,4 @@
-"""The bridge's end points."""
+"""The bridge's prior: the replicated image and the neural prior."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Captions become what transformers says they are, from files in the published formats; other files are other text."""
+"""Captions embed as in transformers, from files in published formats; a hash of the files tells encoders apart."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The VAE behind one interface: 8x down, 4 channels, uint8 frames in and out; anything else is refused in one line."""
+"""The VAE takes and gives uint8 frames, with 8x downsampling and 4 channels; others are refused in one line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Weights: exports whole or absent, foreign checkpoints that fit or are refused in one line, and surgery."""
+"""Exports appear whole or not at all; checkpoints fit or are refused in one line; surgery keeps the output."""
 
 import argparse
 import json

@@ -46,7 +46,7 @@ class Text(nn.Module):
         self.text_projection, self.logit_scale = nn.Parameter(torch.randn(128, 8)), nn.Parameter(torch.ones(()))
 
     def penultimate(self, tokens: Tensor) -> Tensor:
-        """As Stable Diffusion 2 takes it: without the last block, behind the final norm."""
+        """Run all blocks but the last and the final norm, as Stable Diffusion 2 does."""
         x = self.token_embedding(tokens) + self.positional_embedding
         mask = torch.full((PLACES, PLACES), -torch.inf).triu(1)
         for block in list(self.transformer.resblocks)[:-1]:
@@ -66,7 +66,7 @@ class Image(nn.Module):
         self.proj = nn.Parameter(torch.randn(160, 8))
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """As DynamiCrafter takes them: behind the last block, before the last norm."""
+        """Return the output of the last block, before the last norm, as DynamiCrafter does."""
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1) + self.positional_embedding
         x = self.ln_pre(x)

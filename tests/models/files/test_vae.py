@@ -1,4 +1,4 @@
-"""A VAE is the same, and known as the same, in every layout in which Stable Diffusion's is published."""
+"""A VAE has the same latents and the same hash in every layout in which Stable Diffusion's is published."""
 
 import re
 import shutil
@@ -44,7 +44,7 @@ def ldm_middle(name: str, width: int) -> Shapes:
 
 
 def ldm_shapes(widths: list[int], blocks: int) -> Shapes:
-    """Names and shapes of latent diffusion's first stage, as it is built: `widths` by level, `blocks` per level."""
+    """Return names and shapes of latent diffusion's first stage: `widths` by level, `blocks` per level."""
     shapes = ldm_layer("encoder.conv_in", 3, widths[0], 3) | ldm_layer("decoder.conv_in", 4, widths[-1], 3)
     width = widths[0]
     for level, outside in enumerate(widths):
@@ -66,7 +66,7 @@ def ldm_shapes(widths: list[int], blocks: int) -> Shapes:
 
 
 def ldm_name(name: str, levels: int) -> str:
-    """What latent diffusion calls a tensor of diffusers."""
+    """Return latent diffusion's name for a tensor of diffusers."""
     name = re.sub(r"up_blocks\.(\d)", lambda match: f"up.{levels - 1 - int(match[1])}", name)
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", name)
     for new, old in [
@@ -118,7 +118,7 @@ def posterior(path: Path | str) -> Tensor:
 
 
 def write(path: Path, layout: str, state: dict[str, Tensor]) -> Path:
-    """The weights in one of the published layouts; the path to give as vae.path."""
+    """Write the weights in one of the published layouts; return the path for vae.path."""
     ldm = to_ldm(state, 4)
     whole = {f"first_stage_model.{name}": tensor for name, tensor in ldm.items()} | FOREIGN
     if layout == "videocrafter.ckpt":
