@@ -111,7 +111,7 @@ def _videocrafter(
         text_size=text_width,
         image_tokens=sizes.image_encoder is not None,
         activation_checkpointing=activation_checkpointing,
-        **sizes.model_dump(include=set(inspect.signature(UNet3D).parameters)),
+        **sizes.model_dump(include=set(inspect.signature(UNet3D).parameters)),  # the section uses its names
     )
     resampler = None
     if sizes.image_encoder is not None:

@@ -82,8 +82,5 @@ def _from_folder(folder: Path | None) -> "CLIPVisionModel":
     if folder is None:
         raise ValueError("no such file or folder, nor on the hub")
     model_config(folder / CONFIG, "model_type", ("clip", "clip_vision_model"))
-    return (
-        CLIPVisionModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        .eval()
-        .requires_grad_(False)
-    )
+    model = CLIPVisionModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    return model.eval().requires_grad_(False)
