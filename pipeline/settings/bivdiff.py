@@ -1,11 +1,10 @@
 """Section `bivdiff`: training-free videos by an image and a video diffusion model (jobs/bivdiff.py)."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from .section import Dtype, Fraction, Section
+from .section import Dtype, Fraction, Problems, Section
 
 CONTROLLED = ("controlnet", "t2i_adapter")
 JOINT = ("sequential", "alternate", "fuse")  # one trajectory for both models
@@ -68,7 +67,7 @@ class BivdiffSettings(Section):
         }
         return {name: getattr(self, name) for name, is_used in uses.items() if is_used}
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """When the job has items to make: every model that this task and framework need is given, and values fit."""
         if self.items is None:
             return

@@ -1,11 +1,10 @@
 """Section `bridge`: the process that is trained, where it starts, and the diffusion model that it is aligned to."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import PositiveFloat
 
-from .section import InsideZeroOne, Section
+from .section import InsideZeroOne, Problems, Section
 
 
 class BridgeSettings(Section):
@@ -35,7 +34,7 @@ class BridgeSettings(Section):
         """Whether the bridge starts at F_eta's output; diffusion starts at noise whatever `prior` says."""
         return self.process == "bridge" and self.prior == "neural"
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Noise grows with time; SAF, weighting and target fit the process."""
         if self.beta0 > self.beta1:
             yield f"bridge.beta0 = {self.beta0} exceeds bridge.beta1 = {self.beta1}; noise must grow with time"

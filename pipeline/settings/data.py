@@ -1,11 +1,10 @@
 """Sections `data`, `vae`, `text` and `cache`: from videos to clips, and from clips to cached latents and embeddings."""
 
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from .section import Dtype, Fraction, NumberOrRange, Section
+from .section import Dtype, Fraction, NumberOrRange, Problems, Section
 
 VAE_DOWNSAMPLING = 8  # pixels of a frame along the side of one latent pixel
 LATENT_CHANNELS = 4
@@ -46,7 +45,7 @@ class DataSettings(Section):
         """Height and width of the clips' latents."""
         return self.height // VAE_DOWNSAMPLING, self.width // VAE_DOWNSAMPLING
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Frames divide into latent pixels."""
         for name, value in (("height", self.height), ("width", self.width)):
             if rest := value % VAE_DOWNSAMPLING:
@@ -71,11 +70,6 @@ class TextSettings(Section):
     layer: Literal[-1, -2]
     max_length: PositiveInt
     dtype: Dtype
-
-    @property
-    def is_used(self) -> bool:
-        """Whether captions are encoded."""
-        return self.path is not None
 
 
 class MixedCache(Section):

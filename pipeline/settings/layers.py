@@ -23,8 +23,8 @@ from ..errors import UserError
 
 log = logging.getLogger(__name__)
 
-PACKAGE = Path(__file__).resolve().parents[1]
-ROOT = PACKAGE if (PACKAGE / "ray_config.yaml").is_file() else PACKAGE.parent  # a wheel holds the defaults inside
+_PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = _PACKAGE if (_PACKAGE / "ray_config.yaml").is_file() else _PACKAGE.parent  # a wheel holds the defaults inside
 RECIPES = ROOT / "jobs" / "recipes"
 RENAMED: dict[str, str] = {}  # old name of a setting (dotted) or of a recipe -> new name
 REMOVED = {  # dotted name of a setting -> why it is gone; none of them ever changed a result

@@ -1,11 +1,10 @@
 """Section `model`: the backbone of the video network, its size, and its inputs besides the noisy clip."""
 
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from .section import BelowOne, Section
+from .section import BelowOne, Problems, Section
 
 Backbone = Literal["latte", "unet3d", "cogvideox"]
 
@@ -19,7 +18,7 @@ class ModelSettings(Section):
     num_heads: PositiveInt | None
     patch_size: PositiveInt
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """The size is given once, as a name or as three numbers that fit each other."""
         given = {"hidden_size": self.hidden_size, "depth": self.depth, "num_heads": self.num_heads}
         named = [name for name, value in given.items() if value is not None]
@@ -51,7 +50,7 @@ class UNet3DSettings(Section):
     resampler_head_size: PositiveInt
     resampler_queries: PositiveInt
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Channels divide into heads."""
         if self.model_channels % self.head_size:
             channels = f"model.unet3d.model_channels = {self.model_channels}"
@@ -79,22 +78,7 @@ class VideoModelSettings(ModelSettings):
     unet3d: UNet3DSettings | None
     cogvideox: CogVideoXSettings | None
 
-    @property
-    def takes_text(self) -> bool:
-        """Whether the network reads an embedded caption; Latte reads the class instead."""
-        return self.backbone != "latte"
-
-    @property
-    def takes_stride(self) -> bool:
-        """Whether the network reads how many source frames lie between two frames of the clip."""
-        return self.backbone == "unet3d"
-
-    @property
-    def takes_image_tokens(self) -> bool:
-        """Whether the network attends over tokens of the image."""
-        return self.backbone == "unet3d" and self.unet3d is not None and self.unet3d.image_encoder is not None
-
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Conditions and sizes fit the backbone."""
         yield from super().contradictions()
         backbone, condition = self.backbone, self.image_condition

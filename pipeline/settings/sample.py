@@ -1,11 +1,10 @@
 """Sections `sample`, `evaluate` and `ablate`: how clips are sampled, measured, and compared as in the paper."""
 
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from .section import AtLeastTwo, Fraction, Section
+from .section import AtLeastTwo, Fraction, Problems, Section
 
 
 class SampleSettings(Section):
@@ -38,7 +37,7 @@ class SampleSettings(Section):
         """Whether image tokens have a guidance scale of their own."""
         return self.image_guidance not in (None, self.guidance)
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Order and eta fit the sampler."""
         if self.order > 1 and (self.sampler != "dbim" or self.eta > 0):
             yield f"sample.order = {self.order} needs dbim and eta 0; set sample.order 1, or sampler dbim and eta 0"
@@ -73,7 +72,7 @@ class AblateSettings(Section):
     evaluations: list[AtLeastTwo]
     bootstrap: AtLeastTwo
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Held-out clips are at most half of the videos, and the samplers' are among them."""
         if 2 * self.clips > self.videos:
             yield f"ablate.clips = {self.clips} is more than half of ablate.videos = {self.videos}; lower it"

@@ -10,6 +10,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 InsideZeroOne = Annotated[float, Field(gt=0, lt=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Problems = Iterator[str]
 
 
 def _number_or_range(value: Any) -> Any:
@@ -27,7 +28,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Yield what is wrong with these values together: one line each with key, value, expectation and remedy."""
         yield from ()
 

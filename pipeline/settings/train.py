@@ -1,12 +1,11 @@
 """Sections `train` and `prior`: the training of the video network, and of the neural prior F_eta."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from .model import ModelSettings
-from .section import BelowOne, Fraction, InsideZeroOne, Section
+from .section import BelowOne, Fraction, InsideZeroOne, Problems, Section
 
 
 class LoraSettings(Section):
@@ -48,7 +47,7 @@ class TrainSettings(Section):
     validate_every: PositiveInt
     validate_clips: PositiveInt
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Warm-up ends before training, and optimizer and adapters get what they need."""
         if self.warmup_steps > self.steps:
             yield f"train.warmup_steps = {self.warmup_steps} exceeds train.steps = {self.steps}; lower it"

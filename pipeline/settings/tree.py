@@ -1,7 +1,5 @@
 """The whole tree of settings, and the checks that look at several sections: each may be right, but not together."""
 
-from collections.abc import Iterator
-
 import yaml
 
 from .bivdiff import BivdiffSettings
@@ -10,7 +8,7 @@ from .data import VAE_DOWNSAMPLING, CacheSettings, DataSettings, TextSettings, V
 from .model import VideoModelSettings
 from .run import ClusterSettings, RunSettings
 from .sample import AblateSettings, EvaluateSettings, SampleSettings
-from .section import Section
+from .section import Problems, Section
 from .train import PriorSettings, TrainSettings
 
 
@@ -56,7 +54,7 @@ class Settings(Section):
         """The resolved settings as YAML, in ray_config.yaml's order."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def contradictions(self) -> Iterator[str]:
+    def contradictions(self) -> Problems:
         """Sizes, workers, the cache, the image, the text and SAF are what the other sections need."""
         data, cluster, condition, bridge = self.data, self.cluster.train, self.model.image_condition, self.bridge
         for key, model in (("model", self.model), ("prior.model", self.prior.model)):
@@ -76,7 +74,7 @@ class Settings(Section):
             ("cache.mix", bool(self.cache.mix), "set it []"),
             ("bridge.cached_prior", bridge.cached_prior, "set it false"),
             ("sample.while_training", self.sample.while_training is not None, "set it null"),
-            ("text.path", self.text.is_used, "cache the captions' embeddings with jobs/cache_latents.py"),
+            ("text.path", self.text.path is not None, "cache the captions' embeddings with jobs/cache_latents.py"),
         ):
             if data.online and needs_cache:
                 yield f"data.online = true trains without a cache, which {key} needs; {remedy}, or data.online false"
@@ -87,6 +85,6 @@ class Settings(Section):
         if bridge.saf and self.train.init is None:
             remedy = "set train.init (for example shipped:teacher), or bridge.saf false to train from scratch"
             yield f"bridge.saf = true aligns a bridge to a pre-trained model, but train.init is null; {remedy}"
-        if self.model.takes_text and not self.text.is_used:
+        if self.model.backbone != "latte" and self.text.path is None:
             remedy = "set text.path to its encoder, or model.backbone latte"
             yield f"model.backbone = {self.model.backbone} is conditioned on text; {remedy}"

@@ -99,7 +99,7 @@ def _rules(s: Settings, tree: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if bridge.cached_prior and not s.uses_neural_prior:
         remedy = "set it false, or bridge.prior neural, or model.prior_condition true"
         yield "bridge.cached_prior", "bridge.process bridge.prior", f"; {remedy}"
-    if s.sample.model_path is None and bivdiff.items is None and not model.takes_stride:
+    if s.sample.model_path is None and bivdiff.items is None and model.backbone != "unet3d":
         yield "sample.stride", "model.backbone", ", which does not read the stride; leave it out"
     for patterns, needed in READ_ONLY_WITH.items():
         key, _, wanted = needed.partition(" ")
