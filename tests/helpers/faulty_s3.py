@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from pipeline.runtime.local import free_ports
+
 FAULTS = ("internal error", "slow down", "stall", "cut upload", "cut download", "lost answer")
 IN_A_ROW = 3  # a request fails at most this often before it is let through
 
@@ -65,7 +67,7 @@ class FaultyS3:
 
 @contextmanager
 def faulty_s3() -> Iterator[FaultyS3]:
-    port = _free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -175,12 +177,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
