@@ -121,7 +121,7 @@ class LatentBatch:
 
     @property
     def image_latent(self) -> "torch.Tensor":
-        """(B, C, h, w)"""
+        """The first frame of z0, (B, C, h, w)."""
         return self.z0[:, 0]
 
     def to(self, device: "torch.device") -> "LatentBatch":
