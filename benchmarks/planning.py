@@ -13,12 +13,10 @@ peak memory (VmHWM; the process starts with Python and Arrow) go to benchmarks/r
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from circumstances import circumstances
 
 from pipeline.data.cache.progress import cache_progress, counts_of
 from pipeline.data.plan.clips import plan_table
@@ -53,10 +52,8 @@ def main() -> None:
         make(Path(folder), arguments.videos)
         runs = {name: child(f"{folder}/{name}") for name in ("resume", "fresh")}
     result = {
-        "command": f"python benchmarks/planning.py --videos {arguments.videos}",
-        "commit": git("rev-parse", "--short", "HEAD"),
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores; local disk",
+        **circumstances(),
+        "disk": "local",
         "videos": arguments.videos,
         "runs": runs,
         "limits": LIMITS,
@@ -170,12 +167,6 @@ def peak_gb() -> float:
     """The most resident memory that this process has ever had."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e9
-
-
-def git(*arguments: str) -> str:
-    """The output of a git command, or "unknown"."""
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -12,21 +12,18 @@ Without --vae the weights are random, in the SD VAE's shape. The result is bench
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from circumstances import circumstances
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.cache.encode import EncodeClips, clips_a_call
@@ -59,6 +56,8 @@ def main() -> None:
         alone, in_actor = measure(actor, batch, data, arguments.calls)
         result: dict[str, Any] = {
             **circumstances(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+            "torch": torch.__version__,
             "encoder": arguments.vae or "random weights, Stable Diffusion's shape",
             "size": arguments.size,
             "dtype": dtype,
@@ -231,24 +230,6 @@ def ray_rate(vae: VaeSettings, data: DataSettings, calls: int, num_gpus: float) 
     ]
     ray.shutdown()
     return sum(rows for _, rows in times[1:]) * data.frames / (times[-1][0] - times[0][0])
-
-
-def circumstances() -> dict[str, str]:
-    """Where, when and how this ran."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    model = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    processor = model[0] if model else platform.processor()
-    return {
-        "machine": f"{os.cpu_count()} cores ({processor}), load {os.getloadavg()[0]:.1f}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-    }
 
 
 if __name__ == "__main__":
