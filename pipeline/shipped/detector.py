@@ -51,8 +51,8 @@ class Detector(nn.Module):
 
 
 def to_input(frames: Tensor) -> Tensor:
-    """Convert uint8 (B, F, H, W, 3) to (B, F, 3, H, W) in [-1, 1]."""
-    return frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    """Convert uint8 (..., H, W, 3) to (..., 3, H, W) in [-1, 1]."""
+    return frames.movedim(-1, -3).float() / 127.5 - 1
 
 
 def shrink(frames: Tensor) -> Tensor:

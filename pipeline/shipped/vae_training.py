@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..train.optimisation import Muon
+from .detector import to_input
 
 REPORT_EVERY = 500  # steps
 
@@ -88,14 +89,9 @@ def decay(step: int, steps: int) -> float:
     return min(1.0, step / 100, (steps - step) / (0.6 * steps) + 0.01)
 
 
-def to_pixels(frames: torch.Tensor) -> torch.Tensor:
-    """Convert uint8 (B, H, W, 3) to (B, 3, H, W) in [-1, 1]."""
-    return frames.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def augment(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Convert like `to_pixels`, and mirror frames at random."""
-    x = to_pixels(frames)
+    """Convert uint8 (B, H, W, 3) like `to_input`, and mirror frames at random."""
+    x = to_input(frames)
     mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
     x = torch.where(mirrored, x.flip(3), x)
     return x.contiguous(memory_format=torch.channels_last)
@@ -112,7 +108,7 @@ def reconstruction_psnr(module: AutoencoderKL, frames: torch.Tensor) -> float:
     """Return the mean PSNR in dB of frames decoded from the posterior mean."""
     values = []
     for chunk in frames.split(64):
-        x = to_pixels(chunk)
+        x = to_input(chunk)
         y = module.decode(module.encode(x).latent_dist.mean).sample.clamp(-1, 1)
         values.append(-10 * torch.log10(F.mse_loss(y, x, reduction="none").mean((1, 2, 3)) / 4))
     return float(torch.cat(values).mean())
@@ -124,6 +120,6 @@ def latent_scaling(module: AutoencoderKL, frames: torch.Tensor) -> float:
     generator = torch.Generator().manual_seed(0)
     latents = []
     for chunk in frames.split(64):
-        posterior = module.encode(to_pixels(chunk)).latent_dist
+        posterior = module.encode(to_input(chunk)).latent_dist
         latents.append(posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator))
     return float(1 / torch.cat(latents).std())
