@@ -2,8 +2,7 @@
 
 import atexit
 import contextlib
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,8 @@ def decode_clips(batch: "pa.Table", data: "DataSettings", timeout_s: float | Non
     stands in for data.decode_timeout_s.
     """
     rows = batch.to_pylist()
-    copies = _Copies()
+    fetched = _fetch(rows)
     try:
-        fetched = map(copies.near, rows)
         ahead = next(fetched, None)
         _submit(ahead, data, timeout_s)
         for row in rows:
@@ -45,34 +43,31 @@ def decode_clips(batch: "pa.Table", data: "DataSettings", timeout_s: float | Non
             yield decoded_row({**row, **rest}, frames)
     finally:
         isolated_decoder.drop()
-        copies.close()
+        fetched.close()
 
 
-class _Copies:
-    """Local copies of the last two remote videos: the one that is decoded, and the one that is next."""
+def _fetch(rows: list["PlannedClip"]) -> Generator["PlannedClip | DecodeFailure"]:
+    """Yield the clips as the child can reach them. Raises StorageUnavailable.
 
-    def __init__(self) -> None:
-        self._kept: deque[tuple[str, Path, contextlib.ExitStack]] = deque()
-
-    def near(self, planned: "PlannedClip") -> "PlannedClip | DecodeFailure":
-        """Return the clip as the child can reach it. Raises StorageUnavailable."""
-        uri = planned["uri"]
-        if "://" not in uri:
-            return planned
-        if not self._kept or self._kept[-1][0] != uri:  # the clips of one video come one after another
-            stack = contextlib.ExitStack()
-            try:
-                self._kept.append((uri, stack.enter_context(local_file(uri)), stack))
-            except DecodeFailure as failure:
-                return failure
-            if len(self._kept) > 2:
-                self._kept.popleft()[2].close()
-        return {**planned, "uri": str(self._kept[-1][1])}
-
-    def close(self) -> None:
-        """Delete the copies."""
-        while self._kept:
-            self._kept.pop()[2].close()
+    Copies of the last two remote videos are kept: the one that is decoded, and the one that is next.
+    """
+    older, newer, copied, path = contextlib.ExitStack(), contextlib.ExitStack(), "", Path()
+    try:
+        for planned in rows:
+            uri = planned["uri"]
+            if "://" in uri and uri != copied:  # the clips of one video come one after another
+                stack = contextlib.ExitStack()
+                try:
+                    path = stack.enter_context(local_file(uri))
+                except DecodeFailure as failure:
+                    yield failure
+                    continue
+                older.close()
+                older, newer, copied = newer, stack, uri
+            yield {**planned, "uri": str(path)} if "://" in uri else planned
+    finally:
+        older.close()
+        newer.close()
 
 
 def _submit(planned: "PlannedClip | DecodeFailure | None", data: "DataSettings", timeout_s: float | None) -> None:

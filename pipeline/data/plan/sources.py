@@ -89,10 +89,13 @@ def webvid(data: DataSettings) -> Iterator[pa.Table]:
 
     The csv is the only one in PATH or data.annotations. Listed videos that were never fetched are left out.
     """
-    path = data.annotations or _only_csv(data.path)
-    found = _listing(data.path)
-    absent = 0
-    for rows in read_table(path, {"videoid": pa.string(), "name": pa.string()}, {"page_dir": pa.string()}):
+    listed = [data.annotations] if data.annotations else list_files(data.path, ".csv")
+    tables = [file for file in listed if data.annotations or PurePosixPath(file).name.startswith("results_")]
+    if len(tables) != 1:
+        problem = f"holds {len(tables)} files results_*.csv, expected one"
+        raise UserError(f"data.path = {data.path}: {problem}; give it with data.annotations")
+    found, absent = _listing(data.path), 0
+    for rows in read_table(tables[0], {"videoid": pa.string(), "name": pa.string()}, {"page_dir": pa.string()}):
         name = pc.binary_join_element_wise(rows["videoid"], ".mp4", "")
         in_page = pc.index_in(pc.binary_join_element_wise(rows["page_dir"], name, "/"), found["video"])
         place = pc.coalesce(in_page, pc.index_in(name, found["video"]))
@@ -101,7 +104,7 @@ def webvid(data: DataSettings) -> Iterator[pa.Table]:
         absent += rows.num_rows - table.num_rows
         yield table
     if absent:
-        log.warning("%d videos of %s are not in %s and are left out", absent, path, data.path)
+        log.warning("%d videos of %s are not in %s and are left out", absent, tables[0], data.path)
 
 
 def msrvtt(data: DataSettings) -> Iterator[Video]:
@@ -114,7 +117,14 @@ def msrvtt(data: DataSettings) -> Iterator[Video]:
     """
     listed: dict[str, dict[str, Any]] = {}
     captions: dict[str, tuple[int, str]] = {}
-    for path in _msrvtt_files(data.annotations or data.path):
+    place = data.annotations or data.path
+    names = ("videodatainfo.json", "MSRVTT_data.json")
+    files = [place] if place.endswith(".json") else [file for file in list_files(place) if file.endswith(names)]
+    if not files:
+        raise UserError(
+            f"{place}: holds no *videodatainfo.json or MSRVTT_data.json; give the json with data.annotations"
+        )
+    for path in files:
         described = _json(path, "expected MSR-VTT's json annotation")
         try:
             listed.update({video["video_id"]: video for video in described["videos"]})
@@ -287,23 +297,6 @@ def _json(path: str, remedy: str) -> Any:
         return json.loads(_text(path, remedy))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
-
-
-def _only_csv(folder: str) -> str:
-    found = [path for path in list_files(folder, ".csv") if PurePosixPath(path).name.startswith("results_")]
-    if len(found) != 1:
-        raise UserError(
-            f"data.path = {folder}: holds {len(found)} files results_*.csv, expected one; give it with data.annotations"
-        )
-    return found[0]
-
-
-def _msrvtt_files(path: str) -> list[str]:
-    if path.endswith(".json"):
-        return [path]
-    if found := [file for file in list_files(path) if file.endswith(("videodatainfo.json", "MSRVTT_data.json"))]:
-        return found
-    raise UserError(f"{path}: holds no *videodatainfo.json or MSRVTT_data.json; give the json with data.annotations")
 
 
 def _sibling_caption(name: str, addresses: dict[str, str]) -> str:

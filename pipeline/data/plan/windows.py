@@ -36,7 +36,7 @@ def place_window(
     """
 
     def draw(what: str) -> float:
-        return unit_hash("\0".join(map(str, (data.clip_seed, what, video, source_hash, ordinal))))
+        return float(unit_hashes(["\0".join(map(str, (data.clip_seed, what, video, source_hash, ordinal)))])[0])
 
     low, high = data.stride_range
     stride = low + int(draw("stride") * (high - low + 1))
@@ -95,13 +95,8 @@ def clip_key(video: str, source_hash: str, window: Window, frames: int, height: 
     return hashlib.blake2b(_bytes("\0".join(map(str, identity))), digest_size=16).hexdigest()
 
 
-def unit_hash(name: str) -> float:
-    """A number in [0, 1) from `name`, the same one always."""
-    return float(unit_hashes([name])[0])
-
-
 def unit_hashes(names: Iterable[str]) -> np.ndarray:
-    """(N,) float64 in [0, 1): a number from each name."""
+    """(N,) float64 in [0, 1): a number from each name, always the same."""
     digests = b"".join(hashlib.blake2b(_bytes(name), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, ">u8") / 2.0**64
 
