@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from ...errors import UserError
 from ...schema import IDENTITY, MANIFEST_SCHEMA, NULL_TEXT, REJECTED_SCHEMA, ManifestRow
 from ...storage.files import list_files, read_all, read_bytes
+from ..plan.clips import distinct
 from .info import CacheSpec, require_spec
 from .shards import npy_array
 
@@ -121,8 +122,8 @@ def read_null_text(path: str) -> np.ndarray:
 def read_manifest(path: str) -> pa.Table:
     """Return every committed clip once, sorted by key. A task that Ray ran again may have committed some twice."""
     parts = list_files(f"{path}/{MANIFEST}", ".parquet")
-    table = _read_parts(parts, MANIFEST_SCHEMA).sort_by([("key", "ascending"), ("shard", "ascending")])
-    return _first_of_each(table, ["key"])
+    table = read_parts(parts, MANIFEST_SCHEMA).sort_by([("key", "ascending"), ("shard", "ascending")])
+    return distinct(table, table["key"])
 
 
 def read_columns(path: str, columns: dict[str, pa.DataType]) -> pa.Table:
@@ -130,14 +131,21 @@ def read_columns(path: str, columns: dict[str, pa.DataType]) -> pa.Table:
 
     A clip that was committed twice is there twice. For millions of clips this takes a fraction of read_manifest's time.
     """
-    return _read_parts(list_files(f"{path}/{MANIFEST}", ".parquet"), pa.schema(list(columns.items())))
+    return read_parts(list_files(f"{path}/{MANIFEST}", ".parquet"), pa.schema(list(columns.items())))
 
 
 def read_rejected(path: str) -> pa.Table:
     """Return every rejected clip once, as the latest round that tried it found it, sorted by identity."""
     parts = list_files(f"{path}/{REJECTS}", ".parquet")
-    table = _read_parts(parts, REJECTED_SCHEMA, number="part").sort_by([*BY_IDENTITY, ("part", "descending")])
-    return _first_of_each(table, IDENTITY).drop_columns(["part"])
+    table = read_parts(parts, REJECTED_SCHEMA, number="part").sort_by([*BY_IDENTITY, ("part", "descending")])
+    return distinct(table, identities(table)).drop_columns(["part"])
+
+
+def identities(table: pa.Table) -> pa.ChunkedArray:
+    """IDENTITY of each row as one string."""
+    assert IDENTITY == ["video", "size", "ordinal", "flip"]
+    numbers = (table["size"], table["ordinal"], table["flip"].cast(pa.int8()))
+    return pc.binary_join_element_wise(table["video"], *(number.cast(pa.string()) for number in numbers), "\0")
 
 
 def committed_parts(path: str) -> list[str]:
@@ -151,19 +159,11 @@ def next_round(path: str) -> int:
     return 1 + max((int(found[1]) for name in names if (found := re.match(r"r(\d+)-", name))), default=0)
 
 
-def _first_of_each(table: pa.Table, columns: list[str]) -> pa.Table:
-    """Of a table sorted by `columns`, the rows that differ there from the row before."""
-    if table.num_rows < 2:
-        return table
-    differs = pa.array([False] * (table.num_rows - 1))
-    for column in columns:
-        values = table[column].combine_chunks()
-        differs = pc.or_(differs, pc.not_equal(values[1:], values[:-1]))
-    return table.filter(pa.concat_arrays([pa.array([True]), differs]))
+def read_parts(parts: list[str], schema: pa.Schema, number: str | None = None) -> pa.Table:
+    """Read the files `parts` as `schema`; `number` names a further column, for the index of the file.
 
-
-def _read_parts(parts: list[str], schema: pa.Schema, number: str | None = None) -> pa.Table:
-    """Read the files `parts` as `schema`; `number` names a further column, for the index of the file."""
+    Raises UserError if a file is unreadable.
+    """
     tables = []
     for index, content in enumerate(read_all(parts)):
         try:

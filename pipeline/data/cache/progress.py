@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...schema import IDENTITY, MANIFEST_SCHEMA
-from ..plan.clips import first_places
-from .manifest import read_columns, read_rejected
+from ..plan.clips import distinct
+from .manifest import identities, read_columns, read_rejected
 
 NAME = pa.dictionary(pa.int32(), pa.string())  # dictionary-encoded: few distinct values
 COMMITTED = {name: MANIFEST_SCHEMA.field(name).type for name in [*IDENTITY, "length"]}
@@ -31,15 +31,13 @@ class CacheProgress(NamedTuple):
 
 def cache_progress(plan: pa.Table, path: str) -> CacheProgress:
     """Match the plan with the committed manifest and rejected clips of the cache at `path`, on IDENTITY."""
-    wanted = _identity(plan)
+    wanted = identities(plan)
     committed = read_columns(path, COMMITTED)
-    names = _identity(committed)
-    committed = committed.drop_columns(IDENTITY)
-    if pc.count_distinct(names).as_py() < len(names):  # a task that Ray ran again committed some twice
-        committed = committed.take(first_places(names))
+    names = identities(committed)
+    committed = distinct(committed.drop_columns(IDENTITY), names)  # a task that Ray ran again commits some twice
     made = pc.is_in(wanted, value_set=names)
     earlier = read_rejected(path).select([*IDENTITY, "reason"])
-    place = pc.index_in(wanted, value_set=_identity(earlier))
+    place = pc.index_in(wanted, value_set=identities(earlier))
     rejected = pc.and_not(pc.is_valid(place), made)
     known = pc.or_(made, rejected)
     return CacheProgress(
@@ -48,13 +46,6 @@ def cache_progress(plan: pa.Table, path: str) -> CacheProgress:
         pending=plan.filter(pc.invert(known)) if pc.any(known).as_py() else plan,
         committed=committed,
     )
-
-
-def _identity(table: pa.Table) -> pa.ChunkedArray:
-    """IDENTITY of each row as one string."""
-    assert IDENTITY == ["video", "size", "ordinal", "flip"]
-    numbers = (table["size"], table["ordinal"], table["flip"].cast(pa.int8()))
-    return pc.binary_join_element_wise(table["video"], *(number.cast(pa.string()) for number in numbers), "\0")
 
 
 def counts_of(path: str, progress: CacheProgress) -> dict[str, Any]:

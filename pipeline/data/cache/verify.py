@@ -18,15 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ...errors import UserError
 from ...schema import LATENT_MEMBER, MANIFEST_SCHEMA, META_MEMBER, ManifestRow
-from ...storage.files import entries, is_s3, list_files, read_all, read_bytes, remove
+from ...storage.files import entries, is_s3, list_files, read_bytes, remove
 from ...storage.s3 import abort_upload, unfinished_uploads
 from ..decode.fetch import one_line
 from .info import CacheSpec
-from .manifest import MANIFEST, REJECTS
+from .manifest import MANIFEST, REJECTS, read_columns, read_parts
 from .shards import SHARDS, arrays_of, checksum, npy_array
 
 AT_ONCE = 4  # shards that are read at the same time; each is in memory
@@ -67,9 +66,9 @@ def check_shards(path: str, spec: CacheSpec) -> Iterator[Checked]:
 
 def _check_part(path: str, spec: CacheSpec, part: str) -> Checked:
     try:
-        table = pq.read_table(io.BytesIO(read_bytes(part))).cast(MANIFEST_SCHEMA)
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        return Checked(0, 0, [Finding(part, "", "", f"the manifest part is unreadable ({one_line(error)})")])
+        table = read_parts([part], MANIFEST_SCHEMA)
+    except UserError as error:
+        return Checked(0, 0, [Finding(part, "", "", f"the manifest part is unreadable ({error.__cause__})")])
     findings, size = [], 0
     for shard in table["shard"].unique().to_pylist():
         rows: list[ManifestRow] = table.filter(pc.equal(table["shard"], shard)).to_pylist()
@@ -157,15 +156,7 @@ def find_orphans(path: str, older_than: float) -> tuple[list[Orphan], list[str]]
     """
     latest = time.time() - older_than
     tars = [entry for entry in entries(f"{path}/{SHARDS}", hidden=True) if entry.address.endswith(".tar")]
-    parts = list_files(f"{path}/{MANIFEST}", ".parquet")
-    wanted: set[str] = set()
-    for part, content in zip(parts, read_all(parts), strict=True):
-        try:
-            wanted.update(pq.read_table(io.BytesIO(content), columns=["shard"])["shard"].unique().to_pylist())
-        except (pa.ArrowException, KeyError) as error:
-            raise UserError(
-                f"{part}: unreadable ({one_line(error)}); run jobs/verify_cache.py --repair first"
-            ) from error
+    wanted = set(read_columns(path, {"shard": pa.string()})["shard"].unique().to_pylist())
     found = [entry for entry in tars if entry.relative not in wanted]
     uploads = unfinished_uploads(path) if is_s3(path) else ()
     for folder in () if is_s3(path) else (path, *(f"{path}/{name}" for name in (SHARDS, MANIFEST, REJECTS))):

@@ -23,17 +23,14 @@ from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ...schema import ClipSpan, PlannedClip
+from ...settings import DataSettings
 from .decoders import decode_clip
 from .fetch import DecodeFailure
-
-if TYPE_CHECKING:
-    from ...schema import ClipSpan, PlannedClip
-    from ...settings import DataSettings
-
 
 log = logging.getLogger("decode")
 
@@ -47,7 +44,7 @@ MIB = 2**20
 # time of decoding a small video.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 * MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * MIB)}
 
-Decode = Callable[["PlannedClip", "DataSettings", str | None], tuple[np.ndarray, "ClipSpan"]]  # as decode_clip
+Decode = Callable[[PlannedClip, DataSettings, str | None], tuple[np.ndarray, ClipSpan]]  # as decode_clip
 
 
 class IsolatedDecoder:
@@ -60,13 +57,13 @@ class IsolatedDecoder:
         self._frames = -1  # descriptor of the file in memory in which the child leaves the frames of a clip
         self._asked: tuple[float, DecodeFailure] | None = None  # (deadline, failure after it) of the open request
 
-    def decode(self, planned: "PlannedClip", data: "DataSettings") -> tuple[np.ndarray, "ClipSpan"]:
+    def decode(self, planned: PlannedClip, data: DataSettings) -> tuple[np.ndarray, ClipSpan]:
         """As decode_clip. Raises DecodeFailure, also "timeout", "crashed", "killed" and "out_of_memory"."""
         self.submit(planned, data)
         return self.result()
 
     def submit(
-        self, planned: "PlannedClip", data: "DataSettings", decoder: str | None = None, timeout_s: float | None = None
+        self, planned: PlannedClip, data: DataSettings, decoder: str | None = None, timeout_s: float | None = None
     ) -> None:
         """Let the child begin with a clip; `result` waits for it. What was submitted before is given up.
 
@@ -80,7 +77,7 @@ class IsolatedDecoder:
         with contextlib.suppress(OSError):  # a dead child: `result` says how it ended
             pipe.send((self._decode, planned, data, decoder))
 
-    def result(self) -> tuple[np.ndarray, "ClipSpan"]:
+    def result(self) -> tuple[np.ndarray, ClipSpan]:
         """Wait for the submitted clip; returns and raises as `decode`."""
         assert self._asked is not None and self._pipe is not None, "nothing was submitted"
         deadline, late = self._asked
@@ -216,7 +213,7 @@ def serve(requests: int, frames: int, parent: int) -> None:
         return  # the parent is gone, or needs this child no more
 
 
-def _answer(decode: Decode, planned: "PlannedClip", data: "DataSettings", decoder: str | None, frames: int) -> Any:
+def _answer(decode: Decode, planned: PlannedClip, data: DataSettings, decoder: str | None, frames: int) -> Any:
     """Return (shape, span), with the frames in the file, or the DecodeFailure."""
     try:
         clip, span = decode(planned, data, decoder)

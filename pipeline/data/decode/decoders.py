@@ -5,39 +5,35 @@ gives. PyAV, read in sequence, is that by definition. decord and torchcodec seek
 but they are wrong where timestamps are missing or frames are dropped. So `auto` takes decord only for files whose
 packets rule that out, and with either set by name the other files are rejected, never decoded to wrong frames.
 
-This runs in a child process (child.py), so it imports little.
+This runs in a child process (child.py), so it imports neither torch nor Ray.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 
+from ...errors import UserError
+from ...schema import ClipSpan, PlannedClip
+from ...settings import DataSettings
 from ..plan.windows import TooShort, Window, clip_key, place_window, window_indices
 from .crop import resize_and_crop
 from .fetch import DecodeFailure, local_file, one_line
 from .probe import AV_ERRORS, Probe, dropped, opened, probe_packets
 
-if TYPE_CHECKING:
-    from ...schema import ClipSpan, PlannedClip
-    from ...settings import DataSettings
-
 FrameAt = Callable[[int], np.ndarray]  # source index -> uint8 (H, W, channels)
 
 
-def check_decoder(data: "DataSettings") -> None:
+def check_decoder(data: DataSettings) -> None:
     """Raise UserError if data.decoder is not installed on this machine."""
     if data.decoder != "torchcodec":
         return
     try:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        from ...errors import UserError
-
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"data.decoder = torchcodec: cannot be imported ({why}); install torchcodec==0.13.0 and the system's FFmpeg "
@@ -45,9 +41,7 @@ def check_decoder(data: "DataSettings") -> None:
         ) from error
 
 
-def decode_clip(
-    planned: "PlannedClip", data: "DataSettings", decoder: str | None = None
-) -> tuple[np.ndarray, "ClipSpan"]:
+def decode_clip(planned: PlannedClip, data: DataSettings, decoder: str | None = None) -> tuple[np.ndarray, ClipSpan]:
     """Return frames uint8 (F, H, W, 3) of a planned clip, and where they lie in its video. Raises DecodeFailure.
 
     `decoder` stands in for data.decoder.
@@ -63,8 +57,8 @@ def decode_clip(
 
 
 def _make(
-    uri: str, video: str, size: int, ordinal: int, clips: int, data: "DataSettings", wanted: str
-) -> tuple[np.ndarray, Window, "ClipSpan"]:
+    uri: str, video: str, size: int, ordinal: int, clips: int, data: DataSettings, wanted: str
+) -> tuple[np.ndarray, Window, ClipSpan]:
     """(frames as they are in the video, their window, the span without its key). Raises DecodeFailure."""
     with local_file(uri) as path:
         source_hash = _hash(str(path), uri, size)
@@ -103,7 +97,7 @@ _made_once = lru_cache(maxsize=1)(_make)
 class _Clip:
     """One clip of one video: its window, which depends on the number of frames, and its frames."""
 
-    def __init__(self, path: Path, probe: Probe, place: Callable[[int], Window], data: "DataSettings") -> None:
+    def __init__(self, path: Path, probe: Probe, place: Callable[[int], Window], data: DataSettings) -> None:
         self.path, self.probe, self.place, self.data = path, probe, place, data
         self.window, self.source_frames = Window(0, 0, 0), 0
         self.source_size: tuple[int, ...] = ()  # height and width of the frames, once there is one

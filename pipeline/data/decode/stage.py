@@ -4,18 +4,15 @@ import atexit
 import contextlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from ...schema import DECODED_SCHEMA, PlannedClip
+from ...settings import DataSettings
 from .child import IsolatedDecoder
 from .fetch import DecodeFailure, local_file
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from ...schema import PlannedClip
-    from ...settings import DataSettings
 
 KILLED_TRIES = 3  # tries of a clip whose child something else killed: the kernel, out of memory, or an operator
 
@@ -23,7 +20,7 @@ isolated_decoder = IsolatedDecoder()  # the one child of this process, for every
 atexit.register(isolated_decoder.close)
 
 
-def decode_clips(batch: "pa.Table", data: "DataSettings", timeout_s: float | None = None) -> Iterator["pa.Table"]:
+def decode_clips(batch: pa.Table, data: DataSettings, timeout_s: float | None = None) -> Iterator[pa.Table]:
     """map_batches over tasks, one row in, one row out: PLAN_SCHEMA -> DECODED_SCHEMA.
 
     The child decodes the next clip while this one becomes a table, and while the caller works on it. A video on S3 is
@@ -46,7 +43,7 @@ def decode_clips(batch: "pa.Table", data: "DataSettings", timeout_s: float | Non
         fetched.close()
 
 
-def _fetch(rows: list["PlannedClip"]) -> Generator["PlannedClip | DecodeFailure"]:
+def _fetch(rows: list[PlannedClip]) -> Generator[PlannedClip | DecodeFailure]:
     """Yield the clips as the child can reach them. Raises StorageUnavailable.
 
     Copies of the last two remote videos are kept: the one that is decoded, and the one that is next.
@@ -70,14 +67,14 @@ def _fetch(rows: list["PlannedClip"]) -> Generator["PlannedClip | DecodeFailure"
         newer.close()
 
 
-def _submit(planned: "PlannedClip | DecodeFailure | None", data: "DataSettings", timeout_s: float | None) -> None:
+def _submit(planned: PlannedClip | DecodeFailure | None, data: DataSettings, timeout_s: float | None) -> None:
     """Let the child start with the clip, if there is one and it was fetched."""
     if planned is not None and not isinstance(planned, DecodeFailure):
         isolated_decoder.submit(planned, data, timeout_s=timeout_s)
 
 
 def _outcome(
-    planned: "PlannedClip | DecodeFailure", data: "DataSettings", timeout_s: float | None
+    planned: PlannedClip | DecodeFailure, data: DataSettings, timeout_s: float | None
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
     """Return (frames, or None; further fields of the row) of the submitted clip.
 
@@ -101,12 +98,8 @@ def _outcome(
     return None, {"stage": "decode", "reason": planned.reason, "detail": planned.detail, "attempts": attempts}
 
 
-def decoded_row(row: dict[str, Any], frames: np.ndarray | None) -> "pa.Table":
+def decoded_row(row: dict[str, Any], frames: np.ndarray | None) -> pa.Table:
     """Return the row as DECODED_SCHEMA; the frames are taken as they lie in memory."""
-    import pyarrow as pa
-
-    from ...schema import DECODED_SCHEMA
-
     table = pa.Table.from_pylist([row], schema=DECODED_SCHEMA)
     if frames is None:
         return table

@@ -37,7 +37,7 @@ def plan_table(data: DataSettings) -> pa.Table:
     if not exists(data.path):
         raise UserError(f"data.path = {data.path}: no such folder; give the folder of the videos with --data.path")
     list_videos, expected = SOURCES[data.source]
-    videos = _distinct(list_videos(data), data)
+    videos = _videos(list_videos(data), data)
     if not videos.num_rows:
         raise UserError(f"data.path = {data.path}: holds no videos for data.source = {data.source}; {expected}")
     videos = videos.set_column(3, "split", _split(videos, data.holdout_fraction))
@@ -59,7 +59,7 @@ def _clips(videos: pa.RecordBatch, data: DataSettings) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([*videos.columns, ordinal, clips, flip], schema=PLAN_SCHEMA)
 
 
-def _distinct(videos: Videos, data: DataSettings) -> pa.Table:
+def _videos(videos: Videos, data: DataSettings) -> pa.Table:
     """The source's first data.max_videos videos, each name once, as VIDEO_SCHEMA."""
     parts, left = [VIDEO_SCHEMA.empty_table()], data.max_videos or sys.maxsize
     for part in _tables(videos):
@@ -68,17 +68,18 @@ def _distinct(videos: Videos, data: DataSettings) -> pa.Table:
         if not left:
             break
     table = pa.concat_tables(parts)
-    distinct = pc.count_distinct(table["video"]).as_py()
-    if distinct < table.num_rows:
-        log.warning("%d videos of %s come more than once; the first counts", table.num_rows - distinct, data.path)
-        table = table.take(first_places(table["video"]))
-    return table
+    found = distinct(table, table["video"])
+    if repeated := table.num_rows - found.num_rows:
+        log.warning("%d videos of %s come more than once; the first counts", repeated, data.path)
+    return found
 
 
-def first_places(column: pa.ChunkedArray) -> pa.Array:
-    """(distinct values,) int64: the row in which each value of `column` comes first, in order."""
-    codes = np.concatenate([np.asarray(chunk.indices) for chunk in column.dictionary_encode().chunks])
-    return pa.array(np.sort(np.unique(codes, return_index=True)[1]))
+def distinct(table: pa.Table, names: pa.ChunkedArray) -> pa.Table:
+    """The first row of each name, in order; `names` has a name for each row."""
+    if pc.count_distinct(names).as_py() == table.num_rows:
+        return table
+    codes = np.concatenate([np.asarray(chunk.indices) for chunk in names.dictionary_encode().chunks])
+    return table.take(pa.array(np.sort(np.unique(codes, return_index=True)[1])))
 
 
 def _tables(videos: Videos) -> Iterator[pa.Table]:

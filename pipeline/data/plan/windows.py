@@ -7,12 +7,11 @@ takes `frames` of them, evenly: that is every stride-th frame where span = (fram
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ...settings import DataSettings
+from ...settings import DataSettings
 
 
 class TooShort(ValueError):
@@ -28,7 +27,7 @@ class Window(NamedTuple):
 
 
 def place_window(
-    source_frames: int, ordinal: int, clips: int, video: str, source_hash: str, data: "DataSettings"
+    source_frames: int, ordinal: int, clips: int, video: str, source_hash: str, data: DataSettings
 ) -> Window:
     """The window of clip `ordinal` of `clips` in a video of `source_frames` frames. Raises TooShort.
 
