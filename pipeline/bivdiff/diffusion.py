@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import diffusers
+import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from ..bridge.loss import Denoise
@@ -23,9 +24,6 @@ from ..models.conditioning import guided
 from ..models.vae import Vae
 from ..sampling.generate import LoadedModel, denoiser
 from ..sampling.items import InputRejected, class_of
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline, TextToVideoSDPipeline
 
 TARGETS: dict[str, Target] = {"epsilon": "noise", "v_prediction": "v", "sample": "z0"}
 
@@ -47,9 +45,23 @@ class LatentDiffusion:
     target: Target
     alphas_cumprod: Tensor  # (N,) float64, on the CPU
     indices: Callable[[int], Tensor]  # of a number of steps, descending
-    scaling_factor: float  # its latents are the VAE's times this
-    channels: int
+    vae: Vae
+    channels: int  # of a latent
     shown_image: bool = False  # whether it is an image-to-video model
+
+    def encode(self, frames: np.ndarray | None) -> Tensor:
+        """Encode frames uint8 (F, H, W, 3) to scaled posterior means (1, F, C, h, w) float32.
+
+        Raises InputRejected without frames.
+        """
+        if frames is None:
+            raise InputRejected("names no video, whose first frame bivdiff.video_model is to be shown")
+        mean, _ = self.vae.encode_clips(torch.from_numpy(frames.copy())[None])
+        return mean * self.vae.scaling_factor
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Decode scaled latents (1, F, C, h, w) to uint8 (F, H, W, 3), frame by frame."""
+        return self.vae.decode_clips(latents, 1)[0].numpy()
 
     def invert(self, z0: Tensor, steps: int) -> Tensor:
         """Return z_T of a clip, by the empty prompt and without guidance."""
@@ -85,7 +97,7 @@ def ddim_invert(clean: Clean, alphas_cumprod: Tensor, z_0: Tensor, indices: Tens
     return z
 
 
-def image_diffusion(pipe: StableDiffusionPipeline, name: str) -> LatentDiffusion:
+def image_diffusion(pipe: diffusers.StableDiffusionPipeline, name: str) -> LatentDiffusion:
     """Stable Diffusion, which sees every frame by itself."""
 
     def network(z: Tensor, t: Tensor, y: Tensor, text: Tensor) -> Tensor:
@@ -96,7 +108,7 @@ def image_diffusion(pipe: StableDiffusionPipeline, name: str) -> LatentDiffusion
     return of_pipeline(pipe, name, network)
 
 
-def video_diffusion(pipe: TextToVideoSDPipeline, name: str) -> LatentDiffusion:
+def video_diffusion(pipe: diffusers.TextToVideoSDPipeline, name: str) -> LatentDiffusion:
     """ZeroScope, ModelScope: diffusers' text-to-video, whose network has channels before frames."""
 
     def network(z: Tensor, t: Tensor, y: Tensor, text: Tensor) -> Tensor:
@@ -106,9 +118,9 @@ def video_diffusion(pipe: TextToVideoSDPipeline, name: str) -> LatentDiffusion:
     return of_pipeline(pipe, name, network)
 
 
-def of_pipeline(pipe: DiffusionPipeline, name: str, network: Callable[..., Tensor]) -> LatentDiffusion:
-    """A pipeline's text encoder, schedule and scaling factor around `network`. Raises UserError."""
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+def of_pipeline(pipe: diffusers.DiffusionPipeline, name: str, network: Callable[..., Tensor]) -> LatentDiffusion:
+    """A pipeline's text encoder, schedule and VAE around `network`. Raises UserError."""
+    scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     kind = scheduler.config.prediction_type
     if kind not in TARGETS:
         raise UserError(f"{name}: its scheduler's prediction_type is {kind}; expected one of {', '.join(TARGETS)}")
@@ -131,7 +143,7 @@ def of_pipeline(pipe: DiffusionPipeline, name: str, network: Callable[..., Tenso
         target=TARGETS[kind],
         alphas_cumprod=scheduler.alphas_cumprod.double().cpu(),
         indices=indices,
-        scaling_factor=float(pipe.vae.config.scaling_factor),
+        vae=Vae(pipe.vae, float(pipe.vae.config.scaling_factor), ""),
         channels=int(pipe.unet.config.out_channels),
     )
 
@@ -164,12 +176,7 @@ def own_diffusion(loaded: LoadedModel) -> LatentDiffusion:
         target=exports.bridge.target,
         alphas_cumprod=loaded.alphas_cumprod,
         indices=lambda steps: sampling_indices(steps, len(loaded.alphas_cumprod)),
-        scaling_factor=loaded.vae.scaling_factor,
+        vae=loaded.vae,
         channels=exports.latent_shape[1],
         shown_image="image_latent" in loaded.model.conditions,
     )
-
-
-def vae_of(pipe: DiffusionPipeline) -> Vae:
-    """The VAE of a pipeline."""
-    return Vae(pipe.vae, float(pipe.vae.config.scaling_factor), "")

@@ -30,7 +30,7 @@ def invert_both(
     """
     z_image = z_video = None
     if image is not None and max(alphas) > 0:
-        frames = z0 * (image.scaling_factor / video.scaling_factor)
+        frames = z0 * (image.vae.scaling_factor / video.vae.scaling_factor)
         z_image = carry(image.invert(frames, steps), frames, image, video, steps)
     if min(alphas) < 1:
         z_video = video.invert(z0, steps)
@@ -39,13 +39,10 @@ def invert_both(
 
 def mix(inverted: Inverted, alpha: float) -> Tensor:
     """Eq. 4: z_T = alpha z_T^img + (1 - alpha) z_T^video; alpha 0 and 1 are the two themselves."""
-    if inverted.image is None or alpha == 0:
-        assert inverted.video is not None and alpha == 0
-        return inverted.video
-    if inverted.video is None or alpha == 1:
-        assert alpha == 1
-        return inverted.image
-    return alpha * inverted.image + (1 - alpha) * inverted.video
+    ends = (alpha, inverted.image), (1 - alpha, inverted.video)
+    parts = [share * z for share, z in ends if share and z is not None]
+    assert len(parts) == (alpha > 0) + (alpha < 1), "an inversion that the mix needs is missing"
+    return torch.stack(parts).sum(0)
 
 
 def carry(z_T: Tensor, z0: Tensor, image: LatentDiffusion, video: LatentDiffusion, steps: int) -> Tensor:
@@ -55,24 +52,26 @@ def carry(z_T: Tensor, z0: Tensor, image: LatentDiffusion, video: LatentDiffusio
     scaled as its latents are. Between models of one schedule and scale, as the paper's are, nothing changes.
     """
     abar, abar_video = image.last(steps), video.last(steps)
-    if abar == abar_video and image.scaling_factor == video.scaling_factor:
+    if abar == abar_video and image.vae.scaling_factor == video.vae.scaling_factor:
         return z_T
     eps = (z_T - abar.sqrt() * z0) / (1 - abar).sqrt()
-    return abar_video.sqrt() * z0 * (video.scaling_factor / image.scaling_factor) + (1 - abar_video).sqrt() * eps
+    return (
+        abar_video.sqrt() * z0 * (video.vae.scaling_factor / image.vae.scaling_factor) + (1 - abar_video).sqrt() * eps
+    )
 
 
-def check_one_space(image: LatentDiffusion, image_vae: Vae, video: LatentDiffusion, video_vae: Vae) -> None:
+def check_one_space(image: LatentDiffusion, video: LatentDiffusion) -> None:
     """Raise UserError unless the models' latents are the same but for their scaling factors."""
     key = f"bivdiff.video_model = {video.name}"
-    if video_vae.temporal > 1:
+    if video.vae.temporal > 1:
         raise UserError(
-            f"{key}: its VAE makes one latent of {video_vae.temporal} frames, and an image model's inversion has one "
+            f"{key}: its VAE makes one latent of {video.vae.temporal} frames, and an image model's inversion has one "
             "of each; give a model of an image VAE's latents, or bivdiff.framework vdm_only"
         )
     remedy = "give models that share a VAE, as Stable Diffusion 1.5 and ZeroScope do"
     if image.channels != video.channels:
         raise UserError(f"{key}: latents of {video.channels} channels, {image.name} has {image.channels}; {remedy}")
-    one, other = (encoded(vae) for vae in (image_vae, video_vae))
+    one, other = (encoded(model.vae) for model in (image, video))
     if one.shape != other.shape:
         raise UserError(
             f"{key}: latents of {list(other.shape[-2:])} for {PICTURE} x {PICTURE} pixels, "
@@ -102,7 +101,7 @@ def check_one_trajectory(image: LatentDiffusion, video: LatentDiffusion, framewo
     same_schedule = len(tables[0]) == len(tables[1]) and torch.allclose(*tables, rtol=1e-3, atol=0)
     for what, alike in (
         ("schedule", same_schedule),
-        (f"scaling factor ({video.scaling_factor:g})", image.scaling_factor == video.scaling_factor),
+        (f"scaling factor ({video.vae.scaling_factor:g})", image.vae.scaling_factor == video.vae.scaling_factor),
         (f"prediction ({video.target})", image.target == video.target),
     ):
         if not alike:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import diffusers
-import torch
 
 from ..errors import UserError
 from ..models.checkpoints.exports import is_export
 from ..models.checkpoints.weights_hash import folder_hash
 from ..models.files.paths import local_path, shipped_path
 from ..models.files.vae import vae_identity
-from ..models.vae import DTYPES, Vae
+from ..models.vae import DTYPES
 from ..sampling.exports import Exports, check_encoders, find_exports
 from ..sampling.generate import load_for_sampling
 from ..settings import VAE_DOWNSAMPLING, BridgeSettings, DataSettings, Settings, TextSettings, VaeSettings
 from ..settings.bivdiff import JOINT, BivdiffSettings
 from ..storage.files import exists
-from .diffusion import LatentDiffusion, image_diffusion, own_diffusion, vae_of, video_diffusion
+from .diffusion import LatentDiffusion, image_diffusion, own_diffusion, video_diffusion
 from .mixed import check_one_space, check_one_trajectory
 from .tasks import ADAPTERS, PIPELINES
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 INDEX = "model_index.json"  # makes a folder a pipeline of diffusers
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -34,12 +30,10 @@ UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 class Models(NamedTuple):
     """The models that this task and framework use; unused ones are None."""
 
-    pipe: DiffusionPipeline | None  # makes the frames
+    pipe: diffusers.DiffusionPipeline | None  # makes the frames
+    first: LatentDiffusion  # the model that starts from noise: that of `pipe`, or without one the video model
     image: LatentDiffusion | None  # inverts frames
     video: LatentDiffusion | None
-    vae: Vae | None  # of the video model
-    channels: int  # of their latents
-    device: torch.device
 
 
 def own_exports(bivdiff: BivdiffSettings, bridge: BridgeSettings, run_folder: str) -> Exports | None:
@@ -116,43 +110,36 @@ def pipeline_hash(path: str) -> str:
 def load_models(settings: Settings, device: str = "cpu") -> Models:
     """Load the models. Raises UserError for files that are none, and for models that do not go together."""
     bivdiff = settings.bivdiff
-    pipe = image = video = vae = None
+    pipe = image = video = None
     if bivdiff.framework != "vdm_only":
         parts = {}
         if bivdiff.task in ADAPTERS:
             argument, kind = ADAPTERS[bivdiff.task]
-            parts[argument] = load_pipeline("adapter", kind, str(bivdiff.adapter), bivdiff, device)
-        kind = PIPELINES[bivdiff.task]
-        pipe = load_pipeline("image_model", kind, str(bivdiff.image_model), bivdiff, device, **parts)
+            parts[argument] = load_pipeline("adapter", kind, bivdiff, device)
+        pipe = load_pipeline("image_model", PIPELINES[bivdiff.task], bivdiff, device, **parts)
+        image = image_diffusion(pipe, str(bivdiff.image_model))
     own = own_exports(bivdiff, settings.bridge, settings.run.folder)
     if own is not None:
-        loaded = load_for_sampling(own, settings.sample, settings.vae, settings.text, device)
-        video, vae = own_diffusion(loaded), loaded.vae
+        video = own_diffusion(load_for_sampling(own, settings.sample, settings.vae, settings.text, device))
     elif bivdiff.framework != "idm_only":
-        video_pipe = load_pipeline("video_model", "TextToVideoSDPipeline", str(bivdiff.video_model), bivdiff, device)
-        video, vae = video_diffusion(video_pipe, str(bivdiff.video_model)), vae_of(video_pipe)
-    if bivdiff.inverts_frames or bivdiff.framework in JOINT:
-        assert pipe is not None and video is not None and vae is not None
-        inverter, name = pipe, str(bivdiff.image_model)
-        if "inversion_model" in bivdiff.used_models:
-            name = str(bivdiff.inversion_model)
-            inverter = load_pipeline("inversion_model", "StableDiffusionPipeline", name, bivdiff, device)
-        image = image_diffusion(inverter, name)
-        check_one_space(image, vae_of(inverter), video, vae)
+        video_pipe = load_pipeline("video_model", "TextToVideoSDPipeline", bivdiff, device)
+        video = video_diffusion(video_pipe, str(bivdiff.video_model))
+    first = image or video
+    assert first is not None
+    if "inversion_model" in bivdiff.used_models:
+        inverter = load_pipeline("inversion_model", "StableDiffusionPipeline", bivdiff, device)
+        image = image_diffusion(inverter, str(bivdiff.inversion_model))
+    if image is not None and video is not None and (bivdiff.inverts_frames or bivdiff.framework in JOINT):
+        check_one_space(image, video)
         if bivdiff.framework in JOINT:
             check_one_trajectory(image, video, bivdiff.framework)
-    if pipe is not None:
-        channels = int(pipe.vae.config.latent_channels)
-    else:
-        assert video is not None
-        channels = video.channels
-    return Models(pipe, image, video, vae, channels, torch.device(device))
+    return Models(pipe, first, image, video)
 
 
 def load_pipeline(
-    key: str, kind: str, path: str, bivdiff: BivdiffSettings, device: str, **parts: Any
-) -> DiffusionPipeline:
-    """Load the class `kind` of diffusers, a pipeline or one part, from a folder of this machine. Raises UserError.
+    key: str, kind: str, bivdiff: BivdiffSettings, device: str, **parts: Any
+) -> diffusers.DiffusionPipeline:
+    """Load the class `kind` of diffusers, a pipeline or one part, from the folder bivdiff.`key`. Raises UserError.
 
     A pipeline comes without its safety checker, which blackens frames by judging single pictures.
     """
@@ -164,7 +151,8 @@ def load_pipeline(
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     if kind in ("StableDiffusionPipeline", "StableDiffusionControlNetPipeline", "StableDiffusionInpaintPipeline"):
         parts["image_encoder"] = None
-    folder, dtype = folder_of(key, path), DTYPES[bivdiff.dtype]
+    path, dtype = str(getattr(bivdiff, key)), DTYPES[bivdiff.dtype]
+    folder = folder_of(key, path)
     try:
         loaded = getattr(diffusers, kind).from_pretrained(
             folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **parts

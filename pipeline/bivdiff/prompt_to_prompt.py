@@ -123,21 +123,13 @@ class EditedAttention:
 
 
 def edit_frames(
-    pipe: StableDiffusionPipeline,
-    noise: Tensor,
-    source: str,
-    edited: str,
-    edit: Edit,
-    cross_replace: float,
-    self_replace: float,
-    **how: Any,
+    pipe: StableDiffusionPipeline, noise: Tensor, source: str, edited: str, attention: EditedAttention, **how: Any
 ) -> Tensor:
     """Make the edited frames from the inverted source frames `noise` (N, C, h, w): pixels (N, H, W, 3) in 0..1.
 
     `how`: further arguments of the pipeline, with a guidance above 1.
     """
     count, before = len(noise), pipe.unet.attn_processors
-    attention = EditedAttention(edit, cross_replace, self_replace, how["num_inference_steps"])
     pipe.unet.set_attn_processor(attention)
     try:
         both = pipe(

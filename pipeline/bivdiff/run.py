@@ -9,6 +9,7 @@ from ..sampling.batches import ClipPlan, Work, fingerprint, run_plan
 from ..sampling.exports import Exports, export_sha256
 from ..sampling.items import Record, Rejection, class_of
 from ..sampling.measures import summarise, summarise_columns
+from ..sampling.write import GEOMETRY
 from ..settings import EvaluateSettings, Settings
 from .frames import check_canny
 from .items import BivdiffClip, read_list
@@ -17,7 +18,6 @@ from .work import make_clips
 
 VERSION = 1  # of what decides a clip besides settings and weights; raise it when the mathematics changes
 NOT_DECIDING = {"items", "alpha", "image_model", "adapter", "inversion_model", "video_model"}  # or decided by weights
-GEOMETRY = {"frames", "stride", "window", "clip_starts", "clip_seed", "short_video", "height", "width", "decoder"}
 
 
 def make_plan(settings: Settings) -> ClipPlan[BivdiffClip]:
@@ -37,7 +37,7 @@ def make_plan(settings: Settings) -> ClipPlan[BivdiffClip]:
     deciding = {
         "version": VERSION,
         "bivdiff": bivdiff.model_dump(mode="json", exclude=NOT_DECIDING),
-        "data": settings.data.model_dump(mode="json", include=GEOMETRY),
+        "data": settings.data.model_dump(mode="json", include=GEOMETRY | {"decoder"}),
         "models": {
             key: export_sha256(path) if own is not None and key == "video_model" else pipeline_hash(path)
             for key, path in bivdiff.used_models.items()

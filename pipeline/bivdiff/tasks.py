@@ -6,21 +6,18 @@ Frames are one batch, each with noise of its own, so only the shared source ties
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
 from ..settings.bivdiff import BivdiffSettings
 from .frames import Sources
 from .items import BivdiffClip
-from .prompt_to_prompt import EDITS, edit_frames
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
+from .prompt_to_prompt import EDITS, EditedAttention, edit_frames
 
 # classes of diffusers
 PIPELINES = {
@@ -37,7 +34,7 @@ ADAPTERS = {"controlnet": ("controlnet", "ControlNetModel"), "t2i_adapter": ("ad
 Partner = Callable[[int, Any, Tensor, Tensor], Tensor]
 
 
-class SharedScheduler(DDIMScheduler):
+class SharedScheduler(diffusers.DDIMScheduler):
     """DDIM for an image pipeline whose predictions another model shares.
 
     `partner` changes the last `shared` predictions of a batch, not those of Prompt-to-Prompt's sources before them.
@@ -63,7 +60,7 @@ class SharedScheduler(DDIMScheduler):
 
 
 def make_frames(
-    pipe: DiffusionPipeline,
+    pipe: diffusers.DiffusionPipeline,
     clip: BivdiffClip,
     sources: Sources,
     noise: Tensor,
@@ -85,9 +82,9 @@ def make_frames(
     if bivdiff.task == "prompt_to_prompt":
         prompts = clip["source_prompt"], clip["prompt"]
         edit = EDITS[bivdiff.edit](pipe.tokenizer, *prompts)
-        shares = bivdiff.cross_replace, bivdiff.self_replace
+        attention = EditedAttention(edit, bivdiff.cross_replace, bivdiff.self_replace, bivdiff.steps)
         common["negative_prompt"] = [clip["negative_prompt"]] * (2 * count)
-        return to_bytes(edit_frames(pipe, noise, *prompts, edit, *shares, **common).numpy())
+        return to_bytes(edit_frames(pipe, noise, *prompts, attention, **common).numpy())
     made = pipe(
         prompt=[clip["prompt"]] * count,
         negative_prompt=[clip["negative_prompt"]] * count,

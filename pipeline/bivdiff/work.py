@@ -15,12 +15,11 @@ from torch import Tensor
 
 from ..media import encode_mp4
 from ..metrics.networks import MetricNetwork
-from ..models.vae import Vae
 from ..sampling.generate import noise_of_keys
 from ..sampling.items import BatchResult, InputRejected, Rejection
 from ..settings import VAE_DOWNSAMPLING, DataSettings
 from ..settings.bivdiff import JOINT, BivdiffSettings
-from .diffusion import Prompt, image_diffusion, vae_of
+from .diffusion import LatentDiffusion, Prompt
 from .frames import Sources, read_sources
 from .items import BivdiffClip
 from .mixed import invert_both, mix
@@ -77,35 +76,31 @@ def synthesise(
     models: Models, clips: list[BivdiffClip], sources: Sources, bivdiff: BivdiffSettings, data: DataSettings, seed: int
 ) -> Made:
     """BIVDiff, or one of its ablations: frames (eq. 1), Mixed Inversion (eq. 2 to 4), smoothing (eq. 5)."""
-    clip, pipe, video, steps = clips[0], models.pipe, models.video, bivdiff.steps
+    clip, (pipe, first, image, video), steps = clips[0], models, bivdiff.steps
     prompt = Prompt(clip["video_prompt"], clip["negative_prompt"], bivdiff.guidance)
-    size = data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING
-    shape = torch.Size((data.frames, models.channels, *size))
-    noise = noise_of_keys(seed, [clip["source"]], shape, models.device)(0)
+    shape = data.frames, first.channels, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING
+    noise = noise_of_keys(seed, [clip["source"]], shape, first.vae.device)(0)
     if pipe is None:  # vdm_only
-        assert video is not None
-        shown = encode(models.vae, sources.video) if video.shown_image else noise
-        return Made(None, [decode(models.vae, video.sample(noise, prompt, steps, shown))])
+        shown = first.encode(sources.video) if first.shown_image else noise
+        return Made(None, [first.decode(first.sample(noise, prompt, steps, shown))])
     if bivdiff.task == "prompt_to_prompt":  # start at the noise from which the network that edits makes the source
-        image = image_diffusion(pipe, "bivdiff.image_model")
-        noise = image.invert(encode(vae_of(pipe), sources.video), steps)
-    partner = partner_of(models, prompt, sources, bivdiff) if bivdiff.framework in JOINT else None
+        noise = first.invert(first.encode(sources.video), steps)
+    partner = None
+    if video is not None and bivdiff.framework in JOINT:
+        partner = partner_of(video, prompt, sources, bivdiff)
     frames = make_frames(pipe, clip, sources, noise[0], bivdiff, partner)
-    if bivdiff.framework != "bivdiff":
+    if video is None or bivdiff.framework != "bivdiff":
         return Made(None, [frames])
-    assert video is not None
-    z0, alphas = encode(models.vae, frames), [clip["alpha"] for clip in clips]
-    inverted = invert_both(models.image, video, z0, alphas, steps)
+    z0, alphas = video.encode(frames), [clip["alpha"] for clip in clips]
+    inverted = invert_both(image, video, z0, alphas, steps)
     smoothed = (video.sample(mix(inverted, alpha), prompt, steps, z0) for alpha in alphas)
-    return Made(frames, [decode(models.vae, latents) for latents in smoothed])
+    return Made(frames, [video.decode(latents) for latents in smoothed])
 
 
-def partner_of(models: Models, prompt: Prompt, sources: Sources, bivdiff: BivdiffSettings) -> Partner:
+def partner_of(video: LatentDiffusion, prompt: Prompt, sources: Sources, bivdiff: BivdiffSettings) -> Partner:
     """The video model's part in every step of the image model's pipeline."""
-    video, share = models.video, VIDEO_SHARE[bivdiff.framework]
-    assert video is not None
-    shown = encode(models.vae, sources.video) if video.shown_image else torch.empty(1, 1)
-    denoise = video.conditioned(prompt, shown[:, 0])
+    shown = video.encode(sources.video) if video.shown_image else torch.empty(1, 1)
+    denoise, share = video.conditioned(prompt, shown[:, 0]), VIDEO_SHARE[bivdiff.framework]
 
     def partner(step: int, timestep: Any, z: Tensor, prediction: Tensor) -> Tensor:
         """Mix the video model's prediction into the image model's (N, C, h, w)."""
@@ -116,24 +111,6 @@ def partner_of(models: Models, prompt: Prompt, sources: Sources, bivdiff: Bivdif
         return (1 - part) * prediction + part * denoise(z[None].float(), t)[0]
 
     return partner
-
-
-def encode(vae: Vae | None, frames: np.ndarray | None) -> Tensor:
-    """Encode frames uint8 (F, H, W, 3) to scaled posterior means (1, F, C, h, w) float32.
-
-    Raises InputRejected without frames.
-    """
-    if frames is None:
-        raise InputRejected("names no video, whose first frame bivdiff.video_model is to be shown")
-    assert vae is not None
-    mean, _ = vae.encode_clips(torch.from_numpy(frames.copy())[None])
-    return mean * vae.scaling_factor
-
-
-def decode(vae: Vae | None, latents: Tensor) -> np.ndarray:
-    """Decode scaled latents (1, F, C, h, w) to uint8 (F, H, W, 3), frame by frame."""
-    assert vae is not None
-    return vae.decode_clips(latents, 1)[0].numpy()
 
 
 def measure(

@@ -6,6 +6,7 @@ The export decides how it is sampled (process, schedule, SAF, kind of prior); se
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -190,7 +191,7 @@ def start_noise(loaded: LoadedModel, noise: Tensor, abar: float) -> Tensor:
     return analytic_init(torch.from_numpy(moments.mean), moments.variance, abar**0.5, (1 - abar) ** 0.5, noise)
 
 
-def noise_of_keys(seed: int, keys: list[str], shape: torch.Size, device: torch.device) -> samplers.Noise:
+def noise_of_keys(seed: int, keys: list[str], shape: Sequence[int], device: torch.device) -> samplers.Noise:
     """Make `noise(k)` for a sampler: call after call (B, *shape) on `device`, each row from its own generator.
 
     A row's generator is seeded by (seed, key) and runs on the CPU, so that neither batch nor machine matters.

@@ -25,6 +25,9 @@ from .generate import LoadedModel, decode_clips, encode_images, generate
 from .items import BatchResult, Files, InputRejected, Item, Rejection, open_image
 from .measures import frame_difference, latent_error, motion_ratio, psnr
 
+# settings of `data` that decide the frames of a clip, besides the decoder
+GEOMETRY = {"frames", "stride", "window", "clip_starts", "clip_seed", "short_video", "height", "width"}
+
 
 class TrueClips(NamedTuple):
     """Held-out clips of a cache: latents from its shards, frames from the source videos."""
@@ -39,8 +42,7 @@ class TrueClips(NamedTuple):
 
     def frames(self, row: ManifestRow) -> np.ndarray:
         """Decode the clip from its video again, uint8 (F, H, W, 3). Raises DecodeFailure."""
-        names = ("frames", "window", "stride", "short_video", "clip_starts", "clip_seed", "height", "width")
-        as_cached = {name: self.spec.settings[f"data.{name}"] for name in names} | {"decoder": row["decoder"]}
+        as_cached = {name: self.spec.settings[f"data.{name}"] for name in GEOMETRY} | {"decoder": row["decoder"]}
         data = DataSettings.model_validate(self.data.model_dump() | as_cached)
         frames, span = isolated_decoder.decode(row, data)
         if span["source_hash"] != row["source_hash"] or span["start"] != row["start"]:

@@ -17,13 +17,13 @@ TOLERANCE = 0.15  # of 80 steps, relative to the clip; random networks are rough
 
 @pytest.fixture(scope="module")
 def image(folders: Folders, float32: BivdiffSettings) -> LatentDiffusion:
-    pipe = load_pipeline("image_model", "StableDiffusionPipeline", folders.image, float32, "cpu")
+    pipe = load_pipeline("image_model", "StableDiffusionPipeline", float32, "cpu")
     return image_diffusion(pipe, folders.image)
 
 
 @pytest.fixture(scope="module")
 def video(folders: Folders, float32: BivdiffSettings) -> LatentDiffusion:
-    pipe = load_pipeline("video_model", "TextToVideoSDPipeline", folders.video, float32, "cpu")
+    pipe = load_pipeline("video_model", "TextToVideoSDPipeline", float32, "cpu")
     return video_diffusion(pipe, folders.video)
 
 

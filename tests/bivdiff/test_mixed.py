@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +21,11 @@ from pipeline.settings.bivdiff import BivdiffSettings
 STEPS = 4
 
 
+def vae_of(factor: float) -> Vae:
+    """A scaling factor, without a network."""
+    return Vae(module=cast(Any, None), scaling_factor=factor, weights_hash="")
+
+
 def model_of(factor: float, **values: Any) -> LatentDiffusion:
     """A model whose noise is `factor` times its latent."""
     table = ddpm_alphas_cumprod(0.00085, 0.012, scaled=True)
@@ -30,7 +35,7 @@ def model_of(factor: float, **values: Any) -> LatentDiffusion:
         target="noise",
         alphas_cumprod=table,
         indices=lambda steps: sampling_indices(steps),
-        scaling_factor=0.18215,
+        vae=vae_of(0.18215),
         channels=4,
     )
     return replace(same, **values)
@@ -67,7 +72,7 @@ def test_inversion_is_carried_to_another_scale_and_schedule(z0: torch.Tensor) ->
     """What the image model finds to be noise stays, and the clip in it is the video model's."""
     image, video = model_of(0.1), model_of(0.2)
     assert torch.equal(carry(z0, z0, image, video, STEPS), z0)
-    other = replace(video, scaling_factor=2 * 0.18215, alphas_cumprod=ddpm_alphas_cumprod())
+    other = replace(video, vae=vae_of(2 * 0.18215), alphas_cumprod=ddpm_alphas_cumprod())
     noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(1))
     abar, abar_video = image.last(STEPS), other.last(STEPS)
     z_T = abar.sqrt() * z0 + (1 - abar).sqrt() * noise
@@ -84,16 +89,17 @@ def test_other_latents_are_refused(tmp_path: Path, folders: Folders) -> None:
         Vae(load_vae(save_tiny_vae(tmp_path / f"vae{number}", seed)).module, factor, "")
         for number, (seed, factor) in enumerate(((0, 0.5), (0, 0.18215), (1, 0.5)))
     )
-    check_one_space(image, one, video, same)  # another factor is converted
-    check_one_space(image, one, video, load_vae(save_tiny_vae(tmp_path / "half", 0), "bfloat16"))
+    image = replace(image, vae=one)
+    check_one_space(image, replace(video, vae=same))  # another factor is converted
+    check_one_space(image, replace(video, vae=load_vae(save_tiny_vae(tmp_path / "half", 0), "bfloat16")))
     with pytest.raises(
         UserError, match=r"its VAE's latents of a picture are \d+% from those of model 0.1, more than 5%"
     ):
-        check_one_space(image, one, video, other)
+        check_one_space(image, replace(video, vae=other))
     with pytest.raises(UserError, match=r"latents of 16 channels, model 0.1 has 4"):
-        check_one_space(image, one, replace(video, channels=16), other)
+        check_one_space(image, replace(video, vae=other, channels=16))
     with pytest.raises(UserError, match="makes one latent of 4 frames"):
-        check_one_space(image, one, video, replace(other, temporal=4))
+        check_one_space(image, replace(video, vae=replace(other, temporal=4)))
 
 
 def test_models_that_cannot_share_steps_are_refused(tmp_path: Path, float32: BivdiffSettings) -> None:
@@ -101,12 +107,13 @@ def test_models_that_cannot_share_steps_are_refused(tmp_path: Path, float32: Biv
     check_one_trajectory(image, model_of(0.2), "fuse")
     for change, words in (
         ({"alphas_cumprod": ddpm_alphas_cumprod()}, "another schedule"),
-        ({"scaling_factor": 0.5}, "another scaling factor"),
+        ({"vae": vae_of(0.5)}, "another scaling factor"),
         ({"target": "v"}, "another prediction"),
     ):
         with pytest.raises(UserError, match=words):
             check_one_trajectory(image, model_of(0.2, **change), "fuse")
     folder = save_video_model(tmp_path / "v", prediction_type="v_prediction")
-    video = video_diffusion(load_pipeline("video_model", "TextToVideoSDPipeline", folder, float32, "cpu"), folder)
+    other = float32.model_copy(update={"video_model": folder})
+    video = video_diffusion(load_pipeline("video_model", "TextToVideoSDPipeline", other, "cpu"), folder)
     with pytest.raises(UserError, match=r"another prediction \(v\).*set bivdiff.framework bivdiff"):
         check_one_trajectory(image, video, "alternate")

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from helpers.tiny_bivdiff import Folders
 
 from pipeline.bivdiff.models import load_pipeline
 from pipeline.bivdiff.prompt_to_prompt import EDITS, Edit, EditedAttention, edit_frames, refine, replace
 from pipeline.sampling.items import InputRejected
 from pipeline.settings.bivdiff import BivdiffSettings
 
-HOW = {"num_inference_steps": 3, "guidance_scale": 7.5}
+STEPS = 3
+HOW = {"num_inference_steps": STEPS, "guidance_scale": 7.5}
 
 
 @pytest.fixture(scope="module")
-def pipe(folders: Folders, float32: BivdiffSettings):  # type: ignore[no-untyped-def]
-    return load_pipeline("image_model", "StableDiffusionPipeline", folders.image, float32, "cpu")
+def pipe(float32: BivdiffSettings):  # type: ignore[no-untyped-def]
+    return load_pipeline("image_model", "StableDiffusionPipeline", float32, "cpu")
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_refined_prompt_takes_the_attention_of_what_both_say(pipe) -> None:  # t
 @pytest.mark.parametrize("kind", list(EDITS))
 def test_edit_by_identical_prompts_is_the_identity(pipe, noise: torch.Tensor, kind: str) -> None:  # type: ignore[no-untyped-def]
     plain = pipe(prompt=["a dog"] * 2, latents=noise, output_type="pt", **HOW).images.permute(0, 2, 3, 1)
-    edit = EDITS[kind](pipe.tokenizer, "a dog", "a dog")
-    made = edit_frames(pipe, noise, "a dog", "a dog", edit, 1.0, 1.0, **HOW)
+    attention = EditedAttention(EDITS[kind](pipe.tokenizer, "a dog", "a dog"), 1.0, 1.0, STEPS)
+    made = edit_frames(pipe, noise, "a dog", "a dog", attention, **HOW)
     assert torch.allclose(made, plain, atol=1e-5)
 
 
@@ -92,7 +92,8 @@ def test_edit_is_another_with_more_of_it_and_the_network_is_as_before_afterwards
     before = {name: type(processor) for name, processor in pipe.unet.attn_processors.items()}
     edit = replace(pipe.tokenizer, "a dog", "a cat")
     none, some, all_steps = (
-        edit_frames(pipe, noise, "a dog", "a cat", edit, share, share, **HOW) for share in (0.0, 0.4, 1.0)
+        edit_frames(pipe, noise, "a dog", "a cat", EditedAttention(edit, share, share, STEPS), **HOW)
+        for share in (0.0, 0.4, 1.0)
     )
     plain = pipe(prompt=["a cat"] * 2, latents=noise, output_type="pt", **HOW).images.permute(0, 2, 3, 1)
     assert torch.allclose(none, plain, atol=1e-5)

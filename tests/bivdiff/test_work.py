@@ -13,7 +13,7 @@ from pipeline.bivdiff.frames import Sources, read_sources
 from pipeline.bivdiff.items import read_list
 from pipeline.bivdiff.models import Models, load_models
 from pipeline.bivdiff.run import load_metric_networks
-from pipeline.bivdiff.work import VIDEO_SHARE, Made, decode, encode, make_clips, synthesise
+from pipeline.bivdiff.work import VIDEO_SHARE, Made, make_clips, synthesise
 from pipeline.media import decode_mp4
 from pipeline.models.files.paths import shipped_path
 from pipeline.sampling.items import Rejection
@@ -136,8 +136,8 @@ def test_smoothing_by_an_own_model_keeps_the_unmasked_half_within_tolerance(fold
     )
     models = load_models(settings)
     made, sources = made_by(settings, models)
-    assert models.vae is not None and sources.video is not None and made.frames is not None
-    best = decode(models.vae, encode(models.vae, made.frames))
+    assert models.video is not None and sources.video is not None and made.frames is not None
+    best = models.video.decode(models.video.encode(made.frames))
     left = np.s_[:, :, :32]
     assert psnr(made.clips[0][left], best[left]) > 20
     assert psnr(made.clips[0][left], sources.video[left]) > psnr(best[left], sources.video[left]) - 3
