@@ -57,7 +57,7 @@ def test_one_mask_is_for_all_frames_and_white_is_to_be_made(folders: Folders) ->
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )
-def test_files_that_do_not_belong_together(folders: Folders, row: dict[str, str], words: str) -> None:
+def test_files_that_do_not_belong_together_are_rejected(folders: Folders, row: dict[str, str], words: str) -> None:
     for name, frames in (("short", 5), ("two", 2)):
         write_video(folders.inputs / f"{name}.mp4", frames=frames, size=SIZE)
     for name in ("broken.mp4", "broken.png"):

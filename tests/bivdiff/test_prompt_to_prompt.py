@@ -1,5 +1,7 @@
 """Attention of an edited frame: replaced, refined, and the same where the prompts are."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ HOW = {"num_inference_steps": STEPS, "guidance_scale": 7.5}
 
 
 @pytest.fixture(scope="module")
-def pipe(float32: BivdiffSettings):  # type: ignore[no-untyped-def]
+def pipe(float32: BivdiffSettings) -> Any:
     return load_pipeline("image_model", "StableDiffusionPipeline", float32, "cpu")
 
 
@@ -22,11 +24,11 @@ def noise() -> torch.Tensor:
     return torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def tokens(pipe, text: str) -> list[int]:  # type: ignore[no-untyped-def]
+def tokens(pipe: Any, text: str) -> list[int]:
     return pipe.tokenizer(text, padding="max_length", truncation=True).input_ids
 
 
-def test_replaced_word_takes_its_predecessors_attention(pipe) -> None:  # type: ignore[no-untyped-def]
+def test_replaced_word_takes_its_predecessors_attention(pipe: Any) -> None:
     """Words are letters here, but for dog and do: "a dog" has the tokens a, dog; "a cat" a, c, a, t."""
     mapping, own = replace(pipe.tokenizer, "a dog d", "a cat d")
     source, edited = tokens(pipe, "a dog d"), tokens(pipe, "a cat d")
@@ -42,12 +44,12 @@ def test_replaced_word_takes_its_predecessors_attention(pipe) -> None:  # type: 
     assert own[-2:].tolist() == [1, 1], "padding that the source has not"
 
 
-def test_replacing_takes_prompts_of_as_many_words(pipe) -> None:  # type: ignore[no-untyped-def]
+def test_replacing_takes_prompts_of_as_many_words(pipe: Any) -> None:
     with pytest.raises(InputRejected, match=r"source_prompt has 2 words and prompt 3; .* refine"):
         replace(pipe.tokenizer, "a dog", "a red dog")
 
 
-def test_refined_prompt_takes_the_attention_of_what_both_say(pipe) -> None:  # type: ignore[no-untyped-def]
+def test_refined_prompt_takes_the_attention_of_what_both_say(pipe: Any) -> None:
     mapping, own = refine(pipe.tokenizer, "a dog", "a d dog")
     source, edited = tokens(pipe, "a dog"), tokens(pipe, "a d dog")
     for column, token in enumerate(edited):
@@ -59,7 +61,7 @@ def test_refined_prompt_takes_the_attention_of_what_both_say(pipe) -> None:  # t
 
 
 @pytest.mark.parametrize("kind", list(EDITS))
-def test_edit_by_identical_prompts_is_the_identity(pipe, noise: torch.Tensor, kind: str) -> None:  # type: ignore[no-untyped-def]
+def test_edit_by_identical_prompts_is_the_identity(pipe: Any, noise: torch.Tensor, kind: str) -> None:
     plain = pipe(prompt=["a dog"] * 2, latents=noise, output_type="pt", **HOW).images.permute(0, 2, 3, 1)
     attention = EditedAttention(EDITS[kind](pipe.tokenizer, "a dog", "a dog"), 1.0, 1.0, STEPS)
     made = edit_frames(pipe, noise, "a dog", "a dog", attention, **HOW)
@@ -88,7 +90,7 @@ def test_attention_is_injected_in_the_first_steps_only() -> None:
     assert not any(never for _, never, _ in seen) and all(always for _, _, always in seen)
 
 
-def test_edit_is_another_with_more_of_it_and_the_network_is_as_before_afterwards(pipe, noise: torch.Tensor) -> None:  # type: ignore[no-untyped-def]
+def test_more_of_an_edit_changes_more_and_the_network_stays_as_it_was(pipe: Any, noise: torch.Tensor) -> None:
     before = {name: type(processor) for name, processor in pipe.unet.attn_processors.items()}
     edit = replace(pipe.tokenizer, "a dog", "a cat")
     none, some, all_steps = (

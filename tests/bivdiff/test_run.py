@@ -155,7 +155,7 @@ def test_other_weights_settings_or_words_are_made_again(folders: Folders, tmp_pa
     assert len({first, *(fingerprint(**values) for values in others)}) == 1 + len(others)
 
 
-def test_prompt_that_is_no_class_of_an_own_model(folders: Folders, tmp_path: Path) -> None:
+def test_prompt_that_is_no_class_of_an_own_model_is_rejected(folders: Folders, tmp_path: Path) -> None:
     def settings(*rows: dict[str, str], **values: object) -> Settings:
         clip = {"data.frames": 16, "data.height": 64, "data.width": 64, "video_model": "shipped:teacher", **values}
         return settings_of(folders, tmp_path, "controlnet", write_list(folders, "c.csv", *rows), **clip)
@@ -172,7 +172,7 @@ def test_prompt_that_is_no_class_of_an_own_model(folders: Folders, tmp_path: Pat
 
 
 def test_clip_measures_consistency_and_alignment(folders: Folders, tmp_path: Path) -> None:
-    """By a CLIP folder, as evaluate.clip names it; of the frames before smoothing too."""
+    """The CLIP folder of evaluate.clip measures the clip, and the frames before smoothing too."""
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
     save_tiny_clip(tmp_path)

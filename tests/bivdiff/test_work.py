@@ -76,7 +76,7 @@ def test_noise_is_of_the_row_and_the_seed_alone(folders: Folders, items: str, tm
     assert (first[0] != first[1]).any()
 
 
-def test_frameworks_are_what_they_say(folders: Folders, items: str, tmp_path: Path) -> None:
+def test_each_framework_makes_a_clip_of_its_own(folders: Folders, items: str, tmp_path: Path) -> None:
     def clip_of(framework: str) -> np.ndarray:
         settings = settings_of(folders, tmp_path, "controlnet", items, framework=framework, steps=4)
         made, _ = made_by(settings)
@@ -89,7 +89,7 @@ def test_frameworks_are_what_they_say(folders: Folders, items: str, tmp_path: Pa
         assert all((clip != other).any() for key, other in found.items() if key != name), f"{name} is another's clip"
 
 
-def test_shares_of_the_video_model() -> None:
+def test_video_model_has_the_share_that_its_framework_names() -> None:
     assert [VIDEO_SHARE["sequential"](k, 4) for k in range(4)] == [0, 0, 1, 1]
     assert [VIDEO_SHARE["alternate"](k, 4) for k in range(4)] == [0, 1, 0, 1]
     assert [VIDEO_SHARE["fuse"](k, 4) for k in range(4)] == [0.5] * 4

@@ -37,7 +37,7 @@ def test_same_image_class_and_seed_are_the_same_clip(loaded: LoadedModel) -> Non
         assert not np.array_equal(animate(loaded, picture(), asked, seed, 10**6).frames, made.frames)
 
 
-def test_what_it_cannot_use_is_one_line(loaded: LoadedModel) -> None:
+def test_unusable_images_and_classes_are_one_line(loaded: LoadedModel) -> None:
     with pytest.raises(UserError, match="the image: not an image"):
         animate(loaded, b"hello", "", 0, 10**6)
     with pytest.raises(UserError, match="1000"):

@@ -102,7 +102,7 @@ def test_guidance_of_one_is_one_evaluation(loaded: LoadedModel) -> None:
         ("bridge", "frame", True),
     ],
 )
-def test_other_processes_and_conditions(
+def test_every_process_and_condition_samples(
     tmp_path: Path, tiny_vae: Path, process: str, image_condition: str, prior_condition: bool
 ) -> None:
     settings = tiny_settings(

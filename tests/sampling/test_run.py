@@ -133,7 +133,7 @@ def test_one_worker_two_workers_and_a_kill_give_the_same_files(
     assert records[0] == records[1]
 
 
-def test_folder_of_images_with_a_file_that_is_none(
+def test_file_that_is_no_image_is_left_out_of_a_folder(
     tiny_run: Settings, ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stream = io.BytesIO()
