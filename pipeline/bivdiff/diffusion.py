@@ -1,4 +1,4 @@
-"""Pre-trained diffusion models as BIVDiff needs them: DDIM in both directions, whatever the network predicts.
+"""Pre-trained diffusion models as BIVDiff needs them: DDIM in both directions, for networks that predict eps, v or z0.
 
 Latents are (B, F, C, h, w) throughout; an image model sees the F frames of a clip as F images. Each kind of model
 becomes a `LatentDiffusion` by one function: diffusers' image and video pipelines, and this project's exports.

@@ -19,7 +19,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Sources(NamedTuple):
-    """The frames that a clip is made from, each uint8, and None where there are none."""
+    """The frames that a clip is made from, uint8 or None."""
 
     video: np.ndarray | None  # (F, H, W, 3)
     control: np.ndarray | None  # (F, H, W, 3)

@@ -29,7 +29,7 @@ class BivdiffClip(TypedDict):
     source_prompt: str
     negative_prompt: str
     video_prompt: str
-    video: str  # addresses, "" where there is none
+    video: str  # addresses, "" for a missing file
     control: str
     mask: str
     alpha: float
@@ -52,7 +52,7 @@ def files_read(bivdiff: BivdiffSettings) -> set[str]:
 
 
 def read_list(bivdiff: BivdiffSettings) -> tuple[list[list[BivdiffClip]], list[Rejection]]:
-    """The clips of every row, one for each alpha, and the rejected rows. Raises UserError for the file."""
+    """List the clips of every row, one for each alpha, and the rejected rows. Raises UserError for the file."""
     source, setting = bivdiff.items, f"bivdiff.items = {bivdiff.items}"
     if source is None:
         raise UserError("bivdiff.items = null: give a CSV file with the columns video and prompt, see docs/bivdiff.md")

@@ -37,7 +37,7 @@ class Models(NamedTuple):
 
 
 def own_exports(bivdiff: BivdiffSettings, bridge: BridgeSettings, run_folder: str) -> Exports | None:
-    """The video model as an export of this project; None if there is none, or it is diffusers'. Raises UserError."""
+    """Find the video model as an export of this project; None without a video model of ours. Raises UserError."""
     path = bivdiff.used_models.get("video_model")
     if path is None or exists(f"{shipped_path(path)}/{INDEX}") or not is_export(shipped_path(path)):
         return None
@@ -108,7 +108,7 @@ def pipeline_hash(path: str) -> str:
 
 
 def load_models(settings: Settings, device: str = "cpu") -> Models:
-    """Load the models. Raises UserError for files that are none, and for models that do not go together."""
+    """Load the models. Raises UserError for files that cannot be loaded, and models that do not go together."""
     bivdiff = settings.bivdiff
     pipe = image = video = None
     if bivdiff.framework != "vdm_only":

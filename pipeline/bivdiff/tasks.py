@@ -73,7 +73,7 @@ def make_frames(
     that an edit cannot relate.
     """
     count = len(noise)
-    # a latent is not clipped, whatever a folder's configuration leaves to the class's default
+    # a folder's configuration may leave the clipping of latents to the class's default, which clips
     pipe.scheduler = SharedScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     pipe.scheduler.partner, pipe.scheduler.shared = partner, count
     pipe.set_progress_bar_config(disable=True)

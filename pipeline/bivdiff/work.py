@@ -38,7 +38,7 @@ VIDEO_SHARE = {
 class Made(NamedTuple):
     """The clips of a row, uint8 (F, H, W, 3)."""
 
-    frames: np.ndarray | None  # by the image model; None: there are none, or they are the clip
+    frames: np.ndarray | None  # by the image model; None without them, or where they are the clip
     clips: list[np.ndarray]  # for each alpha
 
 

@@ -46,7 +46,7 @@ def animate(loaded: LoadedModel, content: bytes, asked: str, seed: int, max_pixe
 
 
 def find_models(storage: str, model_path: str | None) -> list[str]:
-    """`model_path`, if there is one, and every RUN/finetune/export in `storage`. Raises UserError if there are none."""
+    """List `model_path`, if it is given, and every RUN/finetune/export in `storage`. Raises UserError without any."""
     exports = sorted(str(path.parent) for path in Path(storage).expanduser().glob("*/finetune/export/config.json"))
     models = list(dict.fromkeys([*([model_path] if model_path else []), *exports]))
     if not models:

@@ -31,14 +31,14 @@ class Candidate(NamedTuple):
 
 
 def candidates(source: str) -> Iterator[Candidate]:
-    """All candidates in a folder or CSV file. Raises UserError where there is neither."""
+    """Find all candidates in a folder or CSV file. Raises UserError where there is neither."""
     if not exists(source):
         raise UserError(f"sample.images = {source}: no such folder or file; give a folder of images, or a CSV file")
     return from_csv(source) if source.lower().endswith(".csv") else from_folder(source)
 
 
 def from_folder(folder: str) -> Iterator[Candidate]:
-    """Every file below the folder that may be an image, sorted by path."""
+    """Find every file below the folder that may be an image, sorted by path."""
     files = {relative: uri for uri, relative, _ in walk(folder)}
     images = [name for name in files if is_candidate(name)]
     prompts: dict[str, str] = {}
@@ -89,7 +89,7 @@ def text_of(uri: str) -> str:
 def read_rows(
     address: str, setting: str, required: tuple[str, ...], known: tuple[str, ...]
 ) -> Iterator[dict[str, str]]:
-    """Read the rows of a CSV file: `known` columns, stripped, "" where there is none.
+    """Read the rows of a CSV file: the `known` columns, stripped, "" for a missing one.
 
     Raises UserError, which names `setting`, for a file without the required columns or with unknown ones.
     """
@@ -112,7 +112,7 @@ def beside(address: str, name: str) -> str:
 
 
 def from_csv(address: str) -> Iterator[Candidate]:
-    """The rows of a CSV file. Raises UserError for one without a column image, or with columns of other names."""
+    """Read the rows of a CSV file. Raises UserError without a column image, or with columns of other names."""
     rows = read_rows(address, f"sample.images = {address}", ("image",), ("image", "caption", "class"))
     for number, row in enumerate(rows, 2):
         name, text, label = row.values()

@@ -53,7 +53,7 @@ class InputRejected(Exception):
 
 
 def held_out_items(cache: Cache, count: int | None) -> list[Item]:
-    """The first `count` held-out clips by key, one of each class in turn. Raises UserError if there are none."""
+    """List the first `count` held-out clips by key, one of each class in turn. Raises UserError if there are none."""
     by_class: dict[str, list[ManifestRow]] = {}
     for row in cache.select(TEST):
         by_class.setdefault(row["label"], []).append(row)
@@ -73,7 +73,7 @@ def held_out_items(cache: Cache, count: int | None) -> list[Item]:
 def image_items(
     source: str, classes: list[str], count: int | None, max_pixels: int
 ) -> tuple[list[Item], list[Rejection]]:
-    """The first `count` usable images of a folder or CSV file (see images.py), and the files rejected before them.
+    """List the first `count` usable images of a folder or CSV file (see images.py), and the files rejected before them.
 
     The content decides whether a file is an image, not its name. Raises UserError where there is no image at all.
     """
@@ -92,7 +92,7 @@ def image_items(
     if not items:
         found = ""
         if rejected:
-            found = f"; {len(rejected)} files there are none, such as {rejected[0].name}: {rejected[0].reason}"
+            found = f"; {len(rejected)} files were rejected, such as {rejected[0].name}: {rejected[0].reason}"
         raise UserError(
             f"sample.images = {source}: holds no images{found}; give a folder or CSV of PNG, JPEG or WebP files"
         )
@@ -100,7 +100,7 @@ def image_items(
 
 
 def image_item(candidate: Candidate, classes: list[str], max_pixels: int) -> Item:
-    """The item of one image. Raises InputRejected, also for a caption or class that cannot be used."""
+    """Make the item of one image. Raises InputRejected, also for a caption or class that cannot be used."""
     name, uri, text, asked, problem, row = candidate
     if problem:
         raise InputRejected(problem)
@@ -117,26 +117,26 @@ def image_item(candidate: Candidate, classes: list[str], max_pixels: int) -> Ite
 
 
 def image_key(name: str, content: bytes, row: str = "") -> str:
-    """A readable key, safe as a file name, that differs for other content, another place or another row of a CSV."""
+    """Make a readable key, safe as a file name; other content, another place or row of a CSV gives another key."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(name).stem).strip("-")[:40] or "image"
     whole = (name + row).encode("utf-8", "surrogateescape") + content
     return f"{readable}-{hashlib.blake2b(whole, digest_size=6).hexdigest()}"
 
 
 def image_class(path: PurePosixPath, text: str, classes: list[str]) -> str:
-    """The class of an image, by its sibling's `text`, its folder, or the start of its name; "" if unknown."""
+    """Find the class of an image by its sibling's `text`, its folder, or the start of its name; "" if unknown."""
     stem = plain(path.stem.removeprefix("v_"))
     fitting = [name for name in classes if plain(name) and stem.startswith(plain(name))]
     return class_of(text, classes) or class_of(path.parent.name, classes) or max(fitting, key=len, default="")
 
 
 def class_of(text: str, classes: list[str]) -> str:
-    """The class that `text` names, whatever its capitals, spaces and punctuation; "" if it names none."""
+    """Find the class that `text` names, in any capitals, spaces and punctuation; "" if it names no class."""
     return {plain(name): name for name in classes}.get(plain(text), "") if plain(text) else ""
 
 
 def plain(text: str) -> str:
-    """The letters and digits of `text`, in lower case."""
+    """Keep the letters and digits of `text`, in lower case."""
     return "".join(character for character in text.casefold() if character.isalnum())
 
 

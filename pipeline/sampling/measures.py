@@ -1,9 +1,9 @@
 """Numbers of one clip that sampling writes into its record, and their summary over the clips.
 
-psnr                            how near two pictures are
-frame_difference, motion_ratio  how much a clip moves; two clips are compared only where they show the same scene, since
-                                the difference of frames sees texture and lighting as well as displacement
-latent_error                    how near a latent is to that of the true clip
+psnr                            likeness of two pictures
+frame_difference, motion_ratio  motion of a clip; clips compare only where they show the same scene, since the
+                                difference of frames sees texture and lighting as well as displacement
+latent_error                    distance of a latent from that of the true clip
 summarise                       statistics of each number over the clips, for summary.json
 """
 
@@ -17,7 +17,7 @@ CEILING_DB = 100.0  # of equal pictures: finite, so that means and JSON files st
 
 
 def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
-    """10 log10(255^2 / mean squared error) in dB of uint8 arrays of one shape; CEILING_DB at most."""
+    """Return 10 log10(255^2 / mean squared error) in dB, CEILING_DB at most, of uint8 arrays of one shape."""
     if picture.shape != reference.shape or picture.dtype != np.uint8 or reference.dtype != np.uint8:
         raise ValueError(
             f"psnr compares uint8 arrays of one shape, not {picture.dtype} {picture.shape} and "
@@ -27,18 +27,18 @@ def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
     return CEILING_DB if error == 0 else min(CEILING_DB, 10 * math.log10(255.0**2 / error))
 
 
-STILL = 0.05  # grey levels; below it a clip is still, and a ratio to it says nothing
+STILL = 0.05  # grey levels; below it a clip is still, and a ratio to it means nothing
 
 
 def frame_difference(frames: np.ndarray) -> float:
-    """Mean over pixels, channels and pairs of neighbouring frames, in grey levels 0..255, of uint8 (F, H, W, 3)."""
+    """Return the mean difference of neighbouring frames uint8 (F, H, W, 3), in grey levels 0..255."""
     if frames.ndim != 4 or len(frames) < 2:
         raise ValueError(f"motion needs (F, H, W, 3) with two frames or more, not {frames.shape}")
     return float(np.abs(np.diff(frames.astype(np.int16), axis=0)).mean())
 
 
 def motion_ratio(generated: float, true: float) -> float | None:
-    """generated / true, frame differences of the same scene; None where the true clip is still."""
+    """Divide two frame differences of the same scene; None where the true clip is still."""
     return None if true < STILL else generated / true
 
 
@@ -50,7 +50,7 @@ def latent_error(latents: Tensor, true: Tensor) -> float:
 
 
 def summarise(values: Iterable[float | None]) -> dict[str, float | int]:
-    """n, median, mean and quartiles of the values that are not None; only n where there are none."""
+    """Return n, median, mean and quartiles of the values that are not None; without any, n alone."""
     known = [value for value in values if value is not None]
     if not known:
         return {"n": 0}
