@@ -6,6 +6,7 @@ The result of a task is a file. A task whose file is there is not run again, so 
 import csv
 import io
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.data.cache.run import build_cache
@@ -128,36 +129,26 @@ def submit(plan: AblationPlan) -> "dict[ObjectRef[Any], str]":
     """Submit all pending tasks, each after those that it needs; seed by seed, so that a run cut off has whole seeds."""
     import ray
 
-    resources = plan.settings.cluster.train
-    options = {"num_cpus": resources.num_cpus, "label_selector": selector(resources)}
-    folder, seeds = folder_of(plan.settings.run), range(plan.settings.ablate.seeds)
+    resources, folder = plan.settings.cluster.train, folder_of(plan.settings.run)
 
-    @ray.remote(**options)
-    def prepare() -> None:
-        work.prepare(plan.settings)
-
-    @ray.remote(**options)
-    def train(model: Model, after: None) -> None:
-        work.train_model(model)
-
-    @ray.remote(**options)
-    def measure(one: Measurement, *after: None) -> None:
-        work.measure(one, folder)
+    @ray.remote(num_cpus=resources.num_cpus, label_selector=selector(resources))
+    def run(task: Callable[..., None], arguments: tuple[Any, ...], *after: None) -> None:
+        task(*arguments)
 
     names: dict[ObjectRef[Any], str] = {}
     ready: dict[str | None, Any] = {None: None} | {key: None for key in plan.done}
     truth = None
     if not exists(f"{folder}/measured/{STILL}.json"):
-        truth = prepare.remote()
-        names[truth] = "what is true"
-    for seed in seeds:
+        truth = run.remote(work.prepare, (plan.settings,))
+        names[truth] = "true clips"
+    for seed in range(plan.settings.ablate.seeds):
         for model in plan.trained:
             if model.seed == seed and model.key not in plan.done:
-                ready[model.key] = train.remote(model, ready[model.needs])
+                ready[model.key] = run.remote(work.train_model, (model,), ready[model.needs])
                 names[ready[model.key]] = f"{model.key} trained"
         for one in plan.measured:
             if one.model.seed == seed and one.key not in plan.done:
-                names[measure.remote(one, truth, ready[one.model.key])] = one.key
+                names[run.remote(work.measure, (one, folder), truth, ready[one.model.key])] = one.key
     return names
 
 

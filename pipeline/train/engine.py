@@ -32,7 +32,7 @@ class TrainingEngine:
         stored = model.state_dict().keys()
         self._buffers = {name: value.clone() for name, value in model.named_buffers() if name in stored}
         if saved:  # buffers and frozen weights are made anew
-            model.load_state_dict(dict(weights(saved.tensors)), strict=False)
+            model.load_state_dict(weights(saved.tensors), strict=False)
         self.network: Any = start_engine(model, train, rank.workers, rank.device)
         self._ema = Ema(self.network, train.ema_decay) if train.ema_decay else None
         if saved:

@@ -26,6 +26,7 @@ from ..models.prior import NeuralPrior
 from ..models.videocrafter import VideoCrafter
 from ..schema import TEST, TRAIN
 from ..settings import Settings, load, without_removed
+from ..settings.layers import ABSENT, lookup
 from ..storage.files import exists, read_json, write_bytes, write_json
 from .initial import check_prior, freeze, load_initial, untrained
 from .report.trackers import check_trackers
@@ -161,15 +162,7 @@ def run_status(run: Run) -> RunStatus:
 def defaults(keys: Iterable[str]) -> dict[str, Any]:
     """The values of ray_config.yaml for those of the dotted keys that are settings."""
     tree = load([])[0].model_dump(mode="json")
-    result = {}
-    for key in keys:
-        section, _, name = key.rpartition(".")
-        settings = tree
-        for part in section.split("."):
-            settings = settings.get(part, {})
-        if name in settings:
-            result[key] = settings[name]
-    return result
+    return {key: value for key in keys if (value := lookup(tree, key)) is not ABSENT}
 
 
 def record(run: Run) -> None:

@@ -32,8 +32,7 @@ def run_training(run: Run) -> dict[str, Any]:
     summary = f"{run.spec.folder}/summary.json"
     if run_status(run) == RunStatus.DONE:
         log.info("nothing to do: %s has been trained already, with these settings", run.spec.export)
-        found: dict[str, Any] = read_json(summary)
-        return found
+        return dict(read_json(summary))
     start_ray(run.settings.cluster)
     resources = run.spec.resources
     check_room("train", resources, resources.workers_range[0], f"cluster.train.workers = {resources.workers}")
@@ -43,22 +42,18 @@ def run_training(run: Run) -> dict[str, Any]:
     try:
         with checkpoint.room_needed(run.spec.folder), stop_through(stop_key):
             record(run)
-            result = make_trainer(run, stop_key).fit()
-            while "moved" in result.return_value:
-                log.info("%s: going on, with a checkpoint of that step", result.return_value["moved"])
-                result = make_trainer(run, stop_key).fit()
+            while "moved" in (found := dict(make_trainer(run, stop_key).fit().return_value)):
+                log.info("%s: going on, with a checkpoint of that step", found["moved"])
     except ray.train.TrainingFailedError as error:
         raise explained(run, error) from error
-    if "asked" in result.return_value:
-        log.info("%s, with a checkpoint in %s", result.return_value["asked"], run.spec.folder)
+    if "asked" in found:
+        log.info("%s, with a checkpoint in %s", found["asked"], run.spec.folder)
         sys.exit(signal.SIGTERM)
-    if "stopped" in result.return_value:
-        raise JobFailed(f"{result.return_value['stopped']}; the last checkpoint is in {run.spec.folder}")
-    write_json(summary, result.return_value)
-    log.info(
-        "%s: %d steps in %s", run.spec.export, result.return_value["steps"], duration(result.return_value["seconds"])
-    )
-    return dict(result.return_value)
+    if "stopped" in found:
+        raise JobFailed(f"{found['stopped']}; the last checkpoint is in {run.spec.folder}")
+    write_json(summary, found)
+    log.info("%s: %d steps in %s", run.spec.export, found["steps"], duration(found["seconds"]))
+    return found
 
 
 def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:

@@ -77,7 +77,8 @@ def put_back(engine: Any, saved: Mapping[str, Tensor], keys: Iterable[str], upda
     keys = tuple(keys)
     present = {name.rsplit("/", 1)[1] for name in saved}
     stage = engine.zero_optimization_stage()
-    _make_room(engine, present.intersection(keys), updates)
+    if stage:
+        _make_room(engine, present.intersection(keys), updates)
     for name, parameter in trained(engine.module):
         states = {key: saved[f"{name}/{key}"] for key in keys if f"{name}/{key}" in saved}
         put_weight(engine, parameter, saved[f"{name}/{WEIGHT}"])
@@ -102,13 +103,10 @@ def put_weight(engine: Any, parameter: nn.Parameter, value: Tensor) -> None:
 
 def _make_room(engine: Any, keys: Iterable[str], updates: int) -> None:
     """Allocate the state that ZeRO's optimizer would allocate at its first step."""
-    stage = engine.zero_optimization_stage()
-    if not stage:
-        return
     for partition in local_masters(engine):
         state = {key: torch.zeros_like(partition) for key in keys}
         base_optimizer(engine).state[partition] = {"step": _counter(engine, partition, updates), **state}
-    if stage < 3:
+    if engine.zero_optimization_stage() < 3:
         link_optimizer_state(engine)
 
 
@@ -127,12 +125,9 @@ def _counter(engine: Any, tensor: Tensor, updates: int) -> Tensor | int:
     return updates
 
 
-def weights(saved: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """(parameter, float32 weight) in the shares of `gather`."""
-    for name in saved:
-        parameter, key = name.rsplit("/", 1)
-        if key == WEIGHT:
-            yield parameter, saved[name]
+def weights(saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """{parameter: float32 weight} in the shares of `gather`."""
+    return {name.removesuffix(f"/{WEIGHT}"): saved[name] for name in saved if name.endswith(f"/{WEIGHT}")}
 
 
 def full_state(engine: Any, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,5 +72,5 @@ def test_only_the_models_of_the_chosen_experiments_are_trained(settings: Setting
 
 
 def test_more_held_out_than_trained_on_is_refused() -> None:
-    with pytest.raises(UserError, match=r"ablate\.clips = 64 of ablate\.videos = 100 would be held out"):
+    with pytest.raises(UserError, match=r"ablate\.clips = 64 is more than half of ablate\.videos = 100; lower it"):
         load(["--ablate.videos", "100"])

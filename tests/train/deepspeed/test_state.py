@@ -10,7 +10,8 @@ from helpers.process_group import run_ranks
 
 from pipeline.train.checkpoint import CheckpointDamaged, Saved, read_shares, write_share
 
-# A group of processes of its own: `workers` ranks take steps from `start` to `stop` and write the state to a folder.
+# A group of processes of its own: `workers` ranks take steps from `start` on, and write their state to a folder after
+# each of the steps in `targets` ("3:FOLDER 6:FOLDER").
 PROGRAM = """
     import sys
     from pathlib import Path
@@ -38,7 +39,8 @@ PROGRAM = """
 
 
     for line in sys.argv[1:]:
-        stage, precision, optimizer, source, target, start, stop = line.split(",")
+        stage, precision, optimizer, source, start, targets = line.split(",")
+        targets = {int(step): Path(folder) for step, _, folder in (one.partition(":") for one in targets.split())}
         changes = {"zero_stage": int(stage), "precision": precision, "optimizer": optimizer}
         train = settings.train.model_copy(update=changes)
         model = build_image_to_video(settings.model, [4, 4, 4, 4], 2)
@@ -48,7 +50,7 @@ PROGRAM = """
         if saved:
             assert saved.step == int(start)
             assert saved.made_by(optimizer) and not saved.made_by("adamw" if optimizer == "muon" else "muon")
-            model.load_state_dict(dict(weights(saved.tensors)), strict=False)
+            model.load_state_dict(weights(saved.tensors), strict=False)
         engine = start_engine(model, train, workers, torch.device("cpu"))
         keys = optimizer_keys(optimizer)
         if saved:
@@ -60,7 +62,7 @@ PROGRAM = """
             assert all(torch.equal(value, saved.tensors[name]) for name, value in again.items())
         else:
             average = full_state(engine, {})
-        for step in range(int(start), int(stop)):
+        for step in range(int(start), max(targets)):
             for micro_batch in range(4 // workers):
                 engine.backward(loss(engine, step, rank * (4 // workers) + micro_batch))
                 engine.step()
@@ -69,14 +71,15 @@ PROGRAM = """
                 decay = min(0.9, (2 + step) / (11 + step))
                 state = full_state(engine, {})
                 average = {name: decay * average[name] + (1 - decay) * value for name, value in state.items()}
-        share = gather(engine, keys, rank, workers) | ema.gather(engine, rank, workers)
+            if step + 1 in targets:
+                share = gather(engine, keys, rank, workers) | ema.gather(engine, rank, workers)
+                targets[step + 1].mkdir(exist_ok=True)
+                write_share(targets[step + 1], Saved(step + 1, count_updates(engine), share), rank, workers)
         if not saved:
             with ema.in_place():
                 exported = full_state(engine, {})
             for name, value in average.items():
                 torch.testing.assert_close(exported[name], value, rtol=1e-4, atol=1e-6)
-        Path(target).mkdir(exist_ok=True)
-        write_share(Path(target), Saved(int(stop), count_updates(engine), share), rank, workers)
         state = full_state(engine, {})
         assert all(torch.equal(value, state[name.removesuffix("/weight")])
                    for name, value in share.items() if name.endswith("/weight"))
@@ -89,21 +92,22 @@ KINDS += [(0, "float32", "muon"), (0, "bfloat16", "muon")]
 
 
 def test_resumed_is_bit_equal_and_moves_between_workers_and_stages(tmp_path: Path) -> None:
-    def line(kind: tuple[int, str, str], source: str, target: str, start: int, stop: int) -> str:
-        places = [str(tmp_path / name) if name else "" for name in (source, target)]
-        return ",".join([*map(str, kind), *places, str(start), str(stop)])
+    def line(kind: tuple[int, str, str], source: str, start: int, **targets: int) -> str:
+        """A line of the program; `targets` are names of folders and the steps after which they are written."""
+        written = " ".join(f"{step}:{tmp_path / name}" for name, step in targets.items())
+        return ",".join([*map(str, kind), str(tmp_path / source) if source else "", str(start), written])
 
     names = {kind: "-".join(map(str, kind)) for kind in KINDS}
     lines = []
     for kind, name in names.items():
-        lines += [line(kind, "", f"{name}-whole", 0, 6), line(kind, "", f"{name}-half", 0, 3)]
-        lines += [line(kind, f"{name}-half", f"{name}-resumed", 3, 6)]
+        lines.append(line(kind, "", 0, **{f"{name}-half": 3, f"{name}-whole": 6}))
+        lines.append(line(kind, f"{name}-half", 3, **{f"{name}-resumed": 6}))
     # what stage 2 of two workers saved goes on under stages 3, 1 and 0
-    lines += [line((s, "float32", "adamw"), "2-float32-adamw-half", f"to-{s}", 3, 6) for s in (3, 1, 0)]
+    lines += [line((s, "float32", "adamw"), "2-float32-adamw-half", 3, **{f"to-{s}": 6}) for s in (3, 1, 0)]
     # and under every stage two workers become one, and in float32 four after another step
     four = [kind for kind in KINDS if kind[1:] == ("float32", "adamw")]
-    by_one = [line(kind, f"{name}-half", f"{name}-1", 3, 4 if kind in four else 6) for kind, name in names.items()]
-    by_four = [line(kind, f"{names[kind]}-1", f"{names[kind]}-4", 4, 6) for kind in four]
+    by_one = [line(kind, f"{name}-half", 3, **{f"{name}-1": 4 if kind in four else 6}) for kind, name in names.items()]
+    by_four = [line(kind, f"{names[kind]}-1", 4, **{f"{names[kind]}-4": 6}) for kind in four]
     run_ranks(PROGRAM, [(2, lines), (1, by_one), (4, by_four)])
 
     for kind, name in names.items():
