@@ -20,8 +20,6 @@ from .videocrafter import VideoCrafter
 if TYPE_CHECKING:
     from diffusers import CogVideoXTransformer3DModel
 
-ImageCondition = Literal["frame", "none"]
-
 
 class ConditionedBackbone(nn.Module):
     """A backbone and the names of its conditions. Its state is the backbone's alone."""
@@ -50,7 +48,7 @@ class ImageToVideo(ConditionedBackbone):
     backbone: Latte
 
     def __init__(
-        self, backbone: Latte, image_condition: ImageCondition = "frame", prior_condition: bool = False
+        self, backbone: Latte, image_condition: Literal["frame", "none"] = "frame", prior_condition: bool = False
     ) -> None:
         super().__init__(backbone)
         if image_condition not in ("frame", "none"):

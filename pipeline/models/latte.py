@@ -210,10 +210,9 @@ class Latte(nn.Module):
         if self.t_embedder is not None:
             for name in ("0.weight", "2.weight"):
                 nn.init.normal_(self.t_embedder.mlp.get_parameter(name), std=0.02, generator=generator)
-        nn.init.zeros_(self.final_layer.linear.weight)
-        for module in self.modules():
-            if isinstance(module, Block | FinalLayer):
-                nn.init.zeros_(module.adaLN_modulation.get_parameter("1.weight"))
+        for name, parameter in self.named_parameters():
+            if "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor | None, y: Tensor) -> Tensor:
         """Predict (B, F, C_out, h, w) from x (B, F, C, h, w), t (B,) on the scale 0..999 and labels y (B,), int64.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..errors import UserError
 from ..settings import TextSettings
@@ -30,7 +31,7 @@ class TextEncoder:
     max_length: int
 
     @torch.inference_mode()
-    def encode(self, captions: list[str]) -> torch.Tensor:
+    def encode(self, captions: list[str]) -> Tensor:
         """Return (N, max_length, width), float32.
 
         Encodes all captions at once on a GPU. On a CPU it encodes one by one, because rounding there depends on the
@@ -42,7 +43,7 @@ class TextEncoder:
         parts = tokens.split(1) if self.module.device.type == "cpu" else [tokens]
         return torch.cat([self._embed(part) for part in parts])
 
-    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _embed(self, tokens: Tensor) -> Tensor:
         if self.layer == -1:
             return self.module(input_ids=tokens).last_hidden_state.float()
         states = self.module(input_ids=tokens, output_hidden_states=True).hidden_states

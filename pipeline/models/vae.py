@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..errors import UserError
 from ..settings import VAE_DOWNSAMPLING
@@ -38,7 +39,7 @@ class Vae:
         return self.module.device
 
     @torch.inference_mode()
-    def encode(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return the posterior's mean and log-variance (in -30..20), each (N, C, h, w) float32, unscaled.
 
         Uploads frames as bytes, asynchronously from pinned memory, and does not wait for the result.
@@ -46,7 +47,7 @@ class Vae:
         return self._posterior(self._pixels(frames).to(self.module.dtype, memory_format=torch.channels_last))
 
     @torch.inference_mode()
-    def encode_clips(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_clips(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Encode clips (B, F, H, W, 3) like frames; return (B, F', C, h, w).
 
         F' is F for an image VAE, and (F - 1) / temporal + 1 for a video VAE.
@@ -57,16 +58,16 @@ class Vae:
         mean, logvar = self._posterior(self._pixels(clips).to(self.module.dtype))  # (B, C, F', h, w)
         return mean.transpose(1, 2), logvar.transpose(1, 2)
 
-    def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
+    def _pixels(self, frames: Tensor) -> Tensor:
         """Turn uint8 (..., 3) into float32 in -1..1 on the VAE's device, channels second."""
         return frames.to(self.device, non_blocking=True).movedim(-1, 1).float().div_(127.5).sub_(1)
 
-    def _posterior(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         posterior = self.module.encode(pixels).latent_dist
         return posterior.mean.float(), posterior.logvar.float()
 
     @torch.inference_mode()
-    def decode_clips(self, latents: torch.Tensor, at_once: int) -> torch.Tensor:
+    def decode_clips(self, latents: Tensor, at_once: int) -> Tensor:
         """Decode scaled latents (B, F', C, h, w) to uint8 (B, F, H, W, 3) on the CPU.
 
         An image VAE decodes `at_once` frames together; a video VAE decodes clip by clip.
@@ -76,18 +77,18 @@ class Vae:
             return torch.cat(parts).unflatten(0, latents.shape[:2])
         return torch.cat([self.decode(clip) for clip in latents.transpose(1, 2).split(1)])
 
-    def decode_image(self, image_latent: torch.Tensor) -> torch.Tensor:
+    def decode_image(self, image_latent: Tensor) -> Tensor:
         """Decode scaled latents of single images (B, C, h, w) to pixels (B, 3, H, W) in -1..1."""
         if self.temporal > 1:
             return self._decoded(image_latent[:, :, None])[:, :, 0].float().clamp(-1, 1)
         return self._decoded(image_latent).float().clamp(-1, 1)
 
     @torch.inference_mode()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents (N, C, ..., h, w) to uint8 frames (N, ..., H, W, 3) on the CPU."""
         return ((self._decoded(latents).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).cpu()
 
-    def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
+    def _decoded(self, latents: Tensor) -> Tensor:
         return self.module.decode((latents / self.scaling_factor).to(self.device, self.module.dtype)).sample
 
 
@@ -126,7 +127,7 @@ def _empty_module(config: dict[str, object]) -> "AutoencoderKL | AutoencoderKLCo
     return module.to_empty(device="cpu")
 
 
-def compile_encoder(vae: Vae, frames: torch.Tensor) -> bool:
+def compile_encoder(vae: Vae, frames: Tensor) -> bool:
     """Compile the encoder for batches shaped like `frames`. If compilation fails, log a warning and return False."""
     if vae.temporal > 1:
         return False  # its convolutions keep earlier frames in attributes between calls
@@ -146,8 +147,6 @@ def compile_encoder(vae: Vae, frames: torch.Tensor) -> bool:
     return True
 
 
-def sample_posterior(
-    mean: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor, scaling_factor: float
-) -> torch.Tensor:
+def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor, scaling_factor: float) -> Tensor:
     """Sample the posterior and scale the sample, shaped like `mean`; clamps log-variances as AutoencoderKL does."""
     return scaling_factor * (mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise)
