@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pipeline.report.page import commit, versions
 from pipeline.settings import Settings
-from pipeline.storage.files import write_bytes, write_json
+from pipeline.storage.files import read_json, write_bytes, write_json
 
 from .plots import figure6, figure_samplers, figure_tables
 from .protocol import Key, Measurement, folder_of
@@ -20,11 +21,12 @@ HEAD = (
     "| inception score |\n"
     "|---|---|---|---|---|---|---|\n"
 )
+NUMBERS = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")
 WHOLE = ("saf", "priors", "leakage")  # experiments with a picture of their table
 
 
 def write_page(settings: Settings, planned: list[Measurement], there: list[Measurement]) -> dict[str, Any]:
-    """Write measurements.csv, results.json, results.md and its pictures; return results.json.
+    """Write clips.csv, measurements.csv, results.json, results.md and its pictures; return results.json.
 
     A measurement that is `planned`, but not `there` with every seed, is left out and named.
     """
@@ -54,7 +56,8 @@ def write_page(settings: Settings, planned: list[Measurement], there: list[Measu
         write_bytes(f"{folder}/{name}.png", stream.getvalue())
         parts.append(f"![{name}](ablation/{name}.png)")
     write_bytes(f"{folder}/results.md", ("\n\n".join(parts) + "\n").encode())
-    write_bytes(f"{folder}/measurements.csv", measurements_csv(found).encode())
+    write_csv(f"{folder}/measurements.csv", measurement_rows(found))
+    write_csv(f"{folder}/clips.csv", clip_rows(folder, there))
     result = {
         "commit": commit(),
         "versions": versions(),
@@ -67,17 +70,33 @@ def write_page(settings: Settings, planned: list[Measurement], there: list[Measu
     return result
 
 
-def measurements_csv(found: Measured) -> str:
-    """One row for each measurement: a model and a seed, sampled one way."""
+def write_csv(address: str, rows: Iterable[list[Any]]) -> None:
+    """Write a CSV file; the first row is its head."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    numbers = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")
-    writer.writerow(["model", "step", "sampler", "evaluations", "clips", "seed", "fd", *numbers, "seconds_a_clip"])
+    csv.writer(stream, lineterminator="\n").writerows(rows)
+    write_bytes(address, stream.getvalue().encode())
+
+
+def measurement_rows(found: Measured) -> Iterator[list[Any]]:
+    """One row for each measurement: a model and a seed, sampled one way."""
+    yield ["model", "step", "sampler", "evaluations", "clips", "seed", "fd", *NUMBERS, "seconds_a_clip"]
     for key, one in found.cells.items():
         for seed, distance in enumerate(found.distances[key].seeds):
-            row = [distance, *(np.nanmedian(one.numbers[name][seed]) for name in numbers), found.seconds[key]]
-            writer.writerow([*key, seed, *(f"{value:.5g}" for value in row)])
-    return stream.getvalue()
+            row = [distance, *(np.nanmedian(one.numbers[name][seed]) for name in NUMBERS), found.seconds[key]]
+            yield [*key, seed, *(f"{value:.5g}" for value in row)]
+
+
+def clip_rows(folder: str, measured: list[Measurement]) -> Iterator[list[Any]]:
+    """One row for each clip of each measurement, with the detector's features."""
+    for index, one in enumerate(measured):
+        found = read_json(f"{folder}/measured/{one.key}.json")
+        if not index:
+            features = [f"feature_{i}" for i in range(len(found["features"][0]))]
+            yield ["model", "seed", "step", "sampler", "evaluations", "seconds_a_clip", "clip", *NUMBERS, *features]
+        start = [one.model.name, one.model.seed, one.step, one.sampler, one.evaluations, f"{found['seconds']:.4f}"]
+        for clip in range(one.clips):
+            row = ["" if (value := found[name][clip]) is None else f"{value:.5g}" for name in NUMBERS]
+            yield [*start, clip, *row, *found["features"][clip]]
 
 
 def cells_of(found: Measured) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 The result of a task is a file. A task whose file is there is not run again, so a job that was cut off goes on.
 """
 
-import csv
-import io
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +14,7 @@ from pipeline.runtime.placement import check_room, selector
 from pipeline.runtime.progress import Progress
 from pipeline.settings import Settings, build
 from pipeline.shipped.synthetic import make_dataset
-from pipeline.storage.files import exists, is_remote, list_files, read_json, write_bytes, write_json
+from pipeline.storage.files import exists, is_remote, list_files, read_json, write_json
 
 from . import work
 from .page import write_page
@@ -121,7 +119,6 @@ def run_ablation(settings: Settings, only_page: bool = False) -> dict[str, Any]:
     there = [one for one in plan.measured if exists(f"{folder}/measured/{one.key}.json")]
     if not there or not exists(f"{folder}/measured/{STILL}.json"):
         raise UserError(f"{folder}: nothing is measured there; run jobs/ablate.py without --page")
-    write_clips(folder, there)
     return write_page(settings, plan.measured, there)
 
 
@@ -162,24 +159,3 @@ def follow(tasks: "dict[ObjectRef[Any], str]") -> None:
         ray.get(ended)
         progress.add()
         log.info(progress.line(tasks[ended[0]]))
-
-
-def write_clips(folder: str, measured: list[Measurement]) -> None:
-    """Write clips.csv: a row for each clip of each measurement, with the detector's features."""
-    stream = io.StringIO()
-    columns = ("model", "seed", "step", "sampler", "evaluations", "seconds_a_clip", "clip")
-    numbers = ("latent_error", "motion_ratio", "psnr_first_frame", "prior_error")
-    writer = csv.writer(stream, lineterminator="\n")
-    features: list[str] = []
-    for one in measured:
-        found = read_json(f"{folder}/measured/{one.key}.json")
-        if not features:
-            features = [f"feature_{i}" for i in range(len(found["features"][0]))]
-            writer.writerow([*columns, *numbers, *features])
-        start = [one.model.name, one.model.seed, one.step, one.sampler, one.evaluations, f"{found['seconds']:.4f}"]
-        for clip in range(one.clips):
-            row = [found[name][clip] for name in numbers]
-            writer.writerow(
-                [*start, clip, *("" if value is None else f"{value:.5g}" for value in row), *found["features"][clip]]
-            )
-    write_bytes(f"{folder}/clips.csv", stream.getvalue().encode())

@@ -1,7 +1,5 @@
 """Record a run while it trains: history.csv, TensorBoard, progress lines. Rank 0 only, no Ray."""
 
-import csv
-import io
 import math
 import tempfile
 import time
@@ -101,12 +99,8 @@ class History:
 
     def save(self) -> None:
         """Write history.csv, and for a remote run the TensorBoard files."""
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            writer.writerow({name: _cell(row.get(name)) for name in COLUMNS})
-        write_bytes(self.address, stream.getvalue().encode())
+        cells = [COLUMNS, *([_cell(row.get(name)) for name in COLUMNS] for row in self.rows)]
+        write_bytes(self.address, "".join(f"{','.join(line)}\n" for line in cells).encode())
         self.board.flush()
         if is_remote(self.remote):
             filesystem, inner = resolve(self.remote)
