@@ -1,1 +1,1 @@
-"""Make and read the latent cache: encode frames, write shards, commit them by manifest, inspect, verify and repair them."""
+"""Make and read the latent cache: encode frames, write and commit shards, inspect, verify and repair them."""

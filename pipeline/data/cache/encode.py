@@ -15,13 +15,13 @@ import pyarrow as pa
 import torch
 
 from ...schema import ENCODED_SCHEMA
-from ...settings import VAE_DOWNSAMPLING, DataSettings, TextSettings, VaeSettings
+from ...settings import DataSettings, TextSettings, VaeSettings
 from ...storage.files import write_bytes
 from .shards import npy_bytes
 
 log = logging.getLogger("encode")
 
-# pixels of a batch that a CPU's caches hold; 8 to 16 frames of 64 x 64 are best (benchmarks/results/vae_encode_cpu.json)
+# pixels of a batch in a CPU's caches; 8 to 16 frames of 64 x 64 are best (benchmarks/results/vae_encode_cpu.json)
 CPU_PIXELS = 8 * 64 * 64
 GPU_BATCHES = 4  # batches in a call on a GPU: enough that the time between two calls hardly counts
 
@@ -62,7 +62,7 @@ class EncodeClips:
         device = "cuda" if self._on_gpu else "cpu"
         self.vae = load_vae(vae.path, vae.dtype, device)
         channels, _ = vae_geometry(vae.path)
-        self._latent = (channels, data.height // VAE_DOWNSAMPLING, data.width // VAE_DOWNSAMPLING)
+        self._latent = (channels, *data.latent_size)
         self._text_encoder = None
         if text is not None and text.path is not None:
             from ...models.text import load_text_encoder
@@ -132,7 +132,7 @@ class EncodeClips:
         return np.stack([torch.cat(posterior).half().cpu().numpy() for posterior in found])
 
     def _host_frames(self, count: int) -> torch.Tensor:
-        """Memory for `count` frames and a batch that fills up the last one; pinned for a GPU, kept from call to call."""
+        """Memory for `count` frames and a batch to fill up the last one; pinned for a GPU, kept from call to call."""
         if len(self._host) < count + self.batch_frames:
             shape = (count + self.batch_frames, *self._frame)
             self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._on_gpu)

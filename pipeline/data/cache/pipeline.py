@@ -3,7 +3,7 @@
     1 plan     in the driver       V videos -> N clips, less those that are cached or rejected (run.py)
     2 decode   tasks on CPUs       N clips  -> N rows: frames, or the reason why there are none
     3 encode   actors with a VAE   N rows   -> N rows: a latent, or the reason why there is none
-    4 commit   tasks               N rows   -> a shard for each cache.shard_clips rows, and a row of counts for each shard
+    4 commit   tasks               N rows   -> for each cache.shard_clips rows a shard, and a row of its counts
 
 A clip that fails travels on as a row with a reason, so always cached + rejected = planned. A shard counts once its
 manifest part is written; a job that is cut off loses its open shards, and the next job makes them. One job at a time
@@ -75,9 +75,9 @@ def encoded(
     actors: int,
     null_text: str | None = None,
 ) -> "ray.data.Dataset":
-    """Stages 2 and 3: planned clips, a block for each decode task, as ENCODED_SCHEMA rows by at most `actors` VAE actors.
+    """Stages 2 and 3: planned clips, a block for each decode task, as ENCODED_SCHEMA rows.
 
-    The actors write the empty caption's embedding to `null_text`.
+    At most `actors` VAE actors encode, and write the empty caption's embedding to `null_text`.
     """
     import ray.data
     from ray.data import TaskPoolStrategy

@@ -1,4 +1,4 @@
-"""Run the caching job: find the missing clips, send them through pipeline.py, log progress, judge the rejected clips."""
+"""Run the caching job: find missing clips, send them through pipeline.py, log progress, judge the rejected clips."""
 
 import logging
 import time

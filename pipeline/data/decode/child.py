@@ -40,8 +40,8 @@ START_TRIES = 10  # starts of a child that something else kills while it starts
 GRACE_S = 5  # seconds after the limit at which the kernel's timer ends a child whose parent did not
 PR_SET_PDEATHSIG = 1
 MIB = 2**20
-# For glibc, in bytes: keep freed memory for the next clip. Returning its pages and taking them again costs a sixth of the
-# time of decoding a small video.
+# For glibc, in bytes: keep freed memory for the next clip. To return its pages and take them again costs a sixth of
+# the time of decoding a small video.
 MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(64 * MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * MIB)}
 
 Decode = Callable[[PlannedClip, DataSettings, str | None], tuple[np.ndarray, ClipSpan]]  # as decode_clip

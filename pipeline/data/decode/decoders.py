@@ -36,8 +36,8 @@ def check_decoder(data: DataSettings) -> None:
     except (ImportError, OSError, RuntimeError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"data.decoder = torchcodec: cannot be imported ({why}); install torchcodec==0.13.0 and the system's FFmpeg "
-            "libraries on every node, or set data.decoder auto"
+            f"data.decoder = torchcodec: cannot be imported ({why}); install torchcodec==0.13.0 and the system's "
+            "FFmpeg libraries on every node, or set data.decoder auto"
         ) from error
 
 

@@ -12,8 +12,8 @@ import av
 from .fetch import DecodeFailure, one_line
 
 # Codecs for which the frames after a seek equal those of a sequential decode, measured file by file
-# (tests/data/decode/test_decoders.py). decord gives other colours for more than 8 bits, and wrong frames of 4:4:4 after a
-# seek past x264's version mark.
+# (tests/data/decode/test_decoders.py). decord gives other colours for more than 8 bits, and wrong frames of 4:4:4 after
+# a seek past x264's version mark.
 CODECS = {
     "decord": {"h264", "hevc", "vp8", "vp9", "mpeg4"},
     "torchcodec": {"h264", "hevc", "vp8", "vp9", "mpeg4", "libdav1d", "av1"},

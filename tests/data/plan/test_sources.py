@@ -84,7 +84,8 @@ def test_ucf101_errors_name_the_remedy(ucf: Path) -> None:
 
 def test_webvid_with_and_without_page_folders(tmp_path: Path) -> None:
     (tmp_path / "results_2M_val.csv").write_text(
-        'videoid,contentUrl,duration,page_dir,name\n1,u,PT1S,000001_000050,"A cat, asleep"\n2,u,PT1S,,Dog\n3,u,PT1S,x,Gone\n'
+        'videoid,contentUrl,duration,page_dir,name\n1,u,PT1S,000001_000050,"A cat, asleep"\n'
+        "2,u,PT1S,,Dog\n3,u,PT1S,x,Gone\n"
     )
     touch(tmp_path, "000001_000050/1.mp4", "2.mp4", "9.mp4")
     clips = plan(tmp_path, "webvid", holdout_fraction=0.5)
