@@ -142,12 +142,11 @@ def job_seconds(decode: float, encode: float, cluster: ClusterSettings) -> tuple
 
 def describe_estimate(found: Estimate) -> str:
     """Put the estimate into words, with what it rests on."""
-    how = "measured" if found.measured else "calculated"
+    how, size = "measured" if found.measured else "calculated", found.usable * found.clip_bytes / 2**20
     lines = [
-        f"Estimate: {duration(found.seconds)}, {found.usable * found.clip_bytes / 2**20:.1f} MiB in shards, "
-        f"{found.gpu_hours:.3g} GPU-hours",
-        f"  from {found.sample} clips, spread over the plan, made here and thrown away: {found.decode_s * 1e3:.0f} ms to "
-        f"decode one, {found.encode_s * 1e3:.0f} ms to encode one ({how})",
+        f"Estimate: {duration(found.seconds)}, {size:.1f} MiB in shards, {found.gpu_hours:.3g} GPU-hours",
+        f"  from {found.sample} clips, spread over the plan, made here and thrown away: "
+        f"{found.decode_s * 1e3:.0f} ms to decode one, {found.encode_s * 1e3:.0f} ms to encode one ({how})",
     ]
     if found.rejected:
         bad, reasons = sum(found.rejected.values()), describe_counts(found.rejected)
