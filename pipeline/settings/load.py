@@ -32,7 +32,7 @@ def load(
     "--cache.retry_rejects=all"}, or with "". The second result says of --dry-run and of those that stand for none
     whether they were given: {"dry_run": False, "repair": True}. Raises UserError.
     """
-    names = textwrap.fill(f"recipes: {', '.join(recipes())}", break_on_hyphens=False, subsequent_indent="  ")
+    names = textwrap.fill(f"Recipes: {', '.join(recipes())}", 100, break_on_hyphens=False)
     parser = argparse.ArgumentParser(
         usage="%(prog)s [--recipe NAME] [--SECTION.KEY VALUE ...] [options]",
         description=description,
@@ -45,7 +45,7 @@ def load(
     add("--config", metavar="FILE", type=Path, default=DEFAULTS, help="read defaults from FILE, not ray_config.yaml")
     add("--dry-run", action="store_true", help="print the resolved settings and the plan; do nothing")
     for name, setting in (flags or {}).items():
-        add(f"--{name}", action="store_true", help=f"short for {setting}" if setting else None)
+        add(f"--{name}", action="store_true", help=f"short for {setting}" if setting else "see above")
     known, rest = parser.parse_known_args(argv)
     given = {name: value for name, value in vars(known).items() if isinstance(value, bool)}
     for name, setting in (flags or {}).items():
@@ -124,13 +124,15 @@ def _explain(error: ValidationError) -> str:
         value, message = shown(one["input"]), one["msg"].removeprefix("Value error, ")
         if one["type"] == "extra_forbidden":
             close = difflib.get_close_matches(key, names, n=1)
-            hint = f"did you mean {close[0]}?" if close else "ray_config.yaml lists all keys"
-            line = f"{key} = {value}: unknown setting; {hint}"
+            hint = f"did you mean {close[0]}? " if close else ""
+            line = f"{key} = {value}: unknown setting; {hint}ray_config.yaml lists all keys"
         elif one["type"] == "missing":
             line = f"{key}: not set; every setting needs a value, as in ray_config.yaml"
         elif one["type"] == "value_error" and isinstance(one["input"], dict):  # a contradiction in a section
             line = message.replace(f"{one['loc'][1]}.", f"prior.{one['loc'][1]}.") if of_prior else message
         else:
+            if one["type"] == "string_pattern_mismatch":
+                message = "expected letters, digits, '.', '_' and '-', with a letter or digit first"
             reason = f"{message[0].lower()}{message[1:]}"
             line = f"{key} = {value}: {reason}; see the comment at {key.removeprefix('prior.')} in ray_config.yaml"
         lines.setdefault(key, line)

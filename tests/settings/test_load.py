@@ -92,7 +92,8 @@ def test_command_line_wins_over_recipe_and_recipe_over_file() -> None:
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read (No such file or directory)"),
         (["train.steps=5"], "settings are --SECTION.KEY VALUE"),
         (["--train.steps"], "a value must follow"),
-        (["--run.name", "../up"], "run.name = ../up"),
+        (["--run.name", "../up"], "run.name = ../up: expected letters, digits, '.', '_' and '-'"),
+        (["--cluster.encode.labels.stage", "-x"], "cluster.encode.labels = -x: expected letters, digits, '.', '_' and"),
         (["--run", "5"], "settings are --SECTION.KEY VALUE"),
     ],
 )
