@@ -76,8 +76,7 @@ def encode_png(picture: np.ndarray) -> bytes:
 def frames_side_by_side(clips: list[np.ndarray], shown: int = 4) -> np.ndarray:
     """Draw each clip, uint8 (F, H, W, 3) of one shape, as a line of `shown` frames, first to last: uint8 (H, W, 3)."""
     picks = np.linspace(0, len(clips[0]) - 1, min(shown, len(clips[0]))).round().astype(int)
-    picture: np.ndarray = tile([clip[[index]] for clip in clips for index in picks], columns=len(picks))[0]
-    return picture
+    return tile([clip[[index]] for clip in clips for index in picks], columns=len(picks))[0]
 
 
 def tile(clips: list[np.ndarray], gap: int = 2, columns: int | None = None) -> np.ndarray:

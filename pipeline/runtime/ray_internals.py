@@ -24,8 +24,7 @@ def recorded_address() -> str | None:
     """HOST:PORT of the cluster that `ray start` recorded on this machine; None if there is no record."""
     from ray._private.utils import read_ray_address
 
-    address: str | None = read_ray_address()
-    return address
+    return read_ray_address()
 
 
 def put_key(key: str, value: bytes = b"1") -> None:
@@ -58,8 +57,7 @@ def is_startup_timeout(error: object) -> bool:
 
 def cause_of(error: Exception) -> Exception:
     """The error that the training function raised, which Ray Train wraps with its traceback as text."""
-    cause: Exception = getattr(error, "_base_exc", error)
-    return cause
+    return getattr(error, "_base_exc", error)
 
 
 def run_storage() -> RunStorage:

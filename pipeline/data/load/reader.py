@@ -105,17 +105,14 @@ class Source:
         try:
             mean, logvar = torch.from_numpy(self.posterior(position)).float()
             if self.text:
-                text = torch.from_numpy(self._embedding(row)).float()
+                embedding = self._on_this_node(read_text, row)
+                if embedding is None:
+                    raise CorruptShard(f"clip {row['key']}: has no text in {cache_of(self.cache, row)}; cache again")
+                text = torch.from_numpy(embedding).float()
         except CorruptShard as error:
             text = torch.zeros(self.cache.spec.text_shape or ()) if self.text else None
             return row, damaged_clip(self.latent_shape, str(error), text, prior)
         return row, Clip(mean, logvar, text, prior)
-
-    def _embedding(self, row: ManifestRow) -> np.ndarray:
-        text = self._on_this_node(read_text, row)
-        if text is None:
-            raise CorruptShard(f"clip {row['key']}: has no text in {cache_of(self.cache, row)}; cache again")
-        return text
 
     def _on_this_node(self, read: Callable[..., Out], row: ManifestRow) -> Out:
         """Read from the node's disk if it holds undamaged bytes, else from the cache. Raises CorruptShard."""
