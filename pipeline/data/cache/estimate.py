@@ -1,4 +1,4 @@
-"""PLAN -> ESTIMATE: what a caching job will take, from a few of its clips made here and thrown away.
+"""PLAN -> ESTIMATE: time, storage and GPU-hours of a caching job, from a few of its clips, made here and thrown away.
 
 No Ray: a child process decodes the clips as a decoding task would, and they are encoded as an actor would. Where the
 settings ask for a GPU and this machine has none, the time of encoding follows from the VAE's arithmetic instead.

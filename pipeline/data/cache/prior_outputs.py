@@ -35,7 +35,7 @@ def folder_of(cache_path: str, weights: str) -> str:
 
 
 def describe_prior(cache: Cache, weights: str, prior_path: str) -> None:
-    """Write prior.json: what the outputs beside it come from."""
+    """Write prior.json: the origin of the outputs beside it."""
     found = {"cache_fingerprint": cache.spec.fingerprint, "prior_weights": weights, "prior_path": prior_path}
     write_json(f"{folder_of(cache.path, weights)}/{PRIOR}", found | {"latent_shape": cache.spec.latent_shape})
 

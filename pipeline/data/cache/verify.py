@@ -44,7 +44,7 @@ class Orphan(NamedTuple):
     """A file or upload that no manifest part names."""
 
     address: str
-    size: int  # bytes; 0 where it is not known
+    size: int  # bytes; 0 if unknown
     modified: float  # seconds since the epoch
     upload: str | None = None  # id of an unfinished upload to S3
 
@@ -177,5 +177,5 @@ def remove_orphans(orphans: list[Orphan]) -> None:
 
 
 def _unfinished(name: str) -> bool:
-    """Whether the file is one that storage.write_bytes has not renamed yet."""
+    """Whether storage.write_bytes has not renamed the file yet."""
     return name.startswith(".") and name.endswith(".tmp")

@@ -88,7 +88,7 @@ class IsolatedDecoder:
             answer, grown = self._pipe.recv()
         except (EOFError, OSError) as error:  # the child closed its pipe without an answer
             status = self._give_up()
-            if status == -signal.SIGALRM:  # its own timer, while nobody waited for it
+            if status == -signal.SIGALRM:  # its own timer, while no parent waited
                 raise late from error
             reason = "killed" if status == -signal.SIGKILL else "crashed"
             raise DecodeFailure(reason, f"the decoder process ended with {_ending(status)}") from error

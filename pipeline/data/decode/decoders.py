@@ -46,7 +46,7 @@ def decode_clip(planned: PlannedClip, data: DataSettings, decoder: str | None = 
 
     `decoder` stands in for data.decoder.
     """
-    made = _made_once if data.flip else _make  # the mirrored clip comes right after the one that it mirrors
+    made = _made_once if data.flip else _make  # a mirrored clip comes right after its original
     video = planned["uri"], planned["video"], planned["size"]
     frames, window, described = made(*video, planned["ordinal"], planned["clips"], data, decoder or data.decoder)
     digest = described["source_hash"]
@@ -167,7 +167,7 @@ class _Clip:
         return frames, seen
 
     def shrink(self, frame: np.ndarray) -> np.ndarray:
-        """The frame at the clip's size. Raises DecodeFailure if it is not as large as those before it."""
+        """The frame at the clip's size. Raises DecodeFailure if its own size differs from the frames before."""
         before, now = self.source_size or frame.shape[:2], frame.shape[:2]
         if now != before:
             raise DecodeFailure("resolution_change", f"from {before[1]} x {before[0]} to {now[1]} x {now[0]}")

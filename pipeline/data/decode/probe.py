@@ -1,4 +1,4 @@
-"""VIDEO -> PROBE: what a file's packets tell before anything is decoded, and which decoders are right for it."""
+"""VIDEO -> PROBE: read a file's packets, without decoding, and tell which decoders give its right frames."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +26,9 @@ AV_ERRORS = (av.FFmpegError, ValueError, OSError, IndexError, MemoryError)
 
 @dataclass(frozen=True)
 class Probe:
-    """What the packets of a video's main stream tell without decoding."""
+    """Facts from the packets of a video's main stream, without decoding."""
 
-    packets: int  # those that carry a picture to be shown
+    packets: int  # packets with a picture to be shown
     counted: bool  # the header agrees with `packets`; where it does not, only a decode can tell
     height: int  # as coded, before rotation
     width: int

@@ -46,7 +46,7 @@ def decode_clips(batch: pa.Table, data: DataSettings, timeout_s: float | None = 
 def _fetch(rows: list[PlannedClip]) -> Generator[PlannedClip | DecodeFailure]:
     """Yield the clips as the child can reach them. Raises StorageUnavailable.
 
-    Copies of the last two remote videos are kept: the one that is decoded, and the one that is next.
+    It keeps copies of the last two remote videos: one is being decoded, the other is next.
     """
     older, newer, copied, path = contextlib.ExitStack(), contextlib.ExitStack(), "", Path()
     try:

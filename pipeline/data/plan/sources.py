@@ -1,4 +1,4 @@
-"""DATA SET -> VIDEOS: what a source holds, without opening a video.
+"""DATA SET -> VIDEOS: list the videos of a source, without opening one.
 
 One function a source: it lists the videos in the source's own order, as `Video`s or, where there may be millions, as
 Arrow tables with columns of Video's names (uri and video, and any of the others). A new source is one function here,
