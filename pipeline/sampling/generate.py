@@ -6,7 +6,6 @@ The export decides how it is sampled (process, schedule, SAF, kind of prior); se
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,7 +118,10 @@ def generate(
     clean = samplers.diffusion_clean(denoise, table, loaded.bridge.target)
     first = max(round(how.start * len(table)), 1)
     indices = sampling_indices(min(how.steps, first), first, how.spacing)
-    z = start_noise(loaded, noise(0), float(table[first - 1]))
+    z = noise(0)
+    if how.analytic_init is not None:  # a draw from the nearest marginal, in place of the noise itself
+        moments, abar = load_moments(how.analytic_init, loaded.exports.config["latent_shape"]), float(table[first - 1])
+        z = analytic_init(torch.from_numpy(moments.mean), moments.variance, abar**0.5, (1 - abar) ** 0.5, z)
     return Generated(samplers.ddim(clean, table, z, indices, noise, how.eta), end_point)
 
 
@@ -183,15 +185,7 @@ def sample_bridge(loaded: LoadedModel, clean: samplers.Clean, prior: Tensor, noi
     return samplers.sde_first_order(clean, table, prior, indices, noise)
 
 
-def start_noise(loaded: LoadedModel, noise: Tensor, abar: float) -> Tensor:
-    """Return the start of diffusion: the noise itself, or with Analytic-Init a draw from the nearest marginal."""
-    if loaded.how.analytic_init is None:
-        return noise
-    moments = load_moments(loaded.how.analytic_init, loaded.exports.config["latent_shape"])
-    return analytic_init(torch.from_numpy(moments.mean), moments.variance, abar**0.5, (1 - abar) ** 0.5, noise)
-
-
-def noise_of_keys(seed: int, keys: list[str], shape: Sequence[int], device: torch.device) -> samplers.Noise:
+def noise_of_keys(seed: int, keys: list[str], shape: tuple[int, ...], device: torch.device) -> samplers.Noise:
     """Make `noise(k)` for a sampler: call after call (B, *shape) on `device`, each row from its own generator.
 
     A row's generator is seeded by (seed, key) and runs on the CPU, so that neither batch nor machine matters.
