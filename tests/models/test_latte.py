@@ -66,9 +66,12 @@ def test_weights_of_another_dtype_take_the_latent() -> None:
     assert Latte(**SMALL).bfloat16()(X, T, Y).dtype == torch.bfloat16
 
 
-def test_autocast_gives_finite_values() -> None:
+def test_autocast_to_bfloat16_stays_within_three_percent_of_float32() -> None:
+    latte = stirred(Latte(**SMALL))
+    exact = latte(X, T, Y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.isfinite(stirred(Latte(**SMALL))(X, T, Y)).all()
+        rounded = latte(X, T, Y).float()
+    assert 0 < (rounded - exact).norm() < 0.03 * exact.norm()  # measured: 0.97 %
 
 
 def test_global_generator_stays_as_it_was() -> None:

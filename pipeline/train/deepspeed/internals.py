@@ -38,5 +38,4 @@ def partitioned_masters(engine: Any) -> list[Tensor]:
 
 def base_optimizer(engine: Any) -> torch.optim.Optimizer:
     """The optimizer that DeepSpeed was given."""
-    base: torch.optim.Optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    return base
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
