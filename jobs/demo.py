@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pipeline.data.plan.clips import plan_clips
 from pipeline.errors import StepFailed, UserError
-from pipeline.report.page import commit, headline
+from pipeline.report.page import git_commit, headline
 from pipeline.runtime.local import local_cluster
 from pipeline.settings import ROOT, load
 from pipeline.shipped.synthetic import make_dataset
@@ -85,7 +85,7 @@ def demo(own_videos: str | None, storage: str, dry_run: bool, overrides: list[st
         say("videos", f"{VIDEOS} synthetic videos with known motion, in UCF-101's layout")
         made = make_dataset(str(videos), VIDEOS, seed=0)
         print(f"  {made} made, {VIDEOS - made} already there: {videos}", flush=True)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "FRAMEBRIDGE_COMMIT": commit()}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "FRAMEBRIDGE_COMMIT": git_commit()}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     with local_cluster(environment, say) as environment:
         for number, step in enumerate(steps, 1):

@@ -21,7 +21,7 @@ from pipeline.models.checkpoints.published import load_published
 from pipeline.models.checkpoints.weights import WeightsMismatch
 from pipeline.models.image_to_video import VideoNetwork
 from pipeline.sampling.exports import check_sampler, find_exports
-from pipeline.sampling.generate import decode_clips, encode_images, generate
+from pipeline.sampling.generate import decode_latents, encode_images, generate
 from pipeline.sampling.run import plan_sampling
 from pipeline.settings import Settings, load
 from pipeline.train.export.write import export_config
@@ -136,7 +136,7 @@ def test_export_samples_what_the_model_samples(name: str, folder: Path) -> None:
         torch.testing.assert_close(found, sample(model, ["a dog", "dog"], [3.0, 3.0]), msg="one scale of both")
         loaded = replace(loaded, how=how.model_copy(update={"image_guidance": 4.0}))
         assert not torch.allclose(found, sample(model, ["a dog", "dog"], [3.0, 3.0]))
-    assert decode_clips(loaded, found).shape == (2, settings.data.frames, 32, 32, 3)
+    assert decode_latents(loaded, found).shape == (2, settings.data.frames, 32, 32, 3)
 
 
 def test_image_guidance_without_image_tokens_is_refused(folder: Path) -> None:

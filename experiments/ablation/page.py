@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pipeline.report.page import commit, versions
+from pipeline.report.page import git_commit, versions
 from pipeline.settings import Settings
 from pipeline.storage.files import read_json, write_bytes, write_json
 
@@ -44,7 +44,7 @@ def write_page(settings: Settings, planned: list[Measurement], there: list[Measu
     if any(table.experiment == "samplers" for table in tables):
         pictures["samplers"] = figure_samplers(found)
     parts = [
-        f"Commit {commit()}, {ablate.seeds} seeds, {ablate.clips} held-out clips; FD of the image itself, "
+        f"Commit {git_commit()}, {ablate.seeds} seeds, {ablate.clips} held-out clips; FD of the image itself, "
         f"standing still: {said(still)}. In brackets 95 % intervals."
         + (f" Not measured with every seed: {', '.join(lacking)}." if lacking else ""),
         f"### Claims\n\n{claim_rows(claims)}",
@@ -59,7 +59,7 @@ def write_page(settings: Settings, planned: list[Measurement], there: list[Measu
     write_csv(f"{folder}/measurements.csv", measurement_rows(found))
     write_csv(f"{folder}/clips.csv", clip_rows(folder, there))
     result = {
-        "commit": commit(),
+        "commit": git_commit(),
         "versions": versions(),
         "ablate": ablate.model_dump(mode="json"),
         "claims": claims,

@@ -16,7 +16,7 @@ from ..settings.bivdiff import CONTROLLED, BivdiffSettings
 from ..storage.files import exists, is_remote, local, read_bytes, walk
 
 FILES = ("video", "control", "mask")
-COLUMNS = (*FILES, "prompt", "source_prompt", "negative_prompt", "video_prompt")
+LIST_COLUMNS = (*FILES, "prompt", "source_prompt", "negative_prompt", "video_prompt")
 
 
 class BivdiffClip(TypedDict):
@@ -60,7 +60,7 @@ def read_list(bivdiff: BivdiffSettings) -> tuple[list[list[BivdiffClip]], list[R
         raise UserError(f"{setting}: no such file; give a CSV file, see docs/bivdiff.md")
     found: dict[str, list[BivdiffClip]] = {}
     rejected: list[Rejection] = []
-    rows = read_rows(source, f"{setting}, bivdiff.task = {bivdiff.task}", needed(bivdiff), COLUMNS)
+    rows = read_rows(source, f"{setting}, bivdiff.task = {bivdiff.task}", needed(bivdiff), LIST_COLUMNS)
     for number, row in enumerate(rows, 2):
         name = row["video"] or row["control"] or row["prompt"]
         try:
@@ -89,7 +89,7 @@ def clips_of(row: dict[str, str], name: str, address: str, bivdiff: BivdiffSetti
         if row[column] and column in files_read(bivdiff):
             files[column] = beside(address, row[column])
             digest.update(f"{column}\0{content_hash(files[column], column)}\0".encode())
-    for column in COLUMNS:
+    for column in LIST_COLUMNS:
         digest.update(f"{column}\0{row[column]}\0".encode("utf-8", "surrogateescape"))
     source = image_key(PurePosixPath(name).name, digest.digest())
     shared = row | files | {"video_prompt": row["video_prompt"] or row["prompt"], "source": source, "name": name}

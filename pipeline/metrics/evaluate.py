@@ -30,7 +30,7 @@ from .networks import load_network, network_hashes
 log = logging.getLogger("evaluate")
 
 Arrays = dict[str, np.ndarray]
-PROGRESS_S = 10.0  # seconds between two lines
+LINE_EVERY_S = 10.0  # seconds between two lines
 SAME = 0.02  # relative difference that is accepted from an earlier run's metric: other processors round otherwise
 
 
@@ -266,7 +266,7 @@ def features(
     rows, stage = clip_rows(samples), cluster.sample
     start_ray(cluster)
     check_room("sample", stage, 1, "the actors that look at clips")
-    progress, found = Progress(len(rows), "clips", PROGRESS_S), {}
+    progress, found = Progress(len(rows), "clips", LINE_EVERY_S), {}
     looked_at = map_rows(
         FeatureBatches, rows, stage, evaluate.batch, network=network, evaluate=evaluate, resources=stage
     )

@@ -37,7 +37,7 @@ def feature_moments(features: np.ndarray) -> FeatureMoments:
     return FeatureMoments(len(x), mean, centred.T @ centred)
 
 
-def merge(one: FeatureMoments, other: FeatureMoments) -> FeatureMoments:
+def merge_moments(one: FeatureMoments, other: FeatureMoments) -> FeatureMoments:
     """Return the moments of both sets together (Chan, Golub and LeVeque 1979)."""
     number = one.number + other.number
     shift = other.mean - one.mean

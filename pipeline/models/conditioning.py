@@ -1,4 +1,4 @@
-"""Classifier-free guidance: dropped labels in training, two labels in sampling (Ho & Salimans 2022)."""
+"""Classifier-free guidance: dropout_masks labels in training, two labels in sampling (Ho & Salimans 2022)."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def dropped(u: Tensor, probability: float) -> tuple[Tensor, Tensor]:
+def dropout_masks(u: Tensor, probability: float) -> tuple[Tensor, Tensor]:
     """Choose the samples to train without class or caption, and those without image tokens, from uniform u (B,).
 
     Returns two (B,) bool. Drops each with the given probability and both in half of these cases, as DynamiCrafter does.

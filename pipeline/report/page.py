@@ -52,7 +52,7 @@ HEADLINES = {
     "prior_latent_error": ("prior_latent_error", "mean"),
     "replicated_latent_error": ("replicated_latent_error", "mean"),
 }
-Stages = dict[str, dict[str, Any] | None]
+StageRecords = dict[str, dict[str, Any] | None]
 
 
 def write_report(settings: Settings) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def write_report(settings: Settings) -> dict[str, Any]:
     return summary
 
 
-def read_stages(run_folder: str, cache_path: str) -> Stages:
+def read_stages(run_folder: str, cache_path: str) -> StageRecords:
     """Each stage's summary.json, or metrics.json of evaluate, by name; None if it has not run. Raises UserError."""
     addresses = {name: f"{run_folder}/{name}/summary.json" for name in STAGES}
     addresses |= {"cache": f"{cache_path}/summary.json", "evaluate": f"{run_folder}/evaluate/metrics.json"}
-    stages: Stages = {}
+    stages: StageRecords = {}
     for name, address in addresses.items():
         try:
             stages[name] = read_json(address)
@@ -104,7 +104,7 @@ def read_stages(run_folder: str, cache_path: str) -> Stages:
     return stages
 
 
-def combine(stages: Stages) -> dict[str, Any]:
+def combine(stages: StageRecords) -> dict[str, Any]:
     """RUN/summary.json: the headline numbers first (null where not measured), then each stage's own summary."""
     samples = stages["samples"] or {}
     metrics = samples.get("metrics", {})
@@ -112,7 +112,7 @@ def combine(stages: Stages) -> dict[str, Any]:
     return numbers | {
         "held_out_inputs": samples.get("count") if samples.get("source") == "held_out" else None,
         "timings": {name: stage["seconds"] for name, stage in stages.items() if stage and "seconds" in stage},
-        "commit": commit(),
+        "commit": git_commit(),
         "stages": stages,
     }
 
@@ -123,7 +123,7 @@ def headline(summary: dict[str, Any]) -> str:
     return "\n".join(f"  {name:26} {value:.4g}" for name, value in numbers.items())
 
 
-def commit() -> str:
+def git_commit() -> str:
     """FRAMEBRIDGE_COMMIT, which a submitted job needs, or what git says, or "unknown"."""
     if named := os.environ.get("FRAMEBRIDGE_COMMIT"):
         return named

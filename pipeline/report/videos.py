@@ -7,7 +7,7 @@ from typing import Any
 from ..storage.files import read_bytes, read_json
 
 SHOWN = 32  # items on the page; the others are files in samples/
-COLUMNS = (  # member, heading, description for those who do not see it
+GRID_COLUMNS = (  # member, heading, description for those who do not see it
     ("image.png", "image", "the input image"),
     ("source.mp4", "source", "the source video"),
     ("control.mp4", "control", "the control maps"),
@@ -39,7 +39,7 @@ def read_items(folder: str, summary: dict[str, Any] | None) -> list[dict[str, An
         about = record["caption"] or record["label"] or record["name"]
         tiles = [
             {"heading": heading, "source": source, "alt": f"{words}: {about}", "video": member.endswith(".mp4")}
-            for member, heading, words in COLUMNS
+            for member, heading, words in GRID_COLUMNS
             if (source := data_address(f"{folder}/{key}.{member}"))
         ]
         items.append(record | {"about": about, "tiles": tiles})

@@ -13,7 +13,7 @@ from ..media import encode_mp4
 from ..models.files.paths import shipped_path
 from ..settings import VAE_DOWNSAMPLING
 from ..storage.files import read_json
-from .generate import LoadedModel, decode_clips, encode_images, generate
+from .generate import LoadedModel, decode_latents, encode_images, generate
 from .items import InputRejected, check_image, class_of, image_key, open_image
 
 
@@ -41,7 +41,7 @@ def animate(loaded: LoadedModel, content: bytes, asked: str, seed: int, max_pixe
         raise UserError(f"the image: {problem}") from problem
     image_latent = encode_images(loaded, image[None])
     clip, _ = generate(loaded, image_latent, [label], [image_key("image", content)], seed, [asked])
-    frames = decode_clips(loaded, clip)[0].numpy()
+    frames = decode_latents(loaded, clip)[0].numpy()
     return Animated(encode_mp4(frames, loaded.how.fps), frames)
 
 

@@ -85,7 +85,7 @@ def fingerprint(deciding: Any) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def make_batch(
+def make_clip_batch(
     work: Work, items: list[Any], fingerprints: Mapping[str, str], folder: str
 ) -> tuple[list[Record], list[Rejection]]:
     """Make the clips of a batch and write their files. A clip's KEY.json comes last and makes it done."""
@@ -121,7 +121,7 @@ class BatchActor:
     def _answer(self, items: list[Any], fingerprints: dict[str, str]) -> tuple[list[Record], list[Rejection], str]:
         if self._problem:
             return [], [], self._problem
-        return *make_batch(self._work, items, fingerprints, self._folder), ""
+        return *make_clip_batch(self._work, items, fingerprints, self._folder), ""
 
 
 def run_plan(

@@ -54,11 +54,11 @@ def find_exports(path: str, bridge: BridgeSettings, run_folder: str) -> Exports:
     prior = read_config(shipped_path(prior_path), "bridge.prior_path", "train one with jobs/train_prior.py")
     exports = Exports(path, config, as_trained, prior_path)
     remedy = "set bridge.prior_path to the prior of that model"
-    check_latents(exports, prior_path, prior["latent_shape"], prior["vae"]["weights_hash"], remedy)
+    check_trained_latents(exports, prior_path, prior["latent_shape"], prior["vae"]["weights_hash"], remedy)
     return exports
 
 
-def check_latents(exports: Exports, holder: str, latent_shape: object, vae_hash: object, remedy: str) -> None:
+def check_trained_latents(exports: Exports, holder: str, latent_shape: object, vae_hash: object, remedy: str) -> None:
     """Raise UserError unless `holder`, a prior or a cache, has the latents that the model was trained on."""
     for what, found, trained in (
         ("latents of F, C, h, w =", latent_shape, exports.config["latent_shape"]),

@@ -88,7 +88,7 @@ def encode_images(loaded: LoadedModel, images: np.ndarray) -> Tensor:
     return mean[:, 0] * loaded.vae.scaling_factor
 
 
-def decode_clips(loaded: LoadedModel, latents: Tensor) -> Tensor:
+def decode_latents(loaded: LoadedModel, latents: Tensor) -> Tensor:
     """Decode scaled latents (B, F, C, h, w) to uint8 (B, F, H, W, 3) on the CPU."""
     return loaded.vae.decode_clips(latents, loaded.decode_frames)
 

@@ -9,7 +9,7 @@ from ..models.files.vae import vae_identity
 from ..settings import Settings
 from ..storage.files import read_json
 from .batches import ClipPlan, Work, fingerprint, run_plan
-from .exports import Exports, check_encoders, check_latents, check_sampler, export_sha256, find_exports
+from .exports import Exports, check_encoders, check_sampler, check_trained_latents, export_sha256, find_exports
 from .generate import load_for_sampling
 from .items import Item, Record, Rejection, held_out_items, image_items
 from .measures import summarise_columns
@@ -33,7 +33,7 @@ def make_plan(settings: Settings) -> tuple[ClipPlan[Item], Exports, Cache | None
         cache = open_cache(settings.cache_path)
         made_with = cache.spec.settings["vae.path (hash of its weights)"]
         remedy = "give the cache that it was trained from with --cache.path, or images with --sample.images"
-        check_latents(exports, cache.path, cache.spec.latent_shape, made_with, remedy)
+        check_trained_latents(exports, cache.path, cache.spec.latent_shape, made_with, remedy)
         items = held_out_items(cache, sample.count)
     else:
         items, rejected = image_items(sample.images, exports.config["classes"], sample.count, settings.data.max_pixels)

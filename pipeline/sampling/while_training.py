@@ -28,13 +28,13 @@ from ..train.export.from_checkpoint import Found, export_checkpoint, find_checkp
 from ..train.plan import Run
 from ..train.spec import TrainSpec
 from .exports import find_exports
-from .generate import decode_clips, generate, load_for_sampling
+from .generate import decode_latents, generate, load_for_sampling
 
 log = logging.getLogger("samples")
 
 POLL_S = 2.0  # between two looks into the folder
-PATIENCE_S = 120.0  # at the end of the training, for a task that still runs or waits for room
-SHOWN = 4  # frames of a clip in the picture
+ROOM_PATIENCE_S = 120.0  # at the end of the training, for a task that still runs or waits for room
+SHOWN_FRAMES = 4  # frames of a clip in the picture
 
 
 @contextlib.contextmanager
@@ -61,7 +61,7 @@ def watch(run: Run, ended: threading.Event) -> None:
     deadline = float("inf")
     while True:
         if ended.wait(POLL_S):
-            deadline = min(deadline, time.monotonic() + PATIENCE_S)
+            deadline = min(deadline, time.monotonic() + ROOM_PATIENCE_S)
         try:
             if task is not None and ray.wait([task], timeout=0)[0]:
                 log.info("step %d: %s", step, ray.get(task))
@@ -127,9 +127,9 @@ def sample_checkpoint(
         [row["caption"] or row["label"] for _, row in clips],
         [float(row["stride"]) for _, row in clips],
     )
-    frames = decode_clips(loaded, generated).cpu().numpy()
+    frames = decode_latents(loaded, generated).cpu().numpy()
     address = f"{spec.folder}/samples/step-{found.step:07d}"
     write_bytes(f"{address}.mp4", encode_mp4(tile(list(frames)), sample.fps))
-    shown = np.linspace(0, frames.shape[1] - 1, SHOWN).round().astype(int)
+    shown = np.linspace(0, frames.shape[1] - 1, SHOWN_FRAMES).round().astype(int)
     write_bytes(f"{address}.png", encode_png(np.concatenate([np.concatenate(clip[shown], axis=1) for clip in frames])))
     return f"{len(clips)} clips in {address}.mp4"

@@ -21,7 +21,7 @@ from ..models.prior import replicate
 from ..schema import ManifestRow
 from ..settings import VAE_DOWNSAMPLING, DataSettings
 from ..storage.files import read_bytes
-from .generate import LoadedModel, decode_clips, encode_images, generate
+from .generate import LoadedModel, decode_latents, encode_images, generate
 from .items import BatchResult, Files, InputRejected, Item, Rejection, open_image
 from .measures import frame_difference, latent_error, motion_ratio, psnr
 
@@ -119,8 +119,8 @@ def finish(
 ) -> tuple[dict[str, float | None], Files]:
     """Measure and encode one item's clip and prior, latents (F, C, h, w)."""
     fps = loaded.how.fps
-    generated, prior_frames = decode_clips(loaded, torch.stack([clip, prior])).numpy()
-    reconstruction = decode_clips(loaded, original.image_latent[None, None])[0, 0].numpy()
+    generated, prior_frames = decode_latents(loaded, torch.stack([clip, prior])).numpy()
+    reconstruction = decode_latents(loaded, original.image_latent[None, None])[0, 0].numpy()
     motion = frame_difference(generated)
     metrics: dict[str, float | None] = {
         "psnr_first_frame": psnr(generated[0], reconstruction),
@@ -136,7 +136,7 @@ def finish(
     if loaded.how.gif:
         files["generated.gif"] = encode_gif(generated, fps)
     if original.latents is not None:
-        reconstructed = decode_clips(loaded, original.latents[None])[0].numpy()
+        reconstructed = decode_latents(loaded, original.latents[None])[0].numpy()
         true = reconstructed if original.true is None else original.true
         still = replicate(original.image_latent[None], len(original.latents))[0]
         metrics |= {

@@ -29,7 +29,7 @@ class VaeTraining:
     seed: int = 0
 
 
-def build(training: VaeTraining) -> AutoencoderKL:
+def build_vae(training: VaeTraining) -> AutoencoderKL:
     """Build an untrained AutoencoderKL with the SD VAE's interface and the widths in `training`."""
     levels = len(training.channels)
     module = AutoencoderKL(
@@ -58,7 +58,7 @@ def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, Au
     """
     torch.manual_seed(training.seed)  # diffusers' modules draw their weights from the global generator
     generator = torch.Generator().manual_seed(training.seed)
-    module = build(training).to(memory_format=torch.channels_last)
+    module = build_vae(training).to(memory_format=torch.channels_last)
     kernels, vectors = ([p for p in module.parameters() if (p.ndim > 1) == many] for many in (True, False))
     # on this VAE, Muon needs a third of AdamW's steps
     groups = [{"params": kernels, "orthogonal": True, "factor": training.muon_rate / training.adam_rate}]
@@ -67,7 +67,7 @@ def train(frames: torch.Tensor, training: VaeTraining) -> Iterator[tuple[int, Au
     errors: list[float] = []
     for step in range(1, training.steps + 1):
         module.train()
-        x = augment(frames[torch.randint(len(frames), (training.batch,), generator=generator)], generator)
+        x = augment_frames(frames[torch.randint(len(frames), (training.batch,), generator=generator)], generator)
         posterior = module.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         y = module.decode(posterior.mean + posterior.std * noise).sample
@@ -89,7 +89,7 @@ def decay(step: int, steps: int) -> float:
     return min(1.0, step / 100, (steps - step) / (0.6 * steps) + 0.01)
 
 
-def augment(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment_frames(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Convert uint8 (B, H, W, 3) like `to_input`, and mirror frames at random."""
     x = to_input(frames)
     mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5

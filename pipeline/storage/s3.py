@@ -231,12 +231,12 @@ def region() -> str:
 
 def timeout_s() -> float:
     """Seconds without a byte that end an attempt. Raises UserError unless the variable is a number above 0."""
-    return _number("FRAMEBRIDGE_S3_TIMEOUT_S", READ_TIMEOUT_S)
+    return _part_number("FRAMEBRIDGE_S3_TIMEOUT_S", READ_TIMEOUT_S)
 
 
 def attempts_allowed() -> int:
     """The number of attempts for a request. Raises UserError unless the variable is a number above 0."""
-    return max(1, round(_number("AWS_MAX_ATTEMPTS", ATTEMPTS)))
+    return max(1, round(_part_number("AWS_MAX_ATTEMPTS", ATTEMPTS)))
 
 
 def environment() -> dict[str, str]:
@@ -244,7 +244,7 @@ def environment() -> dict[str, str]:
     return {name: os.environ[name] for name in FORWARDED if name in os.environ}
 
 
-def _number(variable: str, default: float) -> float:
+def _part_number(variable: str, default: float) -> float:
     text = os.environ.get(variable)
     try:
         value = default if text is None else float(text)
@@ -301,7 +301,7 @@ def _retried(
         except errors.ClientError as error:
             status, code = _status(error)
             if status < 500 and status != 429 and code not in TRANSIENT:
-                raise _refusal(address, status, code) from None
+                raise _refused(address, status, code) from None
             trouble = f"{code} ({status})"
         except NETWORK as error:
             trouble = type(error).__name__
@@ -337,7 +337,7 @@ def _status(error: errors.ClientError) -> tuple[int, str]:
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)), response.get("Error", {}).get("Code", "")
 
 
-def _refusal(address: str, status: int, code: str) -> Exception:
+def _refused(address: str, status: int, code: str) -> Exception:
     """The error for an answer that another attempt cannot change, without S3's own text, which may hold a key's id."""
     if code == "NoSuchBucket":
         return StorageRefused(f"{address}: no bucket {split(address)[0]}; create it, or correct the address")

@@ -175,7 +175,7 @@ def write_share(folder: Path, share: Saved, rank: int, workers: int) -> None:
     mark = {
         "step": share.step,
         "updates": share.updates,
-        "crc32": f"{checksum(path):08x}",
+        "crc32": f"{file_crc32(path):08x}",
         "bytes": path.stat().st_size,
     }
     path.with_suffix(".json").write_text(json.dumps(mark))
@@ -193,7 +193,7 @@ def read_shares(folder: Path) -> Saved:
         try:
             mark = json.loads(path.read_text())
             steps.add((int(mark["step"]), int(mark["updates"])))
-            whole = checksum(path.with_suffix(".safetensors")) == int(mark["crc32"], 16)
+            whole = file_crc32(path.with_suffix(".safetensors")) == int(mark["crc32"], 16)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointDamaged(f"{path.stem}: {type(error).__name__}") from error
         if not whole:
@@ -204,7 +204,7 @@ def read_shares(folder: Path) -> Saved:
     return Saved(*steps.pop(), tensors)
 
 
-def checksum(path: Path) -> int:
+def file_crc32(path: Path) -> int:
     """CRC-32 of a file."""
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return zlib.crc32(content)

@@ -192,7 +192,7 @@ def plan_training(run: Run) -> str:
         f"{'' if least == workers else f'{least} to '}{workers} workers x {micro_batches} micro-batches of "
         f"{micro_batch}, {flops * train.global_batch / 1e12:.4g} TFLOP a step\n"
         f"  checkpoints   every {train.checkpoint_every} steps, {kept} kept, "
-        f"{_size(trained * CHECKPOINT_BYTES)} each; export {_size(parameters * 4)}\n"
+        f"{_in_bytes(trained * CHECKPOINT_BYTES)} each; export {_in_bytes(parameters * 4)}\n"
         f"  to            {spec.folder}"
     )
 
@@ -237,6 +237,6 @@ def training_flops(model: nn.Module, spec: CacheSpec) -> float:
     return (2.0 + learned) * counter.get_total_flops()
 
 
-def _size(count: float) -> str:
+def _in_bytes(count: float) -> str:
     power = min(3, int(math.log(max(count, 1), 1024)))
     return f"{count / 1024**power:.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"

@@ -44,7 +44,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
     quieten()
     try:
         with checkpoint.room_needed(spec.folder):
-            return train(spec, config["online"], config["stop_key"], config["flops"])
+            return train_and_export(spec, config["online"], config["stop_key"], config["flops"])
     except RunStopped as stopped:  # not raised: Ray Train would start it again, to the same end
         kind = "moved" if isinstance(stopped, MoveAsked) else "asked" if isinstance(stopped, StopAsked) else "stopped"
         return {kind: str(stopped)}
@@ -52,7 +52,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any] | None:
         stop_watchdog()
 
 
-def train(spec: TrainSpec, online: tuple[Cache, Settings] | None, stop_key: str, flops: float) -> dict[str, Any] | None:
+def train_and_export(
+    spec: TrainSpec, online: tuple[Cache, Settings] | None, stop_key: str, flops: float
+) -> dict[str, Any] | None:
     """Train from the spec to the export; return rank 0's summary. Raises RunStopped on all ranks.
 
     `online`: with data.online the planned clips, and the settings of the stages that make them.

@@ -21,7 +21,7 @@ from pipeline.bivdiff.models import load_models
 from pipeline.bivdiff.run import load_metric_networks, make_plan, plan_bivdiff, run_bivdiff
 from pipeline.bivdiff.work import make_clips
 from pipeline.errors import UserError
-from pipeline.sampling.batches import make_batch
+from pipeline.sampling.batches import make_clip_batch
 from pipeline.settings import ROOT, Settings
 
 ROWS: list[dict[str, str]] = [{}, {"mask": "narrow.png"}, *({"prompt": f"a dog {number}"} for number in range(4))]
@@ -72,7 +72,7 @@ def test_killed_and_run_again_gives_the_files_that_one_process_gives(
     plan, models, networks = make_plan(settings), load_models(settings), load_metric_networks(settings.evaluate, "cpu")
     work = partial(make_clips, models, networks, settings.bivdiff, settings.data, settings.run.seed)
     for row in reversed(plan.batches):
-        make_batch(work, row, plan.fingerprints, str(alone))
+        make_clip_batch(work, row, plan.fingerprints, str(alone))
     found = {path.name: path.read_bytes() for path in alone.glob("*.mp4")}
     assert len(found) == 10 * 4
     assert found == {name: content for name, content in clips(settings).items() if not name.startswith("grid")}

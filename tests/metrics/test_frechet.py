@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.metrics.frechet import FeatureMoments, feature_moments, frechet_distance, merge
+from pipeline.metrics.frechet import FeatureMoments, feature_moments, frechet_distance, merge_moments
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_parts_merge_to_the_whole_in_any_order(features: np.ndarray) -> None:
     parts = [feature_moments(part) for part in np.split(features[order], [1, 30, 177])]
     merged = parts[2]
     for index in (0, 3, 1):
-        merged = merge(merged, parts[index])
+        merged = merge_moments(merged, parts[index])
     assert merged.number == whole.number
     np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
     np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=1e-10, atol=1e-9)

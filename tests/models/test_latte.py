@@ -7,7 +7,7 @@ import torch
 from helpers.tiny_networks import LATTE, randomise
 from torch import Tensor
 
-from pipeline.models.conditioning import dropped, guided
+from pipeline.models.conditioning import dropout_masks, guided
 from pipeline.models.latte import LATTE_SIZES, Latte
 
 SMALL = {**LATTE, "depth": 4}
@@ -118,12 +118,12 @@ def test_missing_timestep_is_refused() -> None:
 
 def test_dropped_conditions_follow_their_probability() -> None:
     u = torch.rand(20000, generator=torch.Generator().manual_seed(0))
-    label, image = dropped(u, 0.1)
+    label, image = dropout_masks(u, 0.1)
     for one in (label, image):
         assert 0.09 < one.double().mean() < 0.11
     assert 0.04 < (label & image).double().mean() < 0.06
-    assert not any(one.any() for one in dropped(u, 0.0))
-    assert dropped(u, 1.0)[0].all()
+    assert not any(one.any() for one in dropout_masks(u, 0.0))
+    assert dropout_masks(u, 1.0)[0].all()
 
 
 def test_guidance_follows_its_formula_in_one_call() -> None:

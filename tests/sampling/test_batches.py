@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.media import encode_mp4
-from pipeline.sampling.batches import BatchActor, ClipPlan, Work, make_batch, run_plan
+from pipeline.sampling.batches import BatchActor, ClipPlan, Work, make_clip_batch, run_plan
 from pipeline.sampling.items import BatchResult, Rejection
 from pipeline.settings import ActorResources, load_settings
 from pipeline.storage.files import write_bytes, write_json
@@ -49,7 +49,7 @@ def test_batch_without_anything_to_do_is_finished(tmp_path: Path) -> None:
 
 
 def test_batch_writes_files_and_records_with_fingerprints(tmp_path: Path) -> None:
-    records, rejected = make_batch(work, [{"key": "c"}, {"key": "d"}], {"c": "1", "d": "2"}, str(tmp_path))
+    records, rejected = make_clip_batch(work, [{"key": "c"}, {"key": "d"}], {"c": "1", "d": "2"}, str(tmp_path))
     assert records == [{"key": "c", "fingerprint": "1"}] and rejected == [Rejection("d", "is gone")]
     assert json.loads((tmp_path / "c.json").read_text()) == records[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.generated.mp4", "c.json"]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.media import decode_mp4
-from pipeline.sampling.batches import make_batch
+from pipeline.sampling.batches import make_clip_batch
 from pipeline.sampling.run import make_plan, plan_sampling, run_sampling
 from pipeline.sampling.write import TrueClips, sample_batch
 from pipeline.settings import ROOT, Settings
@@ -51,7 +51,7 @@ def generate_alone(settings: Settings, folder: Path) -> None:
     assert cache
     clips = TrueClips(cache.path, cache.spec, settings.data)
     for batch in reversed(plan.batches):
-        make_batch(
+        make_clip_batch(
             partial(sample_batch, load_run(settings), clips, settings.run.seed), batch, plan.fingerprints, str(folder)
         )
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.shipped.synthetic import CLASSES, random_scene, render
-from pipeline.shipped.vae_training import VaeTraining, build, latent_scaling, reconstruction_psnr, train
+from pipeline.shipped.vae_training import VaeTraining, build_vae, latent_scaling, reconstruction_psnr, train
 
 
 def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights() -> None:
@@ -12,7 +12,7 @@ def test_a_few_steps_learn_and_the_same_seed_gives_the_same_weights() -> None:
     frames = torch.from_numpy(np.stack([render(scene, 0.3, 32, 32) for scene in scenes]))
     training = VaeTraining(channels=(8, 8, 8, 8), steps=30)
     torch.manual_seed(0)
-    before = reconstruction_psnr(build(training).eval(), frames)
+    before = reconstruction_psnr(build_vae(training).eval(), frames)
     [(step, module, error)] = list(train(frames, training))
     [(_, again, _)] = list(train(frames, training))
     assert step == 30

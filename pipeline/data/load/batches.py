@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...models.build import class_indices
-from ...models.conditioning import dropped
+from ...models.conditioning import dropout_masks
 from ...models.vae import sample_posterior
 from ...schema import LatentBatch, ManifestRow
 from .order import global_batch, micro_batching, rank_slice
@@ -56,7 +56,7 @@ def make_batch(
     means, logvars, texts, priors, problems = zip(*read, strict=True)
     samples = [draw(source.latent_shape, generator(source.seed, stream, step, index)) for _, index in picks]
     drawn = SampleNoise(*map(torch.stack, zip(*samples, strict=True)))
-    without, without_image = dropped(drawn.left_out, source.label_dropout)
+    without, without_image = dropout_masks(drawn.left_out, source.label_dropout)
     # clip by clip: exp() of a larger tensor may be rounded another way
     z0 = [
         sample_posterior(mean, logvar, noise, source.cache.spec.scaling_factor)

@@ -34,7 +34,7 @@ class NodeCache:
 
         `cache`: the cache's address; `needed`: bytes that all of its ranges take together.
         """
-        self.folder = Path(folder).expanduser() / _hash(cache)
+        self.folder = Path(folder).expanduser() / _short_hash(cache)
         self.folder.mkdir(parents=True, exist_ok=True)
         os.utime(self.folder)
         self.left = make_room(self.folder, limit, needed) // sharers
@@ -42,7 +42,7 @@ class NodeCache:
 
     def read_range(self, address: str, offset: int, length: int) -> bytes:
         """At most `length` bytes from `offset`, as storage.files.read_range. Raises FileNotFoundError."""
-        name = _hash(f"{address}@{offset}+{length}")
+        name = _short_hash(f"{address}@{offset}+{length}")
         path = self.folder / name[:2] / name
         with contextlib.suppress(FileNotFoundError):
             return path.read_bytes()
@@ -106,5 +106,5 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _hash(text: str) -> str:
+def _short_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()

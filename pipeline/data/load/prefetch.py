@@ -8,12 +8,12 @@ from typing import TypeVar
 
 AHEAD = 2  # steps; more would only cost memory
 
-Out = TypeVar("Out")
+Made = TypeVar("Made")
 
 
-def prefetch(make: Callable[[int], Out], steps: Sequence[int], ahead: int = AHEAD) -> Iterator[Out]:
+def prefetch(make: Callable[[int], Made], steps: Sequence[int], ahead: int = AHEAD) -> Iterator[Made]:
     """Yield make(step) for every step in order, made in a background thread; its exceptions are raised here."""
-    made: queue.SimpleQueue[Future[Out]] = queue.SimpleQueue()
+    made: queue.SimpleQueue[Future[Made]] = queue.SimpleQueue()
     room, stopped = threading.Semaphore(ahead), threading.Event()
 
     def work() -> None:
@@ -21,7 +21,7 @@ def prefetch(make: Callable[[int], Out], steps: Sequence[int], ahead: int = AHEA
             room.acquire()
             if stopped.is_set():
                 return
-            future: Future[Out] = Future()
+            future: Future[Made] = Future()
             made.put(future)
             try:
                 future.set_result(make(step))

@@ -22,7 +22,7 @@ from .node_cache import NodeCache
 # A worker keeps up to this many bytes of latents in memory, which saves a system call for each clip. More stays in the
 # machine's page cache, once for all workers.
 IN_MEMORY = 2**30
-READS = 8  # clips of a batch read at once from s3://, where a request takes a while whatever its size
+REMOTE_READS = 8  # clips of a batch read at once from s3://, where a request takes a while whatever its size
 
 Read = Callable[[ManifestRow], np.ndarray]
 Out = TypeVar("Out")
@@ -95,7 +95,7 @@ class Source:
             return self.made(positions)
         if not any(map(is_remote, paths_of(self.cache))):
             return list(map(self.read_clip, positions))
-        with ThreadPoolExecutor(READS) as pool:
+        with ThreadPoolExecutor(REMOTE_READS) as pool:
             return list(pool.map(self.read_clip, positions))
 
     def read_clip(self, position: int) -> tuple[ManifestRow, Clip]:

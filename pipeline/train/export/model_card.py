@@ -61,16 +61,16 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, str]:
         "optimizer steps": f"{summary['steps']:,}",
         "training clips": f"{summary['clips']:,}",
         "held-out clips": f"{summary['held_out']:,}",
-        "final training loss": _number(summary["final_loss"]),
+        "final training loss": _figure(summary["final_loss"]),
     }
     if summary["validation_losses"]:
-        figures["held-out loss, before training"] = _number(summary["validation_losses"][0][1])
-        figures["held-out loss, at the end"] = _number(summary["validation_losses"][-1][1])
+        figures["held-out loss, before training"] = _figure(summary["validation_losses"][0][1])
+        figures["held-out loss, at the end"] = _figure(summary["validation_losses"][-1][1])
     errors = summary.get("held_out_error", {})
-    return figures | {f"held-out error, {name}": _number(value) for name, value in errors.items()}
+    return figures | {f"held-out error, {name}": _figure(value) for name, value in errors.items()}
 
 
-def _number(value: float | None) -> str:
+def _figure(value: float | None) -> str:
     return "none" if value is None else f"{value:.4g}"
 
 

@@ -14,7 +14,7 @@ from ...storage.files import is_remote, resolve, write_bytes
 from .rows import Row, read_history
 from .trackers import Tracker, track
 
-COLUMNS = (
+HISTORY_COLUMNS = (
     "step",  # optimizer steps made
     "loss",  # mean over the steps since the last row
     "validation_loss",  # of held-out clips at fixed times and noises
@@ -99,7 +99,7 @@ class History:
 
     def save(self) -> None:
         """Write history.csv, and for a remote run the TensorBoard files."""
-        cells = [COLUMNS, *([_cell(row.get(name)) for name in COLUMNS] for row in self.rows)]
+        cells = [HISTORY_COLUMNS, *([_cell(row.get(name)) for name in HISTORY_COLUMNS] for row in self.rows)]
         write_bytes(self.address, "".join(f"{','.join(line)}\n" for line in cells).encode())
         self.board.flush()
         if is_remote(self.remote):

@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...storage.files import read_bytes
 
 PROJECT = "framebridge"
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
+TRACKER_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Tracker(Protocol):
@@ -78,8 +78,11 @@ KINDS: dict[str, Callable[[str, str, Mapping[str, Any]], Tracker]] = {"wandb": W
 def check_trackers(kinds: Iterable[str]) -> None:
     """Raise UserError for a tracker of run.track that is not installed here."""
     for kind in kinds:
-        if importlib.util.find_spec(PACKAGES[kind]) is None:
-            raise UserError(f"run.track = {kind}: not installed; pip install {PACKAGES[kind]} on every node, or set []")
+        package = TRACKER_PACKAGES[kind]
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"run.track = {kind}: not installed; pip install {TRACKER_PACKAGES[kind]} on every node, or set []"
+            )
 
 
 def open_trackers(kinds: Iterable[str], folder: str) -> list[Tracker]:

@@ -11,14 +11,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.errors import UserError
 from pipeline.settings import Settings
 from pipeline.train.report.history import History
-from pipeline.train.report.trackers import PACKAGES, check_trackers, open_trackers
+from pipeline.train.report.trackers import TRACKER_PACKAGES, check_trackers, open_trackers
 
 
 def installed(name: str) -> bool:
-    return importlib.util.find_spec(PACKAGES[name]) is not None
+    return importlib.util.find_spec(TRACKER_PACKAGES[name]) is not None
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", TRACKER_PACKAGES)
 def test_a_tracker_that_is_not_installed_is_refused_before_the_run(tmp_path: Path, name: str) -> None:
     settings = tiny_settings(tmp_path, f"--run.track=[{name}]")
     if installed(name):
