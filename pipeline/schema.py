@@ -126,5 +126,4 @@ class LatentBatch:
 
     def to(self, device: "torch.device") -> "LatentBatch":
         """The same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")}
-        return replace(self, **moved)
+        return replace(self, **{name: each.to(device) for name, each in vars(self).items() if hasattr(each, "to")})

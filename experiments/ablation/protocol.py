@@ -126,8 +126,7 @@ def _model(settings: Settings, name: str, job: Job, seed: int, overlay: Overlay,
     }
     if len(keep) > 1 or job == "finetune":
         place["train"] = {"checkpoint_every": keep[0]}
-    base = settings.model_dump(mode="json")
-    return Model(name, job, seed, build([base, overlay, place]), keep, prior)
+    return Model(name, job, seed, build([settings.model_dump(mode="json"), overlay, place]), keep, prior)
 
 
 def measurements(ablate: AblateSettings, trained: list[Model]) -> list[Measurement]:
@@ -143,9 +142,7 @@ def measurements(ablate: AblateSettings, trained: list[Model]) -> list[Measureme
             made += _samplers(ablate, named)
         elif experiment == "leakage":
             made += usual("diffusion", "timenoise")
-            made += [
-                _start(named["diffusion"], m, analytic, ablate.clips) for m in STARTS for analytic in (False, True)
-            ]
+            made += [_start(named["diffusion"], m, how, ablate.clips) for m in STARTS for how in (False, True)]
             made.append(_start(named["timenoise"], STARTS[0], True, ablate.clips))
         elif experiment == "steps":
             made += [_usual(named[name], step, ablate.clips) for name in TUNED for step in named[name].keep]

@@ -47,9 +47,7 @@ class AblationPlan(NamedTuple):
 def make_plan(settings: Settings) -> AblationPlan:
     """Compare the protocol with the files that are there. Raises UserError where it cannot be followed."""
     if is_remote(settings.run.storage):
-        raise UserError(
-            f"run.storage = {settings.run.storage}: the ablation makes videos; give a folder that all nodes share"
-        )
+        raise UserError(f"run.storage = {settings.run.storage}: the ablation makes videos; give a shared folder")
     needed = {"train.init": settings.train.init, "evaluate.detector": settings.evaluate.detector}
     for key, value in needed.items():
         if value is None:
@@ -62,8 +60,7 @@ def make_plan(settings: Settings) -> AblationPlan:
     if exists(address) and (before := read_json(address)) != made_with:
         changed = sorted(name for name in made_with if made_with[name] != before.get(name))
         raise UserError(
-            f"{folder}: holds an ablation with another {', '.join(changed)}; set it alike, choose another "
-            "--run.name, or delete that folder"
+            f"{folder}: holds an ablation with another {', '.join(changed)}; set it alike, or change --run.name"
         )
     seeds = [models(settings, seed) for seed in range(settings.ablate.seeds)]
     trained = [model for of_seed in seeds for model in of_seed]

@@ -41,6 +41,7 @@ from pipeline.train.worker import quieten
 
 from .protocol import STILL, Measurement, Model, folder_of
 
+Arrays = dict[str, np.ndarray]
 BATCH = 16  # clips sampled or decoded at once
 
 
@@ -132,7 +133,7 @@ def measure(measurement: Measurement, folder: str) -> None:
     write_json(f"{folder}/measured/{measurement.key}.json", found | {"seconds": seconds / len(items)})
 
 
-def look(vae: VaeSettings, evaluate: EvaluateSettings, latents: Tensor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def look(vae: VaeSettings, evaluate: EvaluateSettings, latents: Tensor) -> tuple[np.ndarray, Arrays]:
     """Frames uint8 (N, F, H, W, 3) of latents (N, F, C, h, w), and the detector's features and probabilities."""
     decoder = load_vae(vae.path, vae.dtype, "cpu")
     frames = torch.cat([decoder.decode_clips(part, vae.batch_frames) for part in latents.split(BATCH)]).numpy()
@@ -141,9 +142,7 @@ def look(vae: VaeSettings, evaluate: EvaluateSettings, latents: Tensor) -> tuple
     return frames, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def compare(
-    folder: str, clips: Tensor, latents: Tensor, frames: np.ndarray, seen: dict[str, np.ndarray]
-) -> dict[str, Any]:
+def compare(folder: str, clips: Tensor, latents: Tensor, frames: np.ndarray, seen: Arrays) -> dict[str, Any]:
     """Numbers for each generated clip against the true latents and truth.npz; look() gives `frames` and `seen`."""
     with np.load(io.BytesIO(read_bytes(f"{folder}/truth.npz")), allow_pickle=False) as stored:
         first, motion = (stored[name][: len(clips)] for name in ("first", "motion"))

@@ -164,9 +164,7 @@ def own_diffusion(loaded: LoadedModel) -> LatentDiffusion:
         """Take the prompt as a class or a caption. Raises InputRejected."""
         label = class_of(prompt.text, classes)
         if prompt.text and not label and loaded.text_encoder is None:
-            raise InputRejected(
-                f"video_prompt {prompt.text}: {exports.model_path} knows the classes {', '.join(classes)}"
-            )
+            raise InputRejected(f"video_prompt {prompt.text}: {exports.model_path} knows {', '.join(classes)}")
         count = len(first)
         return denoiser(loaded, first, [label] * count, [prompt.text] * count, None, prompt.guidance, None)[0]
 

@@ -58,12 +58,10 @@ def check_alike(found: dict[str, FileFrames]) -> None:
     for name, read in found.items():
         if (read.height, read.width) != (video.height, video.width):
             raise InputRejected(
-                f"{name} is {read.width} x {read.height}, the video {video.width} x {video.height}; make it as large"
+                f"{name} is {read.width} x {read.height}, the video {video.width} x {video.height}; give one size"
             )
         if read.total not in (1, video.total):
-            raise InputRejected(
-                f"{name} has {read.total} frames, the video {video.total}; give as many, or one for all"
-            )
+            raise InputRejected(f"{name} has {read.total} frames, the video {video.total}; give as many, or one")
 
 
 def read_frames(address: str, column: str, data: DataSettings) -> FileFrames:

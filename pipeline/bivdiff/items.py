@@ -71,9 +71,7 @@ def read_list(bivdiff: BivdiffSettings) -> tuple[list[list[BivdiffClip]], list[R
         except InputRejected as problem:
             rejected.append(Rejection(f"line {number}: {name}", str(problem)))
     if not found:
-        reason = (
-            f"none of its {len(rejected)} rows can be used ({rejected[0].reason})" if rejected else "it has no rows"
-        )
+        reason = f"none of its {len(rejected)} rows can be used ({rejected[0].reason})" if rejected else "no rows"
         raise UserError(f"{setting}: {reason}; see docs/bivdiff.md")
     return list(found.values()), rejected
 

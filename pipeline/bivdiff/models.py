@@ -60,18 +60,14 @@ def check_own(own: Exports, vae: VaeSettings, text: TextSettings, data: DataSett
     wanted = {"frames": frames, "height": VAE_DOWNSAMPLING * height, "width": VAE_DOWNSAMPLING * width}
     for key, value in wanted.items():
         if (given := getattr(data, key)) != value:
-            raise UserError(
-                f"data.{key} = {given}: bivdiff.video_model {own.model_path} makes clips of {value}; set that"
-            )
+            raise UserError(f"data.{key} = {given}: bivdiff.video_model {own.model_path} has clips of {value}; set it")
 
 
 def folder_of(key: str, path: str) -> Path:
     """The folder of a model on this machine. Raises UserError."""
     found = local_path(path)
     if found is None or not found.is_dir():
-        raise UserError(
-            f"bivdiff.{key} = {path}: no such folder on this machine; docs/bivdiff.md says which models to get"
-        )
+        raise UserError(f"bivdiff.{key} = {path}: no such folder here; docs/bivdiff.md says which models to get")
     return found
 
 
@@ -160,6 +156,6 @@ def load_pipeline(
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"bivdiff.{key} = {path}: no {kind} could be loaded ({said}); docs/bivdiff.md says which models to get"
+            f"bivdiff.{key} = {path}: no {kind} could be loaded ({said}); docs/bivdiff.md names models"
         ) from error
     return loaded.to(device)

@@ -92,9 +92,7 @@ def run_bivdiff(settings: Settings) -> dict[str, Any]:
 
     def describe(records: list[Record]) -> dict[str, Any]:
         """Give the entries of summary.json that are this job's own."""
-        by_alpha = {
-            alpha: [record["metrics"] for record in records if record["alpha"] == alpha] for alpha in bivdiff.alphas
-        }
+        by_alpha = {alpha: [one["metrics"] for one in records if one["alpha"] == alpha] for alpha in bivdiff.alphas}
         return {
             "seconds_per_clip": summarise(record["seconds"] for record in records),
             "metrics": {f"{alpha:g}": summarise_columns(metrics) for alpha, metrics in by_alpha.items()},

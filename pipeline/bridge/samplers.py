@@ -219,6 +219,5 @@ def check_descending(indices: Tensor, grid: int) -> None:
     inside = indices.numel() > 0 and int(indices.min()) >= 0 and int(indices.max()) < grid
     if indices.dim() != 1 or not inside or not bool((indices.diff() < 0).all()):
         raise ValueError(
-            f"indices must go down strictly inside 0..{grid - 1}, not {indices.tolist()}; "
-            "sampling_indices(steps) gives them"
+            f"indices must go down strictly inside 0..{grid - 1}, not {indices.tolist()}; use sampling_indices(steps)"
         )

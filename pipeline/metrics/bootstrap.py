@@ -30,8 +30,7 @@ def bootstrap(
         raise ValueError(f"a bootstrap of {count} clips with {replicates} replicates: two or more of each are needed")
     random = np.random.default_rng(seed)
     value = statistic(np.arange(count))
-    drawn = np.array([statistic(random.integers(count, size=count)) for _ in range(replicates)])
-    return interval(value, drawn, level)
+    return interval(value, np.array([statistic(random.integers(count, size=count)) for _ in range(replicates)]), level)
 
 
 def interval(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:

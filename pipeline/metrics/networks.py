@@ -91,9 +91,7 @@ def _script(name: str, path: str, device: torch.device) -> Any:
         return torch.jit.load(str(local_path(path)), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
         said = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"evaluate.{name} = {path}: no TorchScript file ({said}); give one, or null to skip it"
-        ) from error
+        raise UserError(f"evaluate.{name} = {path}: no TorchScript file ({said}); give one, or null") from error
 
 
 def channels_first(clips: Tensor) -> Tensor:

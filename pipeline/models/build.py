@@ -72,9 +72,7 @@ def build_image_to_video(
         assert model.image_condition != "channels"
         return ImageToVideo(backbone, model.image_condition, model.prior_condition)
     if text_shape is None:
-        raise UserError(
-            f"model.backbone = {model.backbone} takes text, but the cache holds none; set text.path and cache again"
-        )
+        raise UserError(f"model.backbone = {model.backbone} takes text, the cache has none; set text.path, cache again")
     if model.backbone == "unet3d":
         return _videocrafter(model, latent_shape, text_shape[1], activation_checkpointing)
     return _cogvideox(model, channels, text_shape, activation_checkpointing)
@@ -85,8 +83,7 @@ def _latte(model: ModelSettings, latent_shape: list[int], num_classes: int, **ot
     frames, channels, height, width = latent_shape
     if height != width:
         raise UserError(
-            f"data.height x data.width give latents of {height} x {width}, but Latte's position embedding needs square "
-            "ones; make them equal"
+            f"data.height x data.width give latents of {height} x {width}, but Latte needs square ones; make them equal"
         )
     sizes = {"num_frames": frames, "in_channels": channels, **dimensions(model)._asdict(), **others}
     return Latte(

@@ -170,8 +170,7 @@ class Latte(nn.Module):
         super().__init__()
         if input_size % patch_size:
             raise ValueError(
-                f"a latent of {input_size} x {input_size} cannot be cut into patches of {patch_size}: "
-                "choose a patch size that divides it"
+                f"a latent of {input_size} x {input_size} cannot be cut into patches of {patch_size}: choose a divisor"
             )
         if depth < 2 or depth % 2:
             raise ValueError(f"{depth=} must be even: spatial and temporal blocks alternate")

@@ -76,7 +76,5 @@ def load_text_encoder(text: TextSettings, device: str | torch.device = "cpu") ->
     torch.nn.Module.to(module, DTYPES[text.dtype])  # not module.to(), which transformers wraps without types
     longest = getattr(module.config, "max_position_embeddings", None)
     if longest is not None and text.max_length > longest:
-        raise UserError(
-            f"text.max_length = {text.max_length}: {text.path} reads at most {longest} tokens; set {longest}"
-        )
+        raise UserError(f"text.max_length = {text.max_length}: {text.path} reads only {longest} tokens; set {longest}")
     return TextEncoder(module.eval().requires_grad_(False).to(device), tokenizer, text.layer, text.max_length)

@@ -138,8 +138,7 @@ class TemporalConvolution(nn.Module):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Transform x (N, C, h, w) over its clips of `frames` frames; the shape stays."""
         clips = x.unflatten(0, (-1, frames)).transpose(1, 2)  # B C F h w
-        out = clips + self.conv4(self.conv3(self.conv2(self.conv1(clips))))
-        return out.transpose(1, 2).flatten(0, 1)
+        return (clips + self.conv4(self.conv3(self.conv2(self.conv1(clips))))).transpose(1, 2).flatten(0, 1)
 
 
 class ResidualBlock(nn.Module):

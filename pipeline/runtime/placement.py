@@ -25,6 +25,12 @@ def selector(stage: StageResources) -> dict[str, str] | None:
     return dict(stage.labels) or None
 
 
+def options(stage: StageResources) -> dict[str, Any]:
+    """Return what a task or actor of the stage asks Ray for, as keyword arguments."""
+    gpus = getattr(stage, "num_gpus", 0)
+    return {"num_cpus": stage.num_cpus, "num_gpus": gpus, "label_selector": selector(stage)}
+
+
 def fits(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Whether `wanted` selects a node with `labels`: VALUE, !VALUE, in(A, B) or !in(A, B) for each key."""
     return all(_matches(labels.get(key), value) for key, value in wanted.items())

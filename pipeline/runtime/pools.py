@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..settings import ActorResources, TrainResources
 from .connect import bars_for_people_only
-from .placement import selector
+from .placement import options
 
 if TYPE_CHECKING:
     import ray.data
@@ -23,9 +23,7 @@ def actor_pool(stage: ActorResources, most: int | None = None, calls_per_actor: 
     size = stage.actors if most is None else min(stage.actors, most)
     return {
         "compute": ActorPoolStrategy(min_size=1, max_size=size, max_concurrent_calls_per_actor=calls_per_actor),
-        "num_cpus": stage.num_cpus,
-        "num_gpus": stage.num_gpus,
-        "label_selector": selector(stage),
+        **options(stage),
     }
 
 

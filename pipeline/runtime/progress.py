@@ -21,9 +21,7 @@ class Progress:
     "60 of 240 clips, 4.0 clips/s, 2 rejected, 45 s to go"
     """
 
-    def __init__(
-        self, total: int, unit: str, every_s: float = 0.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, total: int, unit: str, every_s: float = 0, clock: Callable[[], float] = time.monotonic) -> None:
         """`every_s`: seconds between two lines, for steps that end too often for a line each."""
         self.total, self.unit, self.every_s = total, unit, every_s
         self.done = 0

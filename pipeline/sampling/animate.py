@@ -50,9 +50,7 @@ def find_models(storage: str, model_path: str | None) -> list[str]:
     exports = sorted(str(path.parent) for path in Path(storage).expanduser().glob("*/finetune/export/config.json"))
     models = list(dict.fromkeys([*([model_path] if model_path else []), *exports]))
     if not models:
-        raise UserError(
-            f"{storage}: no RUN/finetune/export there; train one with jobs/finetune.py, or set sample.model_path"
-        )
+        raise UserError(f"{storage}: no RUN/finetune/export there; run jobs/finetune.py, or set sample.model_path")
     return models
 
 

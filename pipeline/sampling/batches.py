@@ -58,9 +58,7 @@ class ClipPlan(Generic[ItemT]):
     @cached_property
     def done(self) -> dict[str, Record]:
         """Those of the found records that were made with the same weights and settings."""
-        return {
-            key: record for key, record in self.found.items() if record.get("fingerprint") == self.fingerprints[key]
-        }
+        return {key: one for key, one in self.found.items() if one.get("fingerprint") == self.fingerprints[key]}
 
     @property
     def pending(self) -> int:
@@ -153,9 +151,7 @@ def run_plan(
     ordered = [records[key] for key in plan.fingerprints if key in records]
     rejected = plan.rejected + rejected
     if not ordered:
-        raise UserError(
-            f"{plan.source}: none of its {len(rejected)} items can be used, as the lines above say; give others"
-        )
+        raise UserError(f"{plan.source}: none of its {len(rejected)} items can be used, see above; give others")
     write_grid(plan.folder, [record["key"] for record in ordered], fps)
     seconds = time.monotonic() - started
     summary = describe(ordered) | {

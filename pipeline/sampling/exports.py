@@ -65,9 +65,7 @@ def check_trained_latents(exports: Exports, holder: str, latent_shape: object, v
         ("latents of a VAE with hash", vae_hash, exports.config["vae"]["weights_hash"]),
     ):
         if found != trained:
-            raise UserError(
-                f"{holder}: has {what} {found}, but {exports.model_path} was trained on {trained}; {remedy}"
-            )
+            raise UserError(f"{holder}: has {what} {found}, {exports.model_path} was trained on {trained}; {remedy}")
 
 
 def check_encoders(exports: Exports, vae_path: str, vae_hash: str, text: TextSettings) -> None:
@@ -123,8 +121,7 @@ def check_sampler(exports: Exports, sample: SampleSettings) -> None:
     takes_tokens = model.get("backbone") == "unet3d" and model["unet3d"]["image_encoder"] is not None
     if sample.image_guidance is not None and not takes_tokens:
         raise UserError(
-            f"sample.image_guidance = {sample.image_guidance}: guides image tokens, which {path} does not take; "
-            "set null"
+            f"sample.image_guidance = {sample.image_guidance}: guides image tokens, {path} takes none; set null"
         )
     if name == "sde_first_order" and sample.eta > 0:
         raise UserError(f"sample.eta = {sample.eta} is of dbim and ddim; set sample.eta 0 or sample.sampler dbim")

@@ -93,9 +93,7 @@ def image_items(
         found = ""
         if rejected:
             found = f"; {len(rejected)} files were rejected, such as {rejected[0].name}: {rejected[0].reason}"
-        raise UserError(
-            f"sample.images = {source}: holds no images{found}; give a folder or CSV of PNG, JPEG or WebP files"
-        )
+        raise UserError(f"sample.images = {source}: holds no images{found}; give a folder or CSV of PNG, JPEG or WebP")
     return list(items.values()), rejected
 
 

@@ -58,8 +58,7 @@ def make_plan(settings: Settings) -> tuple[ClipPlan[Item], Exports, Cache | None
     fingerprints = {item["key"]: fingerprint(f"{whole}\0{item['label']}\0{item['caption']}") for item in items}
     batches = [items[start : start + sample.batch] for start in range(0, len(items), sample.batch)]
     source = f"sample.images = {sample.images}"
-    folder = f"{settings.run.folder}/samples"
-    return ClipPlan(source, folder, batches, rejected, deciding, fingerprints), exports, cache
+    return ClipPlan(source, f"{settings.run.folder}/samples", batches, rejected, deciding, fingerprints), exports, cache
 
 
 def plan_sampling(settings: Settings) -> str:

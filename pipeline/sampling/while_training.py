@@ -18,7 +18,7 @@ import torch
 from ..data.cache.shards import read_latent
 from ..data.load.mix import cache_of
 from ..media import encode_mp4, encode_png, tile
-from ..runtime.placement import selector
+from ..runtime.placement import options
 from ..runtime.pools import stage_device
 from ..schema import TEST, ManifestRow
 from ..settings import ActorResources, SampleSettings, TextSettings
@@ -92,9 +92,7 @@ def start_task(run: Run, found: Found) -> "ray.ObjectRef":
     """
     sample, stage = run.settings.sample, run.settings.cluster.sample
     clips = [(cache_of(run.cache, row), row) for row in run.cache.select(TEST).spread(sample.while_training_count)]
-    task = ray.remote(sample_checkpoint).options(
-        max_retries=0, num_cpus=stage.num_cpus, num_gpus=stage.num_gpus, label_selector=selector(stage)
-    )
+    task = ray.remote(sample_checkpoint).options(max_retries=0, **options(stage))
     return task.remote(run.spec, sample, run.settings.text, stage, clips, found)
 
 

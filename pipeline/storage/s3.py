@@ -352,9 +352,7 @@ def _refused(address: str, status: int, code: str) -> Exception:
             f"{address}: access denied ({code}); the credentials in use need s3:GetObject, s3:PutObject, "
             "s3:DeleteObject and s3:ListBucket there, or the address is wrong"
         )
-    return StorageRefused(
-        f"{address}: S3 refused the request with {code} ({status}); correct the address or the endpoint"
-    )
+    return StorageRefused(f"{address}: S3 refused the request with {code} ({status}); correct the address or endpoint")
 
 
 def _shown(url: str | None) -> str:

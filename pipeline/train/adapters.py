@@ -59,9 +59,7 @@ def _matching(key: str, patterns: Iterable[str], names: Iterable[str]) -> list[s
     names = list(names)
     for pattern in patterns:
         if not any(re.search(pattern, name) for name in names):
-            raise UserError(
-                f"{key} = {pattern}: found in no name, such as {names[len(names) // 2]}; correct the pattern"
-            )
+            raise UserError(f"{key} = {pattern}: found in no name, such as {names[len(names) // 2]}; correct it")
     return [name for name in names if any(re.search(pattern, name) for pattern in patterns)]
 
 

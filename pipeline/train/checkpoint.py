@@ -19,7 +19,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 import ray.train
@@ -132,8 +132,7 @@ def restore(rank: RankInfo) -> Saved | None:
             return saved
         print(f"checkpoint {one.checkpoint.path} cannot be used ({problem or 'another worker says so'})", flush=True)
     raise CheckpointDamaged(
-        f"none of the {len(reported)} checkpoints kept can be read; delete the run's folder, or choose another "
-        "--run.name, to start anew"
+        f"none of the {len(reported)} checkpoints kept can be read; delete the run's folder, or change --run.name"
     )
 
 
@@ -172,12 +171,8 @@ def write_share(folder: Path, share: Saved, rank: int, workers: int) -> None:
     """Write one rank's files to a local folder."""
     path = folder / f"state-{rank:05d}-of-{workers:05d}.safetensors"
     save_file(share.tensors, path)
-    mark = {
-        "step": share.step,
-        "updates": share.updates,
-        "crc32": f"{file_crc32(path):08x}",
-        "bytes": path.stat().st_size,
-    }
+    mark: dict[str, Any] = {"step": share.step, "updates": share.updates}
+    mark |= {"crc32": f"{file_crc32(path):08x}", "bytes": path.stat().st_size}
     path.with_suffix(".json").write_text(json.dumps(mark))
 
 

@@ -31,11 +31,8 @@ KINDS = {"finetune": "image_to_video", "prior": "prior"}
 
 def untrained(spec: TrainSpec) -> NeuralPrior | VideoNetwork:
     """Build the job's model for the latents and classes of the cache; on the meta device only its shape."""
-    shape, classes, checkpointing = (
-        spec.cache.latent_shape,
-        len(spec.cache.classes),
-        spec.train.activation_checkpointing,
-    )
+    shape, classes = spec.cache.latent_shape, len(spec.cache.classes)
+    checkpointing = spec.train.activation_checkpointing
     if not isinstance(spec.model, VideoModelSettings):
         return build_prior(spec.model, shape, classes, checkpointing)
     return build_image_to_video(spec.model, shape, classes, spec.cache.text_shape, checkpointing)
@@ -123,9 +120,7 @@ def check_initial(spec: TrainSpec, config: dict[str, Any]) -> None:
     path, saf = spec.train.init, spec.job == "finetune" and spec.bridge.saf
     given = f"{spec.key}.init = {path}"
     if config["kind"] != KINDS[spec.job]:
-        raise UserError(
-            f"{given}: holds a {config['kind']} model, expected {KINDS[spec.job]}; give such an export, or set null"
-        )
+        raise UserError(f"{given}: holds a {config['kind']} model, expected {KINDS[spec.job]}; give one, or set null")
     if saf and config["bridge"]["process"] != "diffusion":
         raise UserError(
             f"{given}: is a {config['bridge']['process']} model, but bridge.saf aligns the bridge to a diffusion "

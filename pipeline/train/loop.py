@@ -29,12 +29,7 @@ class RunControl:
 
 
 def train_steps(
-    engine: TrainingEngine,
-    loss: Loss,
-    batches: Batches,
-    held_out: list[TrainingBatch],
-    meter: Meter,
-    control: RunControl,
+    engine: TrainingEngine, loss: Loss, batches: Batches, checks: list[TrainingBatch], meter: Meter, control: RunControl
 ) -> None:
     """Make the optimizer steps that are left of train.steps. Every rank calls it.
 
@@ -43,10 +38,10 @@ def train_steps(
     control.poll() says so on any rank.
     """
     train, rank = engine.train, engine.rank
-    meter.damaged += [problem for micro_batch in held_out for problem in micro_batch.damaged]
+    meter.damaged += [problem for micro_batch in checks for problem in micro_batch.damaged]
     control.heartbeat()
-    if engine.steps == 0 and held_out:
-        meter.log(0, {"validation_loss": validate(engine, loss, held_out)})
+    if engine.steps == 0 and checks:
+        meter.log(0, {"validation_loss": validate(engine, loss, checks)})
     while engine.steps < train.steps:
         # The step's clips: the same global batch whatever the number of workers
         control.heartbeat()
@@ -78,9 +73,9 @@ def train_steps(
         row: Row = {}
         if keep or done % train.log_every == 0:
             row = meter.row(done) | {"learning_rate": learning_rate, "gradient_norm": engine.gradient_norm()}
-        if held_out and (done % train.validate_every == 0 or last):
+        if checks and (done % train.validate_every == 0 or last):
             control.heartbeat()
-            row["validation_loss"] = validate(engine, loss, held_out)
+            row["validation_loss"] = validate(engine, loss, checks)
         if row:
             meter.log(done, row)
         if keep:
@@ -96,11 +91,11 @@ def train_steps(
 
 
 @torch.no_grad()
-def validate(engine: TrainingEngine, loss: Loss, held_out: list[TrainingBatch]) -> float:
+def validate(engine: TrainingEngine, loss: Loss, checks: list[TrainingBatch]) -> float:
     """Mean loss over all workers' held-out clips, each at its fixed time and noise. Every rank calls it."""
     engine.network.eval()
     total = torch.zeros(2, dtype=torch.float64, device=engine.rank.device)
-    for micro_batch in held_out:
+    for micro_batch in checks:
         micro_batch = micro_batch.to(engine.rank.device)
         losses = loss(engine.network, micro_batch).double()
         total += torch.stack([(losses * micro_batch.weight).sum(), micro_batch.weight.sum().double()])

@@ -71,8 +71,7 @@ def finetune_loss(
 
 def prior_loss(network: Network, batch: TrainingBatch) -> Tensor:
     """Eq. 8: mean squared error between the prior's output and the clip."""
-    predicted = network(batch.latents.image_latent, batch.latents.label)
-    return per_sample_mse(predicted.float(), batch.latents.z0)
+    return per_sample_mse(network(batch.latents.image_latent, batch.latents.label).float(), batch.latents.z0)
 
 
 def replicated_error(network: Network, batch: TrainingBatch) -> Tensor:

@@ -82,9 +82,7 @@ def prepare(job: Job, settings: Settings) -> Run:
     else:
         cache = open_training_cache(settings.cache_path, settings.cache.mix, wanted)
     if not cache.select(TRAIN):
-        raise UserError(
-            f"{cache.path}: holds no training clips; lower data.holdout_fraction or add videos, and cache again"
-        )
+        raise UserError(f"{cache.path}: no training clips; lower data.holdout_fraction or add videos, and cache again")
     spec = train_spec(job, settings, cache.spec)
     model, initialised_from = meta_model(spec)
     if job == "finetune" and settings.model.backbone != "latte" and settings.train.label_dropout:
@@ -137,9 +135,7 @@ def run_status(run: Run) -> RunStatus:
     folder, state = run.spec.folder, RunStatus.DONE if is_export(run.spec.export) else RunStatus.INTERRUPTED
     if not exists(f"{folder}/{FINGERPRINT_FILE}"):
         if state == RunStatus.DONE:
-            raise UserError(
-                f"{run.spec.export}: an export that was not made here; choose another --run.name, or delete it"
-            )
+            raise UserError(f"{run.spec.export}: an export made elsewhere; choose another --run.name, or delete it")
         return RunStatus.NEW
     # a setting that an earlier version did not have was at its default
     before = without_removed(defaults(run.fingerprint) | read_json(f"{folder}/{FINGERPRINT_FILE}"))

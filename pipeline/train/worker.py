@@ -98,13 +98,9 @@ def train_and_export(
     if history is None:
         return None
     history.close()
-    summary: dict[str, Any] = {
-        "job": spec.job,
-        "steps": spec.train.steps,
-        "parameters": parameters,
-        "start": initialised_from,
-    }
-    summary |= {"clips": len(training.rows), "held_out": len(held_out.rows), **history.summary()}
+    summary: dict[str, Any] = {"job": spec.job, "steps": spec.train.steps, "parameters": parameters}
+    summary |= {"start": initialised_from, "clips": len(training.rows), "held_out": len(held_out.rows)}
+    summary |= history.summary()
     if replicated is not None:
         summary["held_out_error"] = {"prior": history.last("validation_loss"), "replicated": replicated}
     write_export(spec, state, summary)

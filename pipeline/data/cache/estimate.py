@@ -134,9 +134,7 @@ def job_seconds(decode: float, encode: float, cluster: ClusterSettings) -> tuple
         assumed = f"{actors} actors and {tasks} decoding tasks, as cluster says"
     else:
         tasks = math.ceil(decode / (encode / actors)) if encode else 1
-        assumed = (
-            f"{actors} actors, as cluster.encode.actors says, and CPUs for the {tasks} decoding tasks that they use"
-        )
+        assumed = f"{actors} actors, as cluster.encode.actors says, and CPUs for the {tasks} decoding tasks they use"
     return max(decode / tasks, encode / actors), [assumed]
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -54,8 +54,7 @@ class Rows(Sequence[ManifestRow]):
             return Rows(self.table.take(pa.array(range(*index.indices(len(self))), pa.int64())))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        row: Any = self.table.slice(index % len(self), 1).to_pylist()[0]
-        return row
+        return self.table.slice(index % len(self), 1).to_pylist()[0]
 
     def __iter__(self) -> Iterator[ManifestRow]:
         for batch in self.table.to_batches(max_chunksize=AT_ONCE):
@@ -114,9 +113,7 @@ def read_null_text(path: str) -> np.ndarray:
     try:
         return npy_array(read_bytes(address))
     except FileNotFoundError as error:
-        raise UserError(
-            f"{address}: missing, the cache was made without it; cache again, or set train.label_dropout 0"
-        ) from error
+        raise UserError(f"{address}: missing from the cache; cache again, or set train.label_dropout 0") from error
 
 
 def read_manifest(path: str) -> pa.Table:

@@ -62,9 +62,7 @@ def save_moments(folder: str, moments: Moments, fingerprint: str) -> None:
 def load_moments(folder: str, latent_shape: Sequence[int]) -> Moments:
     """Read what `save_moments` wrote. Raises UserError if there is nothing, or moments of another latent shape."""
     if not exists(f"{folder}/{MOMENTS}"):
-        raise UserError(
-            f"sample.analytic_init = {folder}: no {MOMENTS} there; run jobs/latent_moments.py and give RUN/moments"
-        )
+        raise UserError(f"sample.analytic_init = {folder}: no {MOMENTS}; jobs/latent_moments.py makes RUN/moments")
     found = read_json(f"{folder}/{MOMENTS}")
     if found["latent_shape"] != list(latent_shape):
         raise UserError(

@@ -142,9 +142,7 @@ class IsolatedDecoder:
             status = self._give_up()
             if status != -signal.SIGKILL:
                 break
-        raise RuntimeError(
-            f"the decoder process did not start: it ended with {_ending(status)}; see its error output above"
-        )
+        raise RuntimeError(f"the decoder process did not start: it ended with {_ending(status)}; see its output above")
 
     def _spawn(self) -> Connection:
         ours, theirs = Pipe()

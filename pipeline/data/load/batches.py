@@ -63,9 +63,7 @@ def make_batch(
         for mean, logvar, noise in zip(means, logvars, drawn.posterior_noise, strict=True)
     ]
     labels = ["" if left_out else row["label"] for row, left_out in zip(rows, without, strict=True)]
-    shown = [
-        source.null_text if left_out else text for text, left_out in zip(texts, without, strict=True) if source.text
-    ]
+    shown = [source.null_text if drop else text for text, drop in zip(texts, without, strict=True) if source.text]
     good = torch.tensor([problem is None for problem in problems])
     return TrainingBatch(
         latents=LatentBatch(

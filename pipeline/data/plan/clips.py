@@ -100,9 +100,7 @@ def _split(videos: pa.Table, fraction: float) -> pa.ChunkedArray:
     """
     given = pc.if_else(pc.equal(videos["split"], ""), None, videos["split"])
     if wrong := set(given.unique().to_pylist()) - {TRAIN, TEST, None}:
-        raise UserError(
-            f"split = {min(wrong)!r}: expected {TRAIN} or {TEST}, or nothing to let data.holdout_fraction decide"
-        )
+        raise UserError(f"split = {min(wrong)!r}: expected {TRAIN} or {TEST}, or nothing, for data.holdout_fraction")
     free = np.flatnonzero(np.asarray(pc.is_null(given)))
     if not len(free):
         return given

@@ -121,9 +121,7 @@ def msrvtt(data: DataSettings) -> Iterator[Video]:
     names = ("videodatainfo.json", "MSRVTT_data.json")
     files = [place] if place.endswith(".json") else [file for file in list_files(place) if file.endswith(names)]
     if not files:
-        raise UserError(
-            f"{place}: holds no *videodatainfo.json or MSRVTT_data.json; give the json with data.annotations"
-        )
+        raise UserError(f"{place}: no *videodatainfo.json or MSRVTT_data.json there; give it with data.annotations")
     for path in files:
         described = _json(path, "expected MSR-VTT's json annotation")
         try:

@@ -24,16 +24,11 @@ CARD_FILE = "README.md"
 
 
 def save_export(
-    folder: str | Path,
-    module_state: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    dtype: torch.dtype | None = None,
-    card: str | None = None,
+    folder: str | Path, module_state: Mapping[str, Tensor], config: Mapping[str, Any], card: str | None = None
 ) -> Path:
     """Write an export, replace an earlier one, and return its path.
 
-    `card` describes the weights to people, in Markdown. dtype converts the floating-point tensors. Raises WeightsError
-    where `folder` already holds something else.
+    `card` describes the weights to people, in Markdown. Raises WeightsError where `folder` holds something else.
     """
     folder = Path(folder)
     replaceable = (folder / CONFIG_FILE).is_file() or (folder.is_dir() and not any(folder.iterdir()))
@@ -44,7 +39,7 @@ def save_export(
     try:
         new, old = beside / "new", beside / "old"
         new.mkdir()
-        tensors = {name: _portable(value, dtype) for name, value in module_state.items()}
+        tensors = {name: _portable(value) for name, value in module_state.items()}
         save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
         (new / CONFIG_FILE).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
         if card is not None:
@@ -66,10 +61,9 @@ def save_export(
     return folder
 
 
-def _portable(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _portable(value: Tensor) -> Tensor:
     """Return a contiguous copy on the CPU that shares no memory, as safetensors requires."""
-    converted = value.detach().to("cpu", dtype if value.is_floating_point() else None)
-    return converted.clone(memory_format=torch.contiguous_format)
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def save_checkpoint(folder: str | Path) -> bytes:

@@ -37,7 +37,7 @@ def load_published(path: str | Path) -> State:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(
-            f"{path} cannot be read as plain weights ({reason}): if you trust it, convert it to safetensors"
+            f"{path} is not plain weights ({reason}): if you trust it, convert it to safetensors"
         ) from error
     loaded = loaded if isinstance(loaded, Mapping) else {}
     loaded = next((loaded[name] for name in WRAPPERS if isinstance(loaded.get(name), Mapping)), loaded)

@@ -29,9 +29,7 @@ def state_from_published(state: Mapping[str, Tensor], target: VideoCrafter) -> S
         if name.startswith((UNET, RESAMPLER)):
             found[name] = value
     if FIRST not in found:
-        raise WeightsMismatch(
-            f"{FIRST} is missing: not a checkpoint of VideoCrafter or DynamiCrafter (it has {first_few(list(state))})"
-        )
+        raise WeightsMismatch(f"{FIRST} is missing: not a checkpoint of VideoCrafter (it has {first_few(list(state))})")
     own = target.state_dict()
     found[FIRST] = widen_inputs(found[FIRST], own[FIRST].shape[1])
     for part in NEW:

@@ -97,9 +97,7 @@ def _half(checkpoint: Mapping[str, Tensor], prefix: str, name: str) -> tuple[Sta
     """Return one half of the checkpoint under transformers' names, and the sizes that both configurations have."""
     half = {key.removeprefix(prefix): value for key, value in checkpoint.items() if key.startswith(prefix)}
     if not half:
-        raise WeightsMismatch(
-            f"{name}: holds no tensors named {prefix}..., as the encoder in a VideoCrafter checkpoint has"
-        )
+        raise WeightsMismatch(f"{name}: holds no tensors named {prefix}..., which VideoCrafter's checkpoints hold")
     state = to_transformers(half)
     return state, {
         "intermediate_size": _shape(state, "encoder.layers.0.mlp.fc1.weight", name)[0],

@@ -102,9 +102,7 @@ def _in_checkpoint(path: str, file: Path, tokenizer_path: str | None) -> TextFil
         )
     folder = local_path(tokenizer_path) or hub_folder(tokenizer_path, [*TOKENIZER])
     if folder is None or not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise UserError(
-            f"text.tokenizer = {tokenizer_path}: no tokenizer.json or vocab.json there; give a CLIP tokenizer"
-        )
+        raise UserError(f"text.tokenizer = {tokenizer_path}: no tokenizer.json or vocab.json there; give CLIP's")
     with naming_text(path):
         table = load_published(file).get(f"{TEXT}token_embedding.weight")
         if table is None:

@@ -43,6 +43,8 @@ HISTORY = "history.csv"
 CURVE = "learning_curve.png"
 SAVE_S = 10.0
 
+Show = Callable[[Row], None]
+
 
 class History:
     """Rows are kept in memory and written whole, so that the file is never torn, and may be remote.
@@ -51,12 +53,7 @@ class History:
     """
 
     def __init__(
-        self,
-        folder: str,
-        start: int,
-        steps: int,
-        trackers: Sequence[Tracker] = (),
-        show: Callable[[Row], None] | None = None,
+        self, folder: str, start: int, steps: int, trackers: Sequence[Tracker] = (), show: Show | None = None
     ) -> None:
         """`show` is called with every new row."""
         from torch.utils.tensorboard import SummaryWriter

@@ -20,9 +20,7 @@ ASK_S = 2.0  # seconds, or a step, between two looks for a request to stop
 class Meter:
     """What happened since the last row, on one rank; `history` is rank 0's."""
 
-    def __init__(
-        self, train: TrainSettings, rank: RankInfo, history: History | None = None, flops: float = 0.0
-    ) -> None:
+    def __init__(self, train: TrainSettings, rank: RankInfo, history: History | None = None, flops: float = 0) -> None:
         """`flops`: of one clip, forward and backward; 0 if unknown."""
         self.train, self.rank, self.history, self.flops = train, rank, history, flops
         self.peak = peak_flops(rank.device, train.precision)

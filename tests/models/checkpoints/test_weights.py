@@ -47,11 +47,6 @@ def test_export_keeps_weights_and_config(tmp_path: Path) -> None:
     assert sorted(file.name for file in folder.parent.iterdir()) == ["model"]
 
 
-def test_export_in_another_dtype_converts_floats_alone(tmp_path: Path) -> None:
-    state, _ = load_export(save_export(tmp_path / "model", STATE, {}, dtype=torch.bfloat16))
-    assert (state["one"].dtype, state["two"].dtype) == (torch.bfloat16, torch.int64)
-
-
 def test_export_copies_tied_and_strided_weights(tmp_path: Path) -> None:
     shared = torch.arange(6.0).view(2, 3)
     state, _ = load_export(save_export(tmp_path / "model", {"a": shared, "b": shared.t()}, {}))
