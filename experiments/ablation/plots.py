@@ -45,11 +45,10 @@ def figure_samplers(found: Measured) -> Figure:
     for model, samplers in SAMPLERS.items():
         for sampler in samplers:
             keys = sorted((key for key in found.cells if key[0] == model and key[2] == sampler), key=lambda key: key[3])
-            if not keys:
-                continue
             drawn = [found.distances[key] for key in keys]
-            line(left, [key[3] for key in keys], drawn, f"{model}: {sampler}")
-            line(right, [found.seconds[key] for key in keys], drawn, "")
+            if drawn:
+                line(left, [key[3] for key in keys], drawn, f"{model}: {sampler}")
+                line(right, [found.seconds[key] for key in keys], drawn, "")
     left.set(xlabel="evaluations of the network", ylabel="FD", yscale="log", xscale="log")
     right.set(xlabel="seconds a clip, one thread", xscale="log")
     figure.legend(loc="outside right center", frameon=False, fontsize="small")

@@ -48,14 +48,12 @@ def make_plan(settings: Settings) -> AblationPlan:
     """Compare the protocol with the files that are there. Raises UserError where it cannot be followed."""
     if is_remote(settings.run.storage):
         raise UserError(f"run.storage = {settings.run.storage}: the ablation makes videos; give a shared folder")
-    needed = {"train.init": settings.train.init, "evaluate.detector": settings.evaluate.detector}
-    for key, value in needed.items():
+    for key, value in (("train.init", settings.train.init), ("evaluate.detector", settings.evaluate.detector)):
         if value is None:
             raise UserError(f"{key} = null: the ablation needs it; give --recipe ablation, or set {key}")
     videos = {"data": {"path": f"{settings.run.folder}/videos", "source": "ucf101"}}
     settings = build([settings.model_dump(mode="json"), videos])
-    folder = folder_of(settings.run)
-    made_with = protocol_of(settings)
+    folder, made_with = folder_of(settings.run), protocol_of(settings)
     address = f"{folder}/{MADE_WITH}"
     if exists(address) and (before := read_json(address)) != made_with:
         changed = sorted(name for name in made_with if made_with[name] != before.get(name))

@@ -80,8 +80,7 @@ def check_one_space(image: LatentDiffusion, video: LatentDiffusion) -> None:
     apart = float((one - other).norm() / other.norm())
     if not apart <= APART:
         raise UserError(
-            f"{key}: its VAE's latents of a picture are {apart:.0%} from those of {image.name}, "
-            f"more than {APART:.0%}; {remedy}"
+            f"{key}: latents of a picture are {apart:.0%} from those of {image.name}, more than {APART:.0%}; {remedy}"
         )
 
 

@@ -43,8 +43,7 @@ def replace(tokenizer: CLIPTokenizer, source: str, edited: str) -> Edit:
     words = source.split(), edited.split()
     if len(words[0]) != len(words[1]):
         raise InputRejected(
-            f"source_prompt has {len(words[0])} words and prompt {len(words[1])}; bivdiff.edit replace takes as many, "
-            "refine others"
+            f"source_prompt has {len(words[0])} words, prompt {len(words[1])}; bivdiff.edit replace needs as many"
         )
     length = tokenizer.model_max_length
     mapping = torch.zeros(length, length)

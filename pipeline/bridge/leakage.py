@@ -42,5 +42,4 @@ def analytic_init(mean: Tensor, variance: float, alpha: float, sigma: float, noi
     mean (F, C, h, w) = E[z0] and variance = tr(Cov[z0])/d from the data; alpha and sigma are the schedule's at M.
     A variance exploding model such as SVD has alpha = 1 and sigma = sigma_M.
     """
-    deviation = (alpha**2 * variance + sigma**2) ** 0.5
-    return alpha * mean.to(noise) + deviation * noise
+    return alpha * mean.to(noise) + (alpha**2 * variance + sigma**2) ** 0.5 * noise

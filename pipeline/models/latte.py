@@ -78,8 +78,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed timesteps (B,) as (B, D)."""
-        features = sinusoid_of_time(t, self.frequencies)
-        return self.mlp(features.to(self.mlp.get_parameter("0.weight").dtype))
+        return self.mlp(sinusoid_of_time(t, self.frequencies).to(self.mlp.get_parameter("0.weight").dtype))
 
 
 class Attention(nn.Module):

@@ -27,8 +27,7 @@ def selector(stage: StageResources) -> dict[str, str] | None:
 
 def options(stage: StageResources) -> dict[str, Any]:
     """Return what a task or actor of the stage asks Ray for, as keyword arguments."""
-    gpus = getattr(stage, "num_gpus", 0)
-    return {"num_cpus": stage.num_cpus, "num_gpus": gpus, "label_selector": selector(stage)}
+    return {"num_cpus": stage.num_cpus, "num_gpus": getattr(stage, "num_gpus", 0), "label_selector": selector(stage)}
 
 
 def fits(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
@@ -86,6 +85,5 @@ def check_room_online(cluster: ClusterSettings) -> None:
     if wanted > available and not any(AUTOSCALED in node["Labels"] for node in ray.nodes()):
         raise UserError(
             f"data.online = true: {workers} workers, each with a decoding task and an encoding actor, take {wanted:g} "
-            f"CPUs (cluster.train, decode, encode), and the cluster has {available:g}; lower num_cpus or workers, or "
-            "add nodes"
+            f"CPUs, and the cluster has {available:g}; lower num_cpus of cluster.train, decode or encode, or add nodes"
         )

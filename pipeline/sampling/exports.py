@@ -114,8 +114,7 @@ def check_sampler(exports: Exports, sample: SampleSettings) -> None:
     if process == "bridge" and (sample.start < 1 or sample.analytic_init is not None):
         raise UserError(
             f"sample.start = {sample.start}, sample.analytic_init = {sample.analytic_init}: they choose the noise "
-            f"that diffusion starts from, but {path} is a bridge, which starts at its prior; "
-            "set start 1 and analytic_init null"
+            f"that diffusion starts from, but {path} is a bridge; set start 1 and analytic_init null"
         )
     model = exports.config["model"]
     takes_tokens = model.get("backbone") == "unet3d" and model["unet3d"]["image_encoder"] is not None

@@ -307,8 +307,7 @@ def _retried(
             trouble = type(error).__name__
         except (errors.NoCredentialsError, errors.PartialCredentialsError):
             raise StorageRefused(
-                f"{address}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or "
-                "give the machine a role"
+                f"{address}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
             ) from None
         if attempt < attempts:
             wait = _jitter.uniform(0, min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))

@@ -60,7 +60,6 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
     """The trainer that starts the workers, and starts them again after a failure."""
     resources, train = run.spec.resources, run.spec.train
     filesystem, inner = resolve(run.spec.folder)
-    by_score = train.keep_by == "validation_loss"
     least, most = resources.workers_range
     wait_s = resources.start_timeout_s if least == most else min(RANGE_START_S, resources.start_timeout_s)
     # Ray Train hands these on to its controller and workers
@@ -98,7 +97,7 @@ def make_trainer(run: Run, stop_key: str) -> ray.train.torch.TorchTrainer:
             ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=train.keep_checkpoints,
-                checkpoint_score_attribute="validation_loss" if by_score else None,
+                checkpoint_score_attribute="validation_loss" if train.keep_by == "validation_loss" else None,
                 checkpoint_score_order="min",
             ),
             # counts the failures of workers, and prints them without tracebacks

@@ -56,17 +56,5 @@ def train_spec(job: Job, settings: Settings, cache: CacheSpec) -> TrainSpec:
     """The spec of a job on a cache."""
     tree = settings if job == "finetune" else settings.prior
     prior = settings.prior_export if job == "finetune" and settings.uses_neural_prior else None
-    return TrainSpec(
-        job,
-        settings.run,
-        tree.model,
-        tree.train,
-        settings.bridge,
-        prior,
-        cache,
-        settings.cache_path,
-        settings.cache,
-        settings.data,
-        settings.vae,
-        settings.cluster.train,
-    )
+    rest = (settings.cache_path, settings.cache, settings.data, settings.vae, settings.cluster.train)
+    return TrainSpec(job, settings.run, tree.model, tree.train, settings.bridge, prior, cache, *rest)

@@ -44,8 +44,7 @@ def load_published(path: str | Path) -> State:
     tensors = {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(
-            f"{path} holds no named tensors, neither at its top level nor under {', '.join(WRAPPERS)}: "
-            "give a checkpoint with a state dict"
+            f"{path} holds no tensors, at its top level or under {', '.join(WRAPPERS)}; give a state dict"
         )
     return _without_prefix(tensors)
 

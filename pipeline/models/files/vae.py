@@ -50,8 +50,7 @@ def find_vae(path: str) -> VaeFiles:
     with naming_vae(path):
         if local is not None and local.is_file():
             beside = local.with_name(CONFIG)
-            own = local.name in WEIGHTS_NAMES and beside.is_file()
-            return VaeFiles(local, _config(beside) if own else None)
+            return VaeFiles(local, _config(beside) if local.name in WEIGHTS_NAMES and beside.is_file() else None)
         for name in WEIGHTS_NAMES:
             folder = local or hub_folder(path, [CONFIG, name])
             if folder is not None and (folder / name).is_file() and (folder / CONFIG).is_file():

@@ -27,8 +27,7 @@ def rounded_and_masters(engine: Any) -> dict[nn.Parameter, Tensor] | None:
     if not hasattr(engine.optimizer, "fp32_groups"):
         return None
     rounded = [p for group in engine.optimizer.fp16_groups for p in group]
-    masters = [p for group in engine.optimizer.fp32_groups for p in group]
-    return dict(zip(rounded, masters, strict=True))
+    return dict(zip(rounded, (p for group in engine.optimizer.fp32_groups for p in group), strict=True))
 
 
 def partitioned_masters(engine: Any) -> list[Tensor]:
