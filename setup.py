@@ -20,6 +20,7 @@ class BuildWithDefaults(build_py):
     """Copy into a wheel what a checkout has beside the package."""
 
     def run(self) -> None:
+        """Build, with recipes and defaults inside."""
         super().run()
         if not EDITABLE:
             inside = Path(self.build_lib) / NAME

@@ -29,6 +29,7 @@ Nav = list[dict[str, Any]]
 
 
 def main() -> int:
+    """Build the site; return the exit status."""
     logging.basicConfig(format="docs: %(message)s", level=logging.WARNING)
     shutil.rmtree(STAGED, ignore_errors=True)
     STAGED.mkdir(parents=True)

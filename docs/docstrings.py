@@ -17,6 +17,7 @@ class AsWritten(Extension):
     """Turn every docstring into Markdown that shows what it says."""
 
     def on_object(self, *, obj: Object, loader: GriffeLoader, **kwargs: Any) -> None:
+        """Adapt the docstring of one object."""
         if obj.docstring and not obj.is_alias:
             obj.docstring.value = as_markdown(obj.docstring.value)
 

@@ -37,6 +37,7 @@ class PriorOfShards:
         self._cache, self._weights = open_cache(cache), weights
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Write the outputs of the shards named in `batch`."""
         for shard in batch["shard"].tolist():
             rows = rows_of_shard(self._cache, shard)
             outputs = outputs_of(self._prior, self._classes, self._cache, rows, self._device)

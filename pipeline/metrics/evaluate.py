@@ -92,6 +92,7 @@ class FeatureBatches:
         self._network = load_network(network, evaluate, stage_device(resources))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Decode the clips of a batch and run the network on them."""
         frames = np.stack([decode_mp4(content) for content in read_all(batch["address"].tolist())])
         found = self._network(frames, batch["caption"].tolist())
         return {"address": batch["address"], "frames": np.full(len(frames), frames.shape[1]), **found}

@@ -75,6 +75,7 @@ class EncodeClips:
         self._host = torch.empty(0, *self._frame, dtype=torch.uint8)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """Encode the frames of each row that has no reason."""
         frames = [np.frombuffer(value.as_buffer(), np.uint8) for value in batch["frames"] if value.is_valid]
         latents = iter(self.encode(frames) if frames else ())
         rows = batch.drop_columns(["frames"]).to_pylist()

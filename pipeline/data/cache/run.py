@@ -45,14 +45,15 @@ def build_cache(settings: Settings) -> dict[str, Any]:
     rejected.
     """
     path = settings.cache_path
-    spec, plan, before = _survey(settings)
+    summary, (spec, plan, before) = None, _survey(settings)
     if before.pending.num_rows:
         parts = committed_parts(path)
         with only_writer(path) as lease:
-            if committed_parts(path) != parts:  # by a job that ended since
+            if committed_parts(path) != parts:  # by a job that ended since, and may have left nothing
                 spec, plan, before = _survey(settings)
-            summary = _make(spec, plan, before, settings, lease)
-    else:
+            if before.pending.num_rows:
+                summary = _make(spec, plan, before, settings, lease)
+    if summary is None:
         log.info("nothing to do: %d clips already cached in %s", before.cached.num_rows, path)
         address = f"{path}/summary.json"
         earlier = read_json(address) if exists(address) else {}

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from helpers.tiny_vae import save_tiny_vae
 from helpers.video_files import write_video
 from PIL import Image
 
+from pipeline.data.cache import run as cache_run
 from pipeline.data.cache.info import resolve_spec
+from pipeline.data.cache.lease import Lease
 from pipeline.data.cache.manifest import open_cache
 from pipeline.data.cache.pipeline import chain
 from pipeline.data.cache.run import build_cache, plan_cache
@@ -92,6 +95,23 @@ def test_every_planned_clip_is_cached_or_rejected_with_its_reason(built: Setting
     assert summary["shards"] == len(list(Path(built.cache_path, "shards").iterdir()))
     assert {row["split"] for row in cache.rows} == {"train", "test"}
     assert len(cache.select("train")) + len(cache.select("test")) == 10
+
+
+@pytest.mark.ray
+def test_a_job_that_another_overtook_finds_nothing_to_do(
+    built: Settings, videos: Path, vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = settings(videos, vae, tmp_path)
+    first_in_line = cache_run.only_writer
+
+    def after_another(path: str) -> AbstractContextManager[Lease]:
+        shutil.copytree(built.cache_path, path, dirs_exist_ok=True)
+        return first_in_line(path)
+
+    monkeypatch.setattr(cache_run, "only_writer", after_another)
+    summary = build_cache(late)
+    assert (summary["planned"], summary["cached"], summary["rejected"]) == (13, 10, 3)
+    assert summary["clips_this_run"] == 0
 
 
 @pytest.mark.ray
