@@ -21,6 +21,7 @@ from ...runtime.pools import actor_pool
 from ...runtime.ray_internals import set_last_arguments
 from ...schema import NULL_TEXT
 from ...settings import ClusterSettings, DataSettings, Settings, TextSettings, VaeSettings
+from ..decode.child import MIB
 from ..decode.stage import decode_clips
 from .commit import commit_clips
 from .info import CacheSpec
@@ -28,8 +29,6 @@ from .manifest import next_round
 
 if TYPE_CHECKING:
     import ray.data
-
-MIB = 2**20
 
 
 def chain(pending: pa.Table, settings: Settings, spec: CacheSpec) -> "ray.data.Dataset":

@@ -25,7 +25,7 @@ from .estimate import describe_estimate, describe_online, estimate
 from .info import CacheSpec, check_same, read_spec, resolve_spec, write_spec
 from .lease import Lease, only_writer
 from .manifest import committed_parts
-from .pipeline import chain
+from .pipeline import MIB, chain
 from .progress import CacheProgress, cache_progress, counts_of, describe_counts, tally
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("cache")
 
 PROGRESS_S = 5.0
-MIB = 2**20
 
 
 def build_cache(settings: Settings) -> dict[str, Any]:

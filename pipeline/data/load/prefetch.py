@@ -8,12 +8,12 @@ from typing import TypeVar
 
 AHEAD = 2  # steps; more would only cost memory
 
-Made = TypeVar("Made")
+Ready = TypeVar("Ready")
 
 
-def prefetch(make: Callable[[int], Made], steps: Sequence[int], ahead: int = AHEAD) -> Iterator[Made]:
+def prefetch(make: Callable[[int], Ready], steps: Sequence[int], ahead: int = AHEAD) -> Iterator[Ready]:
     """Yield make(step) for every step in order, made in a background thread; its exceptions are raised here."""
-    made: queue.SimpleQueue[Future[Made]] = queue.SimpleQueue()
+    made: queue.SimpleQueue[Future[Ready]] = queue.SimpleQueue()
     room, stopped = threading.Semaphore(ahead), threading.Event()
 
     def work() -> None:
@@ -21,7 +21,7 @@ def prefetch(make: Callable[[int], Made], steps: Sequence[int], ahead: int = AHE
             room.acquire()
             if stopped.is_set():
                 return
-            future: Future[Made] = Future()
+            future: Future[Ready] = Future()
             made.put(future)
             try:
                 future.set_result(make(step))
