@@ -35,8 +35,8 @@ class RankInfo(NamedTuple):
     device: torch.device
 
 
-def agree(request: StopRequest, place: RankInfo) -> StopRequest:
+def agree(request: StopRequest, rank: RankInfo) -> StopRequest:
     """The greatest request of all ranks. Every rank calls it."""
-    answer = torch.tensor(int(request), device=place.device)
+    answer = torch.tensor(int(request), device=rank.device)
     torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MAX)
     return StopRequest(int(answer))

@@ -75,7 +75,7 @@ def test_a_child_killed_between_two_clips_costs_none(decoder: IsolatedDecoder, t
 
 def test_a_child_killed_while_it_starts_costs_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     isolated = IsolatedDecoder()
-    spawn = isolated._spawn
+    spawn = isolated.spawn
     killed: list[int] = []
 
     def spawn_and_kill() -> Any:
@@ -86,7 +86,7 @@ def test_a_child_killed_while_it_starts_costs_none(monkeypatch: pytest.MonkeyPat
             os.kill(killed[-1], signal.SIGKILL)
         return pipe
 
-    monkeypatch.setattr(isolated, "_spawn", spawn_and_kill)
+    monkeypatch.setattr(isolated, "spawn", spawn_and_kill)
     isolated.decode(planned(write_video(tmp_path / "good.mp4", 50)), data())
     assert len(killed) == 5
     isolated.close()
@@ -141,7 +141,7 @@ from pipeline.settings import load
 from pipeline.data.decode.child import IsolatedDecoder
 isolated = IsolatedDecoder(treacherous.decode)
 data = load(["--recipe", "demo"])[0].data.model_copy(update={{"decode_timeout_s": 1000.0}})
-isolated._start()
+isolated.start()
 print(isolated.pid, flush=True)
 if {video!r} == "hang":
     isolated.decode({{"video": "hang"}}, data)

@@ -70,7 +70,7 @@ class IsolatedDecoder:
         `decoder` and `timeout_s` stand in for data.decoder and data.decode_timeout_s.
         """
         self.drop()
-        pipe = self._start()
+        pipe = self.start()
         limit = timeout_s or data.decode_timeout_s
         late = DecodeFailure("timeout", f"no frames after data.decode_timeout_s = {limit:g} s")
         self._asked = (time.monotonic() + limit, late)
@@ -127,13 +127,13 @@ class IsolatedDecoder:
         self._process.wait()
         self._process = self._pipe = None
 
-    def _start(self) -> Connection:
+    def start(self) -> Connection:
         """Return the pipe to the child, after starting one if none lives. Raises RuntimeError."""
         if self._pipe is not None and self._process is not None and self._process.poll() is None:
             return self._pipe
         self.close()  # a child that died between two clips
         for _ in range(START_TRIES):
-            pipe = self._spawn()
+            pipe = self.spawn()
             try:
                 if pipe.poll(START_LIMIT_S) and pipe.recv() == "ready":
                     return pipe
@@ -144,7 +144,8 @@ class IsolatedDecoder:
                 break
         raise RuntimeError(f"the decoder process did not start: it ended with {_ending(status)}; see its output above")
 
-    def _spawn(self) -> Connection:
+    def spawn(self) -> Connection:
+        """Start a child and return the pipe to it."""
         ours, theirs = Pipe()
         self._frames = _file_in_memory()
         environment = dict(MALLOC | dict(os.environ), OMP_NUM_THREADS="1")
