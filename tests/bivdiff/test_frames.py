@@ -48,8 +48,8 @@ def test_one_mask_is_for_all_frames_and_white_is_to_be_made(folders: Folders) ->
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"mask": "narrow.png"}, r"mask is 56 x 48, the video 64 x 48; make it as large"),
-        ({"mask": "short.mp4"}, r"mask has 5 frames, the video 6; give as many, or one for all"),
+        ({"mask": "narrow.png"}, r"mask is 56 x 48, the video 64 x 48; give one size"),
+        ({"mask": "short.mp4"}, r"mask has 5 frames, the video 6; give as many, or one"),
         ({"video": "short.mp4", "mask": "maps"}, r"mask has 6 frames, the video 5"),
         ({"video": "two.mp4"}, r"video .*two\.mp4: too_short: 2 frames, 3 needed"),
         ({"video": "broken.mp4"}, r"video .*broken\.mp4: \w+: "),

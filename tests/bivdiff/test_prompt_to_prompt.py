@@ -45,7 +45,7 @@ def test_replaced_word_takes_its_predecessors_attention(pipe: Any) -> None:
 
 
 def test_replacing_takes_prompts_of_as_many_words(pipe: Any) -> None:
-    with pytest.raises(InputRejected, match=r"source_prompt has 2 words and prompt 3; .* refine"):
+    with pytest.raises(InputRejected, match=r"source_prompt has 2 words, prompt 3; .* needs as many"):
         replace(pipe.tokenizer, "a dog", "a red dog")
 
 

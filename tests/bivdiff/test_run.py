@@ -59,9 +59,9 @@ def test_killed_and_run_again_gives_the_files_that_one_process_gives(
     assert again.returncode == 0, again.stderr
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["count"] == 10 and summary["refused"] == [
-        {"name": "source.mp4", "reason": "mask is 56 x 48, the video 64 x 48; make it as large"}
+        {"name": "source.mp4", "reason": "mask is 56 x 48, the video 64 x 48; give one size"}
     ]
-    assert again.stderr.count("make it as large; left out") == 1
+    assert again.stderr.count("give one size; left out") == 1
     assert {alpha: values["frame_consistency_detector"]["n"] for alpha, values in summary["metrics"].items()} == {
         "0.1": 5,
         "1": 5,
@@ -91,7 +91,7 @@ def test_models_that_do_not_go_together_end_the_job_in_one_line(
     save_tiny_vae(other / "vae", seed=7)
     items = write_list(folders, "apart.csv", {})
     settings = settings_of(folders, tmp_path, "controlnet", items, video_model=str(other))
-    with pytest.raises(UserError, match=r"its VAE's latents of a picture are \d+% from those of") as problem:
+    with pytest.raises(UserError, match=r"latents of a picture are \d+% from those of") as problem:
         run_bivdiff(settings)
     assert "\n" not in str(problem.value)
 
@@ -107,7 +107,7 @@ def test_plan_says_what_would_be_done_and_writes_nothing(folders: Folders, tmp_p
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("image", r"bivdiff\.image_model = .*: no such folder on this machine"),
+        ("image", r"bivdiff\.image_model = .*: no such folder here"),
         ("image/unet", r"bivdiff\.image_model = .*: its unet/ is missing"),
         (
             "image/unet/diffusion_pytorch_model.safetensors",
@@ -167,7 +167,7 @@ def test_prompt_that_is_no_class_of_an_own_model_is_rejected(folders: Folders, t
     )
     with pytest.raises(UserError, match="none of its 1 prompts is a class"):
         make_plan(settings({}))
-    with pytest.raises(UserError, match=r"data\.frames = 8: bivdiff\.video_model shipped:teacher makes clips of 16"):
+    with pytest.raises(UserError, match=r"data\.frames = 8: bivdiff\.video_model shipped:teacher has clips of 16"):
         make_plan(settings({"prompt": "spin"}, **{"data.frames": 8}))
 
 

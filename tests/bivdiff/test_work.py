@@ -109,7 +109,7 @@ def test_row_that_cannot_be_made_is_a_line(folders: Folders, tmp_path: Path) -> 
     settings = settings_of(folders, tmp_path, "prompt_to_prompt", items, edit="replace")
     row = read_list(settings.bivdiff)[0][0]
     result = make_clips(load_models(settings), {}, settings.bivdiff, settings.data, 0, row)
-    reason = "source_prompt has 1 words and prompt 3; bivdiff.edit replace takes as many, refine others"
+    reason = "source_prompt has 1 words, prompt 3; bivdiff.edit replace needs as many"
     assert result == ([], [Rejection("source.mp4", reason)])
 
 

@@ -106,7 +106,7 @@ def test_other_folders_are_refused_in_one_line(clip: str, tmp_path: Path) -> Non
         with pytest.raises(UserError, match=rf"text.path = .*{expected}") as error:
             find_text_encoder(str(tmp_path / name))
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=f"text.max_length = 77: .* reads at most {TOKENS} tokens; set {TOKENS}"):
+    with pytest.raises(UserError, match=f"text.max_length = 77: .* reads only {TOKENS} tokens; set {TOKENS}"):
         load_text_encoder(text(clip, max_length=77))
 
 

@@ -49,7 +49,7 @@ def test_unusable_images_and_classes_are_one_line(loaded: LoadedModel) -> None:
 def test_page_offers_the_exports_that_are_there(tiny_run: Settings, tmp_path: Path) -> None:
     assert find_models(tiny_run.run.storage, None) == [tiny_run.model_export]
     assert find_models(str(tmp_path), "/an/export") == ["/an/export"]
-    with pytest.raises(UserError, match=r"no RUN/finetune/export there; train one"):
+    with pytest.raises(UserError, match=r"no RUN/finetune/export there; run jobs/finetune.py"):
         find_models(str(tmp_path), None)
 
 

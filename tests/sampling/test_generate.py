@@ -152,7 +152,7 @@ def test_analytic_init_starts_from_the_marginal(tmp_path: Path, tiny_vae: Path) 
         f"--sample.analytic_init={tmp_path}/moments",
     )
     save_model(settings, Path(settings.model_export), "image_to_video", tiny_model())
-    with pytest.raises(UserError, match=r"no moments.json there; run jobs/latent_moments.py"):
+    with pytest.raises(UserError, match=r"no moments.json; jobs/latent_moments.py makes RUN/moments"):
         generate(load_run(settings), images(), LABELS, KEYS, seed=0)
     save_moments(str(tmp_path / "moments"), Moments(10, np.full(SHAPE, 3.0), 4.0 * 10 * np.prod(SHAPE)), "-")
     loaded = with_how(load_run(settings), start=0.5)
@@ -184,7 +184,7 @@ def test_wrong_exports_are_one_line(tmp_path: Path, tiny_vae: Path, tiny_run: Se
     other = tiny_settings(tmp_path, tiny_vae, f"--bridge.prior_path={tiny_run.prior_export}")
     assert find_exports(other.model_export, other.bridge, other.run.folder).prior_path == tiny_run.prior_export
     save_model(settings, Path(settings.prior_export), "prior", tiny_model("none"), latent_shape=[8, 4, 4, 4])
-    with pytest.raises(UserError, match=r"prior/export: has latents of F, C, h, w = .*, but .* was trained on"):
+    with pytest.raises(UserError, match=r"prior/export: has latents of F, C, h, w = .* was trained on"):
         find_exports(settings.model_export, settings.bridge, settings.run.folder)
     swapped = tiny_settings(tmp_path, tiny_vae, f"--bridge.prior_path={settings.model_export}")
     with pytest.raises(UserError, match="holds a image_to_video model, expected prior"):

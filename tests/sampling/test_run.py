@@ -169,7 +169,7 @@ def test_wrong_vae_cache_and_missing_cache_are_refused_before_anything_is_writte
     with pytest.raises(UserError, match=r"set vae\.path to that VAE"):
         run_sampling(wrong_vae)
     same_vae = wrong_vae.model_copy(update={"vae": other.vae})
-    with pytest.raises(UserError, match=r"but .* was trained on"):
+    with pytest.raises(UserError, match=r"has latents .* was trained on"):
         run_sampling(same_vae)
     nowhere = with_sample(tiny_run, "wrong").model_copy(
         update={"cache": tiny_run.cache.model_copy(update={"path": str(tmp_path / "no-cache")})}

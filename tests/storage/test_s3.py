@@ -192,7 +192,7 @@ def refused(service: FaultyS3, monkeypatch: pytest.MonkeyPatch, how: str) -> str
             "S3 at http://127.0.0.1:9 failed 3 times, last with EndpointConnectionError; check AWS_ENDPOINT",
         ),
         ("silent", "failed 3 times, last with ReadTimeoutError"),
-        ("no credentials", "no credentials found; set AWS_ACCESS_KEY_ID"),
+        ("no credentials", "no credentials; set AWS_ACCESS_KEY_ID"),
     ],
 )
 def test_unusable_storage_ends_the_job_with_one_line_and_status_2(

@@ -165,7 +165,7 @@ def test_parts_of_the_network_are_trained_by_name(folder: Path) -> None:
 
 
 def test_patterns_that_match_nothing_and_adapters_on_nothing_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"train.trainable = blocs: found in no name, such as .*correct the pattern"):
+    with pytest.raises(UserError, match=r"train.trainable = blocs: found in no name, such as .*correct it"):
         prepare("finetune", tiny_settings(folder, "--train.trainable=[blocs]"))
     with pytest.raises(UserError, match=r"train.lora.targets = no_such: found in no name"):
         prepare("finetune", settings_of("latte", folder, "--train.lora.targets=[no_such]"))

@@ -125,7 +125,7 @@ def test_a_half_finished_run_goes_on_with_other_workers_but_not_with_other_setti
 def test_a_foreign_export_is_not_overwritten(storage: Path) -> None:
     run = prepare("finetune", tiny_settings(storage))
     finish(run.spec.folder)
-    with pytest.raises(UserError, match="not made here"):
+    with pytest.raises(UserError, match="made elsewhere"):
         run_status(run)
 
 

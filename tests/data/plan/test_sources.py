@@ -163,7 +163,7 @@ def test_msrvtt_from_its_two_files_of_annotation(tmp_path: Path) -> None:
 
 
 def test_msrvtt_errors_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no \*videodatainfo.json .*data.annotations"):
+    with pytest.raises(UserError, match=r"no \*videodatainfo.json .*data.annotations"):
         plan(tmp_path, "msrvtt")
     (tmp_path / "test_videodatainfo.json").write_text('{"videos": [{"id": 1}]}')
     with pytest.raises(UserError, match=r"is not MSR-VTT's json .*expected `videos` and `sentences`"):

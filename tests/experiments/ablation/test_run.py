@@ -77,7 +77,7 @@ def test_a_second_start_makes_only_what_is_missing(
 
 
 def test_missing_requirements_are_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give a folder that all nodes share"):
+    with pytest.raises(UserError, match="give a shared folder"):
         make_plan(small(tmp_path, "--run.storage", "s3://bucket/runs"))
     with pytest.raises(UserError, match=r"evaluate\.detector = null: the ablation needs it"):
         make_plan(small(tmp_path, "--evaluate.detector", "null"))

@@ -236,7 +236,7 @@ def test_other_files_are_refused_in_one_line(folder: Path, tmp_path: Path, monke
     shutil.copytree(folder, tmp_path / "tiny")
     (tmp_path / "tiny" / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
     for name, expected in {
-        "trap.ckpt": "cannot be read as plain weights",
+        "trap.ckpt": "is not plain weights",
         "other.safetensors": "holds no tensors named encoder",
         "cut.safetensors": "not a whole safetensors file",
         "lacking.ckpt": r"1 missing \(encoder.mid_block.attentions.0.to_q.weight\)",
