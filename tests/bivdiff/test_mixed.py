@@ -92,9 +92,7 @@ def test_other_latents_are_refused(tmp_path: Path, folders: Folders) -> None:
     image = replace(image, vae=one)
     check_one_space(image, replace(video, vae=same))  # another factor is converted
     check_one_space(image, replace(video, vae=load_vae(save_tiny_vae(tmp_path / "half", 0), "bfloat16")))
-    with pytest.raises(
-        UserError, match=r"latents of a picture are \d+% from those of model 0.1, more than 5%"
-    ):
+    with pytest.raises(UserError, match=r"latents of a picture are \d+% from those of model 0.1, more than 5%"):
         check_one_space(image, replace(video, vae=other))
     with pytest.raises(UserError, match=r"latents of 16 channels, model 0.1 has 4"):
         check_one_space(image, replace(video, vae=other, channels=16))
