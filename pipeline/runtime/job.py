@@ -35,6 +35,7 @@ def run_job(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     signal.signal(signal.SIGTERM, _stop)
+    leave_ray = not _ray_is_up()  # a process that uses Ray itself may call a job
     try:
         settings, chosen = load(sys.argv[1:], description or "", flags)
         check_writable_place(settings.run.storage)
@@ -46,13 +47,13 @@ def run_job(
         else:
             job(settings, **chosen)
     except (UserError, JobFailed) as error:
-        _end(str(error), error.status)
+        _end(str(error), error.status, leave_ray)
     except KeyboardInterrupt:
-        _end(STOPPED, 130)
+        _end(STOPPED, 130, leave_ray)
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        _end(STOPPED, 143)
+        _end(STOPPED, 143, leave_ray)
     sys.exit(0)
 
 
@@ -62,11 +63,14 @@ def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(number)
 
 
-def _end(message: str, status: int) -> NoReturn:
+def _ray_is_up() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _end(message: str, status: int, leave_ray: bool) -> NoReturn:
     """Print the job's last line after everything that its workers printed, and exit with `status`."""
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    if leave_ray and _ray_is_up():
         time.sleep(FORWARDING_S)  # Ray forwards what the workers have printed so far
-        ray.shutdown()
+        sys.modules["ray"].shutdown()
     print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
     sys.exit(status)

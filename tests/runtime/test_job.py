@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.settings import ROOT
+from pipeline.errors import UserError
+from pipeline.runtime.job import run_job
+from pipeline.settings import ROOT, Settings
 
 TALKATIVE_JOB = """
 import time
@@ -59,3 +61,19 @@ def test_remedy_is_the_last_line_while_workers_go_on_printing(tmp_path: Path) ->
     assert done.returncode == 2
     assert "a line of a worker" in done.stdout
     assert done.stdout.splitlines()[-1] == "talkative.py: the remedy"
+
+
+@pytest.mark.ray
+def test_a_job_leaves_the_ray_of_its_caller_alone(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def job(_: Settings) -> None:
+        raise UserError("refused")
+
+    folder = str(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["job.py", "--recipe=demo", f"--run.storage={folder}", f"--data.path={folder}"])
+    with pytest.raises(SystemExit) as ended:
+        run_job(job, lambda _: "", "")
+    assert ended.value.code == 2 and ray.is_initialized()

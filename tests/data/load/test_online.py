@@ -185,5 +185,5 @@ def test_settings_that_need_a_cache_or_more_room_are_refused(ray_cluster: None, 
         UserError, match=r"data.online = true trains without a cache, which sample.while_training needs"
     ):
         settings_of(folder, "--sample.while_training=1")
-    with pytest.raises(UserError, match=r"data.online = true: 2 workers, .* take 4 CPUs .* the cluster has 2; lower"):
+    with pytest.raises(UserError, match=r"data.online = true: 2 workers, .* take 4 CPUs, and the cluster has 2; lower"):
         run_training(prepare("finetune", settings_of(folder, "--cluster.train.workers=2", "--run.name=two")))

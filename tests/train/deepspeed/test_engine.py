@@ -156,7 +156,9 @@ def test_offload_is_asked_of_deepspeed_where_it_can_work_and_refused_elsewhere()
         UserError, match=r"train.offload_optimizer = true with cluster.train.num_gpus = 0: .*set .* false"
     ):
         tiny_settings(Path("/tmp"), "--train.offload_optimizer=true")
-    with pytest.raises(UserError, match=r"train.offload_optimizer = true with train.zero_stage = 0: .* 1, 2 or 3"):
+    with pytest.raises(
+        UserError, match=r"train.offload_optimizer = true needs ZeRO, but train.zero_stage is 0; set it 1, 2 or 3"
+    ):
         tiny_settings(
             Path("/tmp"), "--train.offload_optimizer=true", "--cluster.train.num_gpus=1", "--train.zero_stage=0"
         )
