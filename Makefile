@@ -1,5 +1,5 @@
 # make demo   the whole road on one machine, some minutes; look at runs/demo/report.html afterwards
-# make test   the checks and the tests, but for the long ones
+# make test   the checks and, beside them, the tests, but for the long ones
 # make test-all   with the long ones: the road stopped in every step, everything happening to one training, autoscaling
 # make test-cluster   the page of clusters tried on three hosts, one cut off and one killed: root on Linux
 # make evaluate   measure the shipped models again and compare with docs/results.md
@@ -30,11 +30,15 @@ evaluate: $(VENV)/installed
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: check
-	$(PYTEST) -m "not long" $(or $(ARGS),$(LONGEST) tests)
+# The checks run beside the tests, which wait more than they compute; what they print comes at the end, if they fail
+BESIDE_CHECKS = mkdir -p build; $(MAKE) --no-print-directory check > build/check.log 2>&1 & checks=$$!; \
+	$(1); tests=$$?; wait $$checks || { cat build/check.log; echo "make: a check failed, see above"; exit 1; }; exit $$tests
 
-test-all: check
-	$(PYTEST) $(or $(ARGS),$(LONGEST) tests)
+test: $(VENV)/installed
+	@$(call BESIDE_CHECKS,$(PYTEST) -m "not long" $(or $(ARGS),$(LONGEST) tests))
+
+test-all: $(VENV)/installed
+	@$(call BESIDE_CHECKS,$(PYTEST) $(or $(ARGS),$(LONGEST) tests))
 
 test-cluster: $(VENV)/installed
 	@$(BIN)/python tests/cluster/three_hosts.py $(ARGS)
