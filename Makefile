@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 # Two processes share the test files: most tests wait more than they compute. The files that take longest come first.
-LONGEST := tests/cluster/test_submission.py tests/failures tests/train/test_worker.py tests/cluster/test_autoscaling.py
+LONGEST := tests/cluster/test_submission.py tests/failures tests/train/test_worker.py tests/test_workers_without_sources.py \
+  tests/train/deepspeed/test_state.py tests/cluster/test_autoscaling.py
 
 # What `make evaluate` runs its jobs with
 SHIPPED := --recipe shipped --run.storage $(abspath runs) --data.path $(abspath runs/shipped-videos)
