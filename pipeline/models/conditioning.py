@@ -1,4 +1,4 @@
-"""Classifier-free guidance: dropout_masks labels in training, two labels in sampling (Ho & Salimans 2022)."""
+"""Classifier-free guidance: dropped labels in training, two labels in sampling (Ho & Salimans 2022)."""
 
 from collections.abc import Callable, Mapping
 

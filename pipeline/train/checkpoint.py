@@ -10,9 +10,9 @@ damaged later, and the run goes on from the one before.
 
 import contextlib
 import errno
+import functools
 import json
 import logging
-import mmap
 import re
 import shutil
 import tempfile
@@ -201,5 +201,5 @@ def read_shares(folder: Path) -> Saved:
 
 def file_crc32(path: Path) -> int:
     """CRC-32 of a file."""
-    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return zlib.crc32(content)
+    with open(path, "rb") as stream:  # not mapped into memory: there a disk's error would end the process
+        return functools.reduce(lambda crc, chunk: zlib.crc32(chunk, crc), iter(lambda: stream.read(8 << 20), b""), 0)
